@@ -1,0 +1,32 @@
+"""The exceptions that this package raises beside the built-in TypeError and ValueError."""
+
+
+class MemoirError(Exception):
+    """Base of every error about the state of a memory or its files."""
+
+
+class BackendError(MemoirError):
+    """A backend that was asked for by name cannot serve an operation; the message says why."""
+
+
+class CheckpointError(MemoirError):
+    """A saved memory is missing, damaged, or written by a newer version."""
+
+
+class WrongModelError(CheckpointError):
+    """A saved memory belongs to another base model than the one given."""
+
+
+class StoreFullError(MemoirError):
+    """The store holds `max_edits` edits; nothing was written."""
+
+
+class UnknownEditError(MemoirError, KeyError):
+    """No live edit has the given id."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class UnsupportedModelError(MemoirError):
+    """No preset knows where the model's MLP output projection is; name the layer in the config."""

@@ -1,0 +1,68 @@
+"""The checks that the ops share. Every message says what was expected and what came."""
+
+from collections.abc import Iterable
+
+import torch
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LARGEST_WIDTH = 65536
+
+
+def describe(value: object) -> str:
+    """`float32 [3, 4096]` for a tensor, the type's name for anything else."""
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return type(value).__name__
+
+
+def tensor(
+    name: str, value: torch.Tensor, dtypes: torch.dtype | Iterable[torch.dtype], shape: str, **sizes: int
+) -> None:
+    """Checks that `value` is a tensor of one of `dtypes` and of `shape`, given as names, e.g. "B S D".
+
+    A name with a size in `sizes` must have that size; other names stand for any size.
+    """
+    allowed = (dtypes,) if isinstance(dtypes, torch.dtype) else tuple(dtypes)
+    names = shape.split()
+    expected = "/".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+    wanted = f"{name} must be {expected} [{', '.join(str(sizes.get(axis, axis)) for axis in names)}]"
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{wanted}, got {describe(value)}")
+    if value.dtype not in allowed:
+        raise TypeError(f"{wanted}, got {describe(value)}")
+    if value.dim() != len(names) or any(
+        axis in sizes and size != sizes[axis] for axis, size in zip(names, value.shape, strict=True)
+    ):
+        raise ValueError(f"{wanted}, got {describe(value)}")
+
+
+def same_device(**tensors: torch.Tensor) -> None:
+    """Checks that all tensors lie on one device."""
+    devices = {name: value.device for name, value in tensors.items()}
+    if len(set(devices.values())) > 1:
+        raise ValueError(
+            "all tensors must be on one device, got " + ", ".join(f"{name} on {d}" for name, d in devices.items())
+        )
+
+
+def words(width: int) -> int:
+    """int32 words of a packed mask of `width` bits: W = 4 * ceil(D / 128), so that a row is a multiple of 16 bytes."""
+    return 4 * -(-width // 128)
+
+
+def readable(value: torch.Tensor) -> bool:
+    """True where values can be looked at without stopping a device: a real CPU tensor, outside of tracing."""
+    return (
+        value.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not isinstance(value, torch._subclasses.FakeTensor)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(value)
+    )
+
+
+def index_range(name: str, value: torch.Tensor, low: int, high: int) -> None:
+    """Checks low <= value < high for every element of a CPU tensor; values on a device are checked by the kernel."""
+    if readable(value) and value.numel():
+        smallest, largest = (int(bound) for bound in torch.aminmax(value))
+        if smallest < low or largest >= high:
+            raise ValueError(f"{name} must lie in [{low}, {high}), got values from {smallest} to {largest}")

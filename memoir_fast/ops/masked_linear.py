@@ -1,0 +1,151 @@
+"""`masked_linear`: the residual memory's product over each sequence's active columns."""
+
+import torch
+
+from memoir_fast.ops import _checks
+from memoir_fast.ops._library import register
+
+
+def _check(x: torch.Tensor, memory: torch.Tensor, columns: torch.Tensor, route: torch.Tensor) -> None:
+    _checks.tensor("x", x, _checks.FLOATS, "B S D")
+    _checks.tensor("memory", memory, x.dtype, "D O", D=x.shape[2])
+    _checks.tensor("columns", columns, torch.int32, "C k")
+    _checks.tensor("route", route, torch.int32, "B", B=x.shape[0])
+    _checks.same_device(x=x, memory=memory, columns=columns, route=route)
+    if not 1 <= columns.shape[1] <= x.shape[2]:
+        raise ValueError(f"columns must be int32 [C, k] with 1 <= k <= D = {x.shape[2]}, got {list(columns.shape)}")
+    _checks.index_range("route", route, -1, columns.shape[0])
+    if _checks.readable(route) and _checks.readable(columns):
+        _checks.index_range("columns", columns[route[route >= 0].long()], 0, x.shape[2])
+
+
+def _check_add(
+    base: torch.Tensor, x: torch.Tensor, memory: torch.Tensor, columns: torch.Tensor, route: torch.Tensor
+) -> None:
+    _check(x, memory, columns, route)
+    _checks.tensor("base", base, x.dtype, "B S O", B=x.shape[0], S=x.shape[1], O=memory.shape[1])
+    _checks.same_device(base=base, x=x)
+
+
+def _check_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    memory: torch.Tensor,
+    columns: torch.Tensor,
+    route: torch.Tensor,
+    need_x: bool,
+    need_memory: bool,
+) -> None:
+    _check(x, memory, columns, route)
+    _checks.tensor("grad", grad, x.dtype, "B S O", B=x.shape[0], S=x.shape[1], O=memory.shape[1])
+    _checks.same_device(grad=grad, x=x)
+
+
+def _fake(x: torch.Tensor, memory: torch.Tensor, columns: torch.Tensor, route: torch.Tensor) -> torch.Tensor:
+    return x.new_empty((x.shape[0], x.shape[1], memory.shape[1]))
+
+
+def _fake_add(*_: torch.Tensor) -> None:
+    return None
+
+
+def _fake_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    memory: torch.Tensor,
+    columns: torch.Tensor,
+    route: torch.Tensor,
+    need_x: bool,
+    need_memory: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return (
+        x.new_empty(x.shape if need_x else (0,)),
+        memory.new_empty(memory.shape if need_memory else (0,)),
+    )
+
+
+_TENSORS = "Tensor x, Tensor memory, Tensor columns, Tensor route"
+register("masked_linear", f"({_TENSORS}) -> Tensor", _check, _fake)
+register("masked_linear_add_", f"(Tensor(a!) base, {_TENSORS}) -> ()", _check_add, _fake_add)
+register(
+    "masked_linear_backward",
+    f"(Tensor grad, {_TENSORS}, bool need_x, bool need_memory) -> (Tensor, Tensor)",
+    _check_backward,
+    _fake_backward,
+)
+_op = torch.ops.memoir_fast.masked_linear.default
+_add = torch.ops.memoir_fast.masked_linear_add_.default
+_backward = torch.ops.memoir_fast.masked_linear_backward.default
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(*inputs)
+
+
+def _backward_formula(ctx, grad):  # type: ignore[no-untyped-def]
+    need_x, need_memory = ctx.needs_input_grad[:2]
+    grad_x, grad_memory = _backward(grad, *ctx.saved_tensors, need_x, need_memory)
+    return grad_x if need_x else None, grad_memory if need_memory else None, None, None
+
+
+torch.library.register_autograd("memoir_fast::masked_linear", _backward_formula, setup_context=_setup_context)
+
+
+def masked_linear(
+    x: torch.Tensor, memory: torch.Tensor, columns: torch.Tensor, route: torch.Tensor
+) -> torch.Tensor:
+    """What the residual memory adds to the layer's output, per sequence along the columns of its matched edit.
+
+    y[b, s] = sum over c in columns[route[b]] of x[b, s, c] * memory[c], accumulated in float32 (float64 for float64)
+    in a fixed order; exactly 0 where route is -1. Differentiable in x and memory; memory's gradient is zero outside the
+    active rows.
+
+    Args:
+        x (Tensor): layer input, float16/bfloat16/float32/float64 [B, S, D].
+        memory (Tensor): W_m transposed, x's dtype, [D, O]: one column of W_m is one contiguous row.
+        columns (Tensor): int32 [C, k], the columns of every stored edit, each row ascending and free of repeats.
+        route (Tensor): int32 [B], the edit of each sequence, or -1. On a device, a value outside [-1, C) counts as
+            -1; on the CPU it raises.
+
+    Returns:
+        Tensor: y, x's dtype, [B, S, O].
+
+    Raises:
+        TypeError, ValueError: on a wrong dtype, shape or device, or an index out of range.
+
+    For each distinct route: bytes k * O * itemsize of memory; operations 2 * S * k * O per sequence.
+
+    Example:
+        >>> import torch
+        >>> from memoir_fast.ops import masked_linear
+        >>> x, memory = torch.tensor([[[1.0, 10.0, 100.0]]] * 2), torch.tensor([[1.0], [2.0], [3.0]])
+        >>> masked_linear(x, memory, torch.tensor([[0, 2]]).int(), torch.tensor([0, -1]).int()).flatten()
+        tensor([301.,   0.])
+    """
+    return _op(x, memory, columns, route)
+
+
+def masked_linear_add_(
+    base: torch.Tensor, x: torch.Tensor, memory: torch.Tensor, columns: torch.Tensor, route: torch.Tensor
+) -> torch.Tensor:
+    """In-place `base += masked_linear(x, memory, columns, route)`; sequences without a route keep every bit.
+
+    Args:
+        base (Tensor): output of the base layer, x's dtype, [B, S, O]; changed in place. The sum is rounded once.
+        x, memory, columns, route: as in `masked_linear`. Not differentiable.
+
+    Returns:
+        Tensor: base.
+
+    Raises:
+        TypeError, ValueError: as in `masked_linear`.
+
+    Example:
+        >>> import torch
+        >>> from memoir_fast.ops import masked_linear_add_
+        >>> base, x, memory = torch.ones(1, 1, 1), torch.tensor([[[2.0, 3.0]]]), torch.tensor([[5.0], [7.0]])
+        >>> masked_linear_add_(base, x, memory, torch.tensor([[1]]).int(), torch.tensor([0]).int()).item()
+        22.0
+    """
+    _add(base, x, memory, columns, route)
+    return base

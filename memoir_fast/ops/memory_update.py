@@ -1,0 +1,54 @@
+"""`memory_update`: writes an edit into its rows of the residual memory."""
+
+import torch
+
+from memoir_fast.ops import _checks
+from memoir_fast.ops._library import register
+
+
+def _check(memory: torch.Tensor, columns: torch.Tensor, a: torch.Tensor, c: torch.Tensor) -> None:
+    _checks.tensor("memory", memory, _checks.FLOATS, "D O")
+    _checks.tensor("columns", columns, torch.int32, "k")
+    _checks.tensor("a", a, _checks.FLOATS, "n k", k=columns.shape[0])
+    _checks.tensor("c", c, a.dtype, "n O", n=a.shape[0], O=memory.shape[1])
+    _checks.same_device(memory=memory, columns=columns, a=a, c=c)
+    _checks.index_range("columns", columns, 0, memory.shape[0])
+
+
+def _fake(*_: torch.Tensor) -> None:
+    return None
+
+
+register("memory_update", "(Tensor(a!) memory, Tensor columns, Tensor a, Tensor c) -> ()", _check, _fake)
+_op = torch.ops.memoir_fast.memory_update.default
+
+
+def memory_update(memory: torch.Tensor, columns: torch.Tensor, a: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """In-place memory[columns] += a^T c: an edit learned in dual form, written to its k rows and to nothing else.
+
+    Args:
+        memory (Tensor): W_m transposed, float16/bfloat16/float32/float64 [D, O]; changed in place.
+        columns (Tensor): int32 [k], without repeats. On a device, a column outside [0, D) is passed over; on the CPU
+            it raises.
+        a (Tensor): inputs of the layer at those columns, any of the float dtypes, [n, k].
+        c (Tensor): dual coefficients, a's dtype, [n, O].
+
+    Returns:
+        Tensor: memory. The product is accumulated in float32 (float64 where memory or a is float64), added to the row
+        and rounded once.
+
+    Raises:
+        TypeError, ValueError: on a wrong dtype, shape or device, or a column out of range.
+
+    Bytes: itemsize * (2 * k * O) of memory, plus a and c; operations 2 * n * k * O.
+
+    Example:
+        >>> import torch
+        >>> from memoir_fast.ops import memory_update
+        >>> memory_update(torch.zeros(3, 1), torch.tensor([0, 2]).int(), torch.tensor([[2.0, 3.0]]), torch.ones(1, 1))
+        tensor([[2.],
+                [0.],
+                [3.]])
+    """
+    _op(memory, columns, a, c)
+    return memory
