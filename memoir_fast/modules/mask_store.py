@@ -1,0 +1,126 @@
+"""`MaskStore`: the masks and columns of all edits, and the search among them."""
+
+import torch
+from torch import nn
+
+from memoir_fast import ops
+from memoir_fast.errors import StoreFullError, UnknownEditError
+from memoir_fast.ops._checks import words
+
+_FIRST_CAPACITY = 64
+
+
+class MaskStore(nn.Module):
+    """All edits' packed masks and columns; an edit's id is its row, and is never given to another edit.
+
+    Buffers hold more rows than there are edits and double when they are full, so that adding N edits copies each row
+    about twice in all. `count`, the number of rows in use, is a device tensor too: a search needs nothing from the host.
+    A deleted edit leaves a row of zeros, which shares no bit with anything.
+
+    Args:
+        width (int): D, bits of a mask.
+        k (int): columns of a mask.
+        max_edits (int, optional): refuse to hold more than this; buffers of this size are then made at once and never
+            move, which a captured CUDA graph needs. Default: None, grow.
+        device (torch.device, optional): where the buffers lie. Default: the CPU.
+
+    Example:
+        >>> import torch
+        >>> from memoir_fast.modules import MaskStore, TopHash
+        >>> store, mask_columns = MaskStore(64, k=8), TopHash(64, k=8)(torch.randn(2, 5, 64))
+        >>> [store.append(mask, columns) for mask, columns in zip(*mask_columns)]
+        [0, 1]
+        >>> store.match(mask_columns[0], min_overlap=8)[0].tolist()
+        [0, 1]
+    """
+
+    masks: torch.Tensor
+    columns: torch.Tensor
+    count: torch.Tensor
+
+    def __init__(self, width: int, k: int, max_edits: int | None = None, device: torch.device | None = None) -> None:
+        super().__init__()
+        if max_edits is not None and max_edits < 1:
+            raise ValueError(f"max_edits must be at least 1, got {max_edits}")
+        self.width, self.k, self.max_edits = width, k, max_edits
+        capacity = max_edits or _FIRST_CAPACITY
+        self.register_buffer("masks", torch.zeros((capacity, words(width)), dtype=torch.int32, device=device))
+        self.register_buffer("columns", torch.zeros((capacity, k), dtype=torch.int32, device=device))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int32, device=device))
+        self._deleted: set[int] = set()
+        self._rows = 0  # the host's copy of count
+
+    def __len__(self) -> int:
+        """Rows in use, those of deleted edits included."""
+        return self._rows
+
+    @property
+    def live(self) -> list[int]:
+        """Ids of the edits that can match."""
+        return [row for row in range(self._rows) if row not in self._deleted]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers."""
+        return self.masks.nbytes + self.columns.nbytes
+
+    def append(self, mask: torch.Tensor, columns: torch.Tensor) -> int:
+        """Adds one edit: mask int32 [W], columns int32 [k]. Returns its id. StoreFullError past `max_edits`."""
+        return self.extend(mask[None], columns[None])[0]
+
+    def extend(self, masks: torch.Tensor, columns: torch.Tensor) -> range:
+        """Adds many edits: masks int32 [n, W], columns int32 [n, k]. Returns their ids; all are added, or none."""
+        first, last = self._rows, self._rows + len(masks)
+        if self.max_edits is not None and last > self.max_edits:
+            raise StoreFullError(
+                f"the store holds {first} of max_edits = {self.max_edits}, {len(masks)} more do not fit"
+            )
+        if last > len(self.masks):
+            self._grow(max(last, 2 * len(self.masks)))
+        self.masks[first:last] = masks
+        self.columns[first:last] = columns
+        self.count.fill_(last)
+        self._rows = last
+        return range(first, last)
+
+    def delete(self, edit_id: int) -> None:
+        """The edit matches nothing from now on. UnknownEditError where it is not live."""
+        self.require(edit_id)
+        self.masks[edit_id] = 0
+        self._deleted.add(edit_id)
+
+    def truncate(self, rows: int) -> None:
+        """Forgets the edits after the first `rows`: undoes an `extend` that could not be finished."""
+        self.masks[rows:] = 0
+        self.count.fill_(rows)
+        self._rows = rows
+        self._deleted = {row for row in self._deleted if row < rows}
+
+    def require(self, edit_id: int) -> None:
+        """Raises UnknownEditError where `edit_id` is no live edit."""
+        if not isinstance(edit_id, int) or not 0 <= edit_id < self._rows or edit_id in self._deleted:
+            raise UnknownEditError(f"no live edit has the id {edit_id!r}; the store has {len(self.live)} live edits")
+
+    def match(self, query: torch.Tensor, min_overlap: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Query masks int32 [B, W] -> best edit int32 [B] or -1, overlap int32 [B]; see `ops.mask_match`."""
+        return ops.mask_match(query, self.masks, self.count, min_overlap)
+
+    def _grow(self, capacity: int) -> None:
+        for name in ("masks", "columns"):
+            old = getattr(self, name)
+            new = old.new_zeros((capacity, old.shape[1]))
+            new[: self._rows] = old[: self._rows]
+            setattr(self, name, new)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[no-untyped-def]
+        if prefix + "count" in state_dict and prefix + "masks" in state_dict:
+            self._rows = int(state_dict[prefix + "count"])
+            if len(state_dict[prefix + "masks"]) != len(self.masks):
+                self._grow(len(state_dict[prefix + "masks"]))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        used = self.masks[: self._rows]
+        self._deleted = set((~used.any(dim=1)).nonzero().flatten().tolist())
+
+    def extra_repr(self) -> str:
+        limit = f", max_edits={self.max_edits}" if self.max_edits else ""
+        return f"edits={len(self.live)}, width={self.width}, k={self.k}, capacity={len(self.masks)}{limit}"
