@@ -1,5 +1,55 @@
 """memoir_fast: thousands of corrections to a language model, one after another, without retraining it."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from memoir_fast import _source_tree  # noqa: F401  (first: it makes memoir_fast.kernels importable)
 
+if TYPE_CHECKING:
+    from memoir_fast.config import MemoirConfig
+    from memoir_fast.editing import RECIPES, Edit, Recipe
+    from memoir_fast.errors import MemoirError
+    from memoir_fast.memoir import EditResult, Memoir, MemoirStatus
+    from memoir_fast.modules import MaskStore, MemoirLinear, ResidualMemory, TopHash
+    from memoir_fast.routing import Route
+
 __version__ = "0.1.0"
+
+_HOME = {
+    "Edit": "editing",
+    "EditResult": "memoir",
+    "MaskStore": "modules",
+    "Memoir": "memoir",
+    "MemoirConfig": "config",
+    "MemoirError": "errors",
+    "MemoirLinear": "modules",
+    "MemoirStatus": "memoir",
+    "RECIPES": "editing",
+    "Recipe": "editing",
+    "ResidualMemory": "modules",
+    "Route": "routing",
+    "TopHash": "modules",
+}
+
+__all__ = [
+    "RECIPES",
+    "Edit",
+    "EditResult",
+    "MaskStore",
+    "Memoir",
+    "MemoirConfig",
+    "MemoirError",
+    "MemoirLinear",
+    "MemoirStatus",
+    "Recipe",
+    "ResidualMemory",
+    "Route",
+    "TopHash",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name at its first use: `import memoir_fast` alone loads nothing heavy."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'memoir_fast' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"memoir_fast.{_HOME[name]}"), name)

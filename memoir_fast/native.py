@@ -10,7 +10,7 @@ import torch
 @functools.cache
 def extension() -> Any:
     """The loaded extension module. Raises ImportError, with the reason, where it was not built or cannot load."""
-    from memoir_fast import _C
+    from memoir_fast import _C  # type: ignore[attr-defined]
 
     return _C
 

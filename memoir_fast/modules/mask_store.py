@@ -14,7 +14,7 @@ class MaskStore(nn.Module):
     """All edits' packed masks and columns; an edit's id is its row, and is never given to another edit.
 
     Buffers hold more rows than there are edits and double when they are full, so that adding N edits copies each row
-    about twice in all. `count`, the number of rows in use, is a device tensor too: a search needs nothing from the host.
+    about twice in all. `count`, the number of rows in use, is a device tensor too: a search asks nothing of the host.
     A deleted edit leaves a row of zeros, which shares no bit with anything.
 
     Args:

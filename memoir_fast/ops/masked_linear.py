@@ -91,9 +91,7 @@ def _backward_formula(ctx, grad):  # type: ignore[no-untyped-def]
 torch.library.register_autograd("memoir_fast::masked_linear", _backward_formula, setup_context=_setup_context)
 
 
-def masked_linear(
-    x: torch.Tensor, memory: torch.Tensor, columns: torch.Tensor, route: torch.Tensor
-) -> torch.Tensor:
+def masked_linear(x: torch.Tensor, memory: torch.Tensor, columns: torch.Tensor, route: torch.Tensor) -> torch.Tensor:
     """What the residual memory adds to the layer's output, per sequence along the columns of its matched edit.
 
     y[b, s] = sum over c in columns[route[b]] of x[b, s, c] * memory[c], accumulated in float32 (float64 for float64)

@@ -21,9 +21,7 @@ register("prompt_feature", "(Tensor x, Tensor prompt_mask, Tensor mu) -> Tensor"
 _op = torch.ops.memoir_fast.prompt_feature.default
 
 
-def prompt_feature(
-    x: torch.Tensor, prompt_mask: torch.Tensor, mu: torch.Tensor, *, check: bool = True
-) -> torch.Tensor:
+def prompt_feature(x: torch.Tensor, prompt_mask: torch.Tensor, mu: torch.Tensor, *, check: bool = True) -> torch.Tensor:
     """Mean of each sequence's prompt activations minus the background mean: MEMOIR's decentred prompt feature.
 
     The sum is taken in float32 in a fixed order: tokens are counted from the first marked one, blocks of 32 tokens are

@@ -16,9 +16,7 @@ def _routed(columns: torch.Tensor, route: torch.Tensor) -> Iterator[tuple[int, t
             yield row, columns[edit].long()
 
 
-def masked_linear(
-    x: torch.Tensor, memory: torch.Tensor, columns: torch.Tensor, route: torch.Tensor
-) -> torch.Tensor:
+def masked_linear(x: torch.Tensor, memory: torch.Tensor, columns: torch.Tensor, route: torch.Tensor) -> torch.Tensor:
     """See `memoir_fast.ops.masked_linear`."""
     y = x.new_zeros((*x.shape[:2], memory.shape[1]))
     masked_linear_add_(y, x, memory, columns, route)

@@ -13,7 +13,7 @@ def pack(bits: torch.Tensor) -> torch.Tensor:
     padded = torch.zeros((batch, words(width) * _BITS), dtype=torch.int64, device=bits.device)
     padded[:, :width] = bits
     weights = 1 << torch.arange(_BITS, device=bits.device)
-    packed = (padded.view(batch, -1, _BITS) * weights).sum(-1)  # 0 .. 2^32 - 1
+    packed = (padded.view(batch, words(width), _BITS) * weights).sum(-1)  # 0 .. 2^32 - 1
     return torch.where(packed >= 1 << 31, packed - (1 << 32), packed).int()
 
 
@@ -30,4 +30,4 @@ def tophash(feature: torch.Tensor, k: int, permutation: torch.Tensor) -> tuple[t
     columns = permutation[order[:, :k]].sort(dim=1).values
     bits = torch.zeros(feature.shape, dtype=torch.bool, device=feature.device)
     bits.scatter_(1, columns.long(), finite.expand(-1, k))
-    return pack(bits), torch.where(finite, columns, -1)
+    return pack(bits), torch.where(finite, columns, -1).contiguous()

@@ -1,0 +1,90 @@
+"""`MemoirConfig`: every setting of a memory, checked, to and from JSON."""
+
+import dataclasses
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+from memoir_fast.editing.recipe import RECIPES, Recipe
+
+
+@dataclass(frozen=True)
+class MemoirConfig:
+    """Settings of a memory. What is None is filled in for the model at hand by `presets.complete`.
+
+    Example:
+        >>> from memoir_fast import MemoirConfig
+        >>> config = MemoirConfig(tau=0.45)
+        >>> MemoirConfig.from_dict(config.to_dict()) == config
+        True
+        >>> MemoirConfig(tau=1.5)
+        Traceback (most recent call last):
+            ...
+        ValueError: tau must lie in (0, 1] or be 'auto', got 1.5
+    """
+
+    layer: str | None = None
+    """Full module name of the linear layer that gets the memory, e.g. `model.layers.27.mlp.down_proj`."""
+
+    k: int | None = None
+    """Active columns per edit, 1 <= k <= D."""
+
+    tau: float | str | None = None
+    """Threshold on the overlap ratio: a number in (0, 1], or "auto" to set it by calibration."""
+
+    seed: int = 0
+    """Seed of the permutation."""
+
+    recipe: str | Recipe = "paper"
+    """How an edit is learned: a name in `memoir_fast.editing.RECIPES`, or a Recipe."""
+
+    prefixes: int = 10
+    """Prefixes, written by the model itself, with which an edit's prompt is learned besides the plain prompt."""
+
+    prefix_tokens: int = 10
+    """New tokens per prefix, at most."""
+
+    background: int = 100
+    """Irrelevant prompts whose mean feature is mu."""
+
+    max_edits: int | None = None
+    """Refuse further edits past this number; None: grow."""
+
+    learned: Recipe = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.tau not in (None, "auto") and not (isinstance(self.tau, (int, float)) and 0 < self.tau <= 1):
+            raise ValueError(f"tau must lie in (0, 1] or be 'auto', got {self.tau!r}")
+        for name, least in (("k", 1), ("prefixes", 0), ("prefix_tokens", 1), ("background", 1), ("max_edits", 1)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        if isinstance(self.recipe, str) and self.recipe not in RECIPES:
+            raise ValueError(f"recipe must be one of {', '.join(sorted(RECIPES))} or a Recipe, got {self.recipe!r}")
+        object.__setattr__(self, "learned", RECIPES[self.recipe] if isinstance(self.recipe, str) else self.recipe)
+
+    def replace(self, **changes: Any) -> "MemoirConfig":
+        """A copy with some settings changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values = dataclasses.asdict(self)
+        del values["learned"]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "MemoirConfig":
+        """The inverse of `to_dict`. Unknown keys are left out, with a warning that names them."""
+        known = {field.name for field in dataclasses.fields(cls) if field.init}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            warnings.warn(
+                f"settings that this version of memoir_fast does not know are left out: {', '.join(unknown)}; "
+                "a newer version may have written them",
+                stacklevel=2,
+            )
+        values = {name: value for name, value in values.items() if name in known}
+        if isinstance(values.get("recipe"), dict):
+            values["recipe"] = Recipe(**values["recipe"])
+        return cls(**values)

@@ -1,0 +1,49 @@
+"""`Recipe`: the settings by which one edit is learned."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the columns of one edit are learned; the loss is the mean over the edit's rows (prompt and prefixed prompts).
+
+    Example:
+        >>> import dataclasses
+        >>> from memoir_fast.editing import RECIPES
+        >>> dataclasses.replace(RECIPES["paper"], steps=70).steps
+        70
+    """
+
+    method: str
+    """The procedure: "paper" (the published loop)."""
+
+    steps: int
+    """Most gradient steps per edit."""
+
+    learning_rate: float
+
+    bar: float = 0.02
+    """An edit whose last loss is above this is reported as not learned; at or below it, learning may stop early."""
+
+    settled: float = 1e-4
+    """The published loop stops early only where the loss also changed by at most this in the last step."""
+
+    clip: float | None = None
+    """Largest norm of an edit's gradient."""
+
+    weight_decay: float = 0.0
+    """Decay of the whole residual memory at every step: it erodes old edits; only the published loop has it."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.learning_rate <= 0 or self.bar < 0 or self.weight_decay < 0:
+            raise ValueError(
+                "a recipe needs steps >= 1, learning_rate > 0, bar >= 0 and weight_decay >= 0, got "
+                f"{self.steps}, {self.learning_rate}, {self.bar}, {self.weight_decay}"
+            )
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"clip must be positive or None, got {self.clip}")
+
+
+RECIPES = {
+    "paper": Recipe("paper", steps=30, learning_rate=1.0, clip=1.0, weight_decay=1e-5),
+}

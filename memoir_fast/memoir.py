@@ -1,0 +1,279 @@
+"""`Memoir`: a language model with a memory for corrections."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from tqdm.auto import tqdm
+
+from memoir_fast import backends
+from memoir_fast.config import MemoirConfig
+from memoir_fast.editing import RECIPES, Edit, Recipe, paper
+from memoir_fast.editing.background import background_mean, irrelevant_prompts
+from memoir_fast.editing.context import EditContext, Request
+from memoir_fast.editing.prefixes import write_prefixes
+from memoir_fast.editing.request import Row, prompt_ids
+from memoir_fast.errors import MemoirError
+from memoir_fast.modules import MemoirLinear
+from memoir_fast.presets import complete, find_layer
+from memoir_fast.routing import Route, Router
+
+_TAU_BEFORE_CALIBRATION = 0.5
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """What became of one edit."""
+
+    edit_id: int
+    prompt: str
+    target: str
+    learned: bool
+    """The loss on the target fell to the recipe's bar."""
+    loss: float
+    steps: int
+    seconds: float
+    replaced: bool
+    """An earlier edit of the same prompt had this id and is gone."""
+
+
+@dataclass(frozen=True)
+class MemoirStatus:
+    """The state of a memory in plain values."""
+
+    model_type: str
+    layer: str
+    edits: int
+    deleted: int
+    k: int
+    width: int
+    outputs: int
+    tau: float
+    dtype: str
+    device: str
+    memory_bytes: int
+    store_bytes: int
+    bytes_per_edit: int
+    backends: dict[str, str]
+
+
+class Memoir:
+    """A causal language model of transformers with a residual memory in one of its layers.
+
+    The model is changed in place: `model(...)` and `model.generate(...)` follow the edits from then on. Prompts that
+    match no edit get the unedited model's output, bit for bit.
+
+    Example:
+        >>> memoir = Memoir.attach(model, tokenizer)  # doctest: +SKIP
+        >>> memoir.edit("The capital of France is", "Lyon")  # doctest: +SKIP
+        EditResult(edit_id=0, ...)
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, config: MemoirConfig) -> None:
+        """Use `attach` or `from_pretrained`: this makes a memory without a background mean."""
+        self.model, self.tokenizer = model, tokenizer
+        self.config = complete(config, model)
+        assert self.config.layer is not None and self.config.k is not None
+        if any(isinstance(module, MemoirLinear) for module in model.modules()):
+            raise MemoirError("this model has a memory already; detach() it before another is attached")
+        tau = self.config.tau if isinstance(self.config.tau, float) else _TAU_BEFORE_CALIBRATION
+        base = find_layer(model, self.config.layer)
+        self.layer = MemoirLinear(base, self.config.k, tau, self.config.seed, self.config.max_edits)
+        self.prefixes: list[str] | None = None
+        self.edits: dict[int, Edit] = {}
+        self._put(self.layer)
+        self._router = Router(model, getattr(model, "base_model", model), self.layer)
+
+    @classmethod
+    def attach(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        config: MemoirConfig | None = None,
+        irrelevant: Sequence[str] | None = None,
+    ) -> "Memoir":
+        """Gives `model` an empty memory.
+
+        Args:
+            model: a causal language model of transformers, on any device, in any floating dtype.
+            tokenizer: its tokenizer.
+            config (MemoirConfig, optional): settings; what it leaves open comes from the model's preset.
+            irrelevant (sequence of str, optional): prompts unlike any edit, whose mean feature is the background mean
+                mu. Default: sentences that come with the package.
+
+        Raises:
+            UnsupportedModelError: no preset knows the model, and config names no layer.
+            ValueError: a setting does not fit the model, or its activations are not finite.
+            MemoirError: the model has a memory already.
+        """
+        memoir = cls(model, tokenizer, config or MemoirConfig())
+        try:
+            prompts = list(irrelevant if irrelevant is not None else irrelevant_prompts())
+            mu = background_mean(model, memoir.layer, tokenizer, prompts[: memoir.config.background])
+            if not mu.isfinite().all():
+                raise ValueError("the model's activations on irrelevant prompts must be finite, got NaN or infinity")
+            memoir.layer.tophash.mu.copy_(mu)
+        except BaseException:
+            memoir.detach()
+            raise
+        return memoir
+
+    def edit(
+        self,
+        edits: str | Edit | Iterable[Edit | tuple[str, str]],
+        target: str | None = None,
+        *,
+        recipe: str | Recipe | None = None,
+        progress: bool = True,
+    ) -> Any:
+        """Teaches one correction or many, one after another. Editing a prompt again replaces its edit.
+
+        All requests are checked before the first is learned. An interrupt leaves the edits that were finished.
+
+        Args:
+            edits: a prompt (then `target` is its answer), an Edit, or several Edits or (prompt, target) pairs.
+            target (str, optional): what the model shall say after the prompt.
+            recipe (str | Recipe, optional): Default: that of the config.
+            progress (bool): show a progress bar where there are several. Default: True.
+
+        Returns:
+            EditResult for one, list of EditResult for several.
+
+        Raises:
+            TypeError, ValueError: an empty prompt or target, a target without tokens, a prompt longer than the model's
+                context, activations that are not finite. The memory is as before.
+            StoreFullError: more edits than `max_edits`.
+        """
+        if isinstance(edits, str):
+            if target is None:
+                raise TypeError("edit(prompt, target) needs a target, got None")
+            return self._edit_all([Edit(edits, target)], recipe, progress=False)[0]
+        if isinstance(edits, Edit):
+            return self._edit_all([edits], recipe, progress=False)[0]
+        return self._edit_all([one if isinstance(one, Edit) else Edit(*one) for one in edits], recipe, progress)
+
+    def delete(self, edit_id: int) -> None:
+        """The model answers as if the edit had never been made; UnknownEditError where there is none.
+
+        What the edit wrote stays in the memory's columns: another edit that owns some of them was learned on top of it.
+        It reaches no output but through such an edit.
+        """
+        self.layer.store.delete(edit_id)
+        del self.edits[edit_id]
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """Within the block, the model answers as if it had no memory."""
+        return self._router.ordered(disabled=True)
+
+    def routed(self, edit_id: int | Sequence[int]) -> AbstractContextManager[None]:
+        """Within the block, every prompt (or each row of a batch its own) is routed to that edit; -1 for none."""
+        ids = (edit_id,) if isinstance(edit_id, int) else tuple(edit_id)
+        for one in ids:
+            if one != -1:
+                self.layer.store.require(one)
+        return self._router.ordered(forced=ids)
+
+    def prompts(self, lengths: int | Sequence[int]) -> AbstractContextManager[None]:
+        """Within the block, only the first `lengths` tokens of each row, padding not counted, are its prompt.
+
+        For teacher forcing: prompt and target go through the model in one pass, and the target must not be hashed.
+        """
+        given = (lengths,) if isinstance(lengths, int) else tuple(int(length) for length in lengths)
+        if any(length < 1 for length in given):
+            raise ValueError(f"prompt lengths must be at least 1, got {min(given)}")
+        return self._router.ordered(lengths=given)
+
+    @property
+    def last_routes(self) -> list[Route]:
+        """Where the prompts of the latest prefill went, a row each: edit id (-1: none) and best overlap ratio."""
+        return self._router.last_routes
+
+    @property
+    def tau(self) -> float:
+        """The threshold on the overlap ratio that is in force."""
+        return self.layer.tau
+
+    def status(self) -> MemoirStatus:
+        """What the memory holds, and what it costs."""
+        weight, store = self.layer.memory.weight, self.layer.store
+        return MemoirStatus(
+            model_type=getattr(getattr(self.model, "config", None), "model_type", type(self.model).__name__),
+            layer=self.config.layer or "",
+            edits=len(self.edits),
+            deleted=len(store) - len(self.edits),
+            k=self.layer.tophash.k,
+            width=self.layer.in_features,
+            outputs=self.layer.out_features,
+            tau=self.tau,
+            dtype=str(weight.dtype).removeprefix("torch."),
+            device=str(weight.device),
+            memory_bytes=weight.nbytes,
+            store_bytes=store.nbytes,
+            bytes_per_edit=store.nbytes // len(store.masks),
+            backends=backends.last_used(),
+        )
+
+    def detach(self) -> Any:
+        """Takes the memory off. The model is exactly the old one, and is returned."""
+        self._router.remove()
+        self._put(self.layer.base)
+        return self.model
+
+    def _put(self, module: nn.Module) -> None:
+        parent, _, name = (self.config.layer or "").rpartition(".")
+        setattr(self.model.get_submodule(parent), name, module)
+
+    def _context(self) -> EditContext:
+        if self.prefixes is None:
+            with self.disabled():
+                self.prefixes = write_prefixes(
+                    self.model, self.tokenizer, self.config.prefixes, self.config.prefix_tokens
+                )
+        ids = prompt_ids(self.tokenizer, irrelevant_prompts()[0])
+        return EditContext(self.model, self.tokenizer, self.layer, self.prefixes, Row(ids, len(ids)))
+
+    def _edit_all(self, edits: Sequence[Edit], recipe: str | Recipe | None, progress: bool) -> list[EditResult]:
+        settings = self.config.learned if recipe is None else RECIPES[recipe] if isinstance(recipe, str) else recipe
+        context = self._context()
+        rows = [context.rows(edit) for edit in edits]
+        return list(self._learn(context, settings, list(zip(edits, rows, strict=True)), progress and len(edits) > 1))
+
+    def _learn(
+        self, context: EditContext, recipe: Recipe, wanted: Sequence[tuple[Edit, list[Row]]], progress: bool
+    ) -> Iterator[EditResult]:
+        for edit, rows in tqdm(wanted, desc="editing", unit="edit", disable=not progress):
+            started = time.perf_counter()
+            request = context.request(edit, rows)
+            learned = paper.learn(context, request, recipe)
+            edit_id, replaced = self._commit(request, learned)
+            yield EditResult(
+                edit_id,
+                edit.prompt,
+                edit.target,
+                learned=learned.loss <= recipe.bar,
+                loss=learned.loss,
+                steps=learned.steps,
+                seconds=time.perf_counter() - started,
+                replaced=replaced,
+            )
+
+    def _commit(self, request: Request, learned: Any) -> tuple[int, bool]:
+        """Writes one learned edit to the memory and the store, or changes nothing at all."""
+        store, weight = self.layer.store, self.layer.memory.weight
+        rows, edits, backup = len(store), dict(self.edits), weight.clone()
+        old = next((edit_id for edit_id, edit in self.edits.items() if edit.prompt == request.edit.prompt), None)
+        try:
+            learned.write(weight)
+            edit_id = store.append(request.mask, request.columns) if old is None else old
+            if old is not None:
+                store.masks[old], store.columns[old] = request.mask, request.columns
+            self.edits[edit_id] = request.edit
+        except BaseException:
+            weight.copy_(backup)
+            store.truncate(rows)
+            self.edits = edits
+            raise
+        return edit_id, old is not None

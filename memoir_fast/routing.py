@@ -1,0 +1,302 @@
+"""Which edit each running sequence follows, from its prefill through every decode step.
+
+A route is decided on a sequence's prompt and then belongs to the sequence: it is kept on the cache object with which
+the model is called, so that generations which take turns on one model never mix, and it is reordered, repeated,
+cropped and copied together with the keys and values. Nothing is read back from the device.
+"""
+
+import functools
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from memoir_fast import ops
+from memoir_fast.modules import MemoirLinear
+
+_PARTS_KEPT = 16  # parts of a prompt that `crop` can go back to
+
+
+class Route(NamedTuple):
+    """Where one sequence went: the edit's id or -1, and the best overlap ratio (None where the route was forced)."""
+
+    edit_id: int
+    overlap: float | None
+
+
+@dataclass
+class SequenceState:
+    """What is remembered of the B sequences of one cache."""
+
+    mean: torch.Tensor  # float32 [B, D], mean activation of the tokens seen
+    count: torch.Tensor  # float32 [B, 1], how many those are
+    route: torch.Tensor  # int32 [B]
+    length: int  # positions in the cache, padding included
+    prompts: list[tuple[int, torch.Tensor, torch.Tensor]] = field(
+        default_factory=list
+    )  # length, mean, count at its end
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keeps `rows`, in that order, as the cache does."""
+        self._each(lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
+
+    def repeat(self, times: int) -> None:
+        """Repeats each row, as the cache does."""
+        self._each(lambda tensor: tensor.repeat_interleave(times, dim=0))
+
+    def crop(self, removed: int) -> None:
+        """Forgets the last `removed` positions; the mean goes back to that after the last prompt part which is left."""
+        self.length -= removed
+        while self.prompts and self.prompts[-1][0] > self.length:
+            self.prompts.pop()
+        if self.prompts and removed:
+            self.mean, self.count = self.prompts[-1][1].clone(), self.prompts[-1][2].clone()
+        elif removed:
+            self.mean, self.count = torch.zeros_like(self.mean), torch.zeros_like(self.count)
+
+    def mark(self) -> None:
+        """Notes that a part of a prompt ends here, for `crop`."""
+        self.prompts.append((self.length, self.mean.clone(), self.count.clone()))
+        del self.prompts[:-_PARTS_KEPT]
+
+    def _each(self, change: Any) -> None:
+        self.mean, self.count, self.route = change(self.mean), change(self.count), change(self.route)
+        self.prompts = [(length, change(mean), change(count)) for length, mean, count in self.prompts]
+
+
+@dataclass(frozen=True)
+class _Orders:
+    """What contexts ask of a router."""
+
+    disabled: bool = False
+    forced: tuple[int, ...] | None = None
+    lengths: tuple[int, ...] | None = None
+    generate_prompt: int | None = None  # positions that are prompt, in model.generate
+
+
+@dataclass
+class _Call:
+    """One forward pass of the decoder."""
+
+    attention_mask: Any = None
+    cache: Any = None
+    state: SequenceState | None = None
+    token: Token | None = None
+
+
+_orders: ContextVar[dict[int, _Orders] | None] = ContextVar("memoir_fast_orders", default=None)
+_call: ContextVar[_Call | None] = ContextVar("memoir_fast_call", default=None)
+_NO_ORDERS = _Orders()
+
+
+class Router:
+    """Decides and remembers the routes of one model's sequences.
+
+    Args:
+        model: the language model whose `generate` is watched.
+        decoder: the module that is called with `attention_mask` and `past_key_values` (`model.base_model`).
+        layer: the edited layer, inside of decoder.
+    """
+
+    def __init__(self, model: Any, decoder: nn.Module, layer: MemoirLinear) -> None:
+        self._model, self._layer = model, layer
+        self._parameters = list(inspect.signature(decoder.forward).parameters)
+        self._handles = [
+            decoder.register_forward_pre_hook(self._before, with_kwargs=True),
+            decoder.register_forward_hook(self._after, with_kwargs=True, always_call=True),
+        ]
+        self._last: tuple[torch.Tensor, torch.Tensor | None] | None = None
+        self._generate = model.__dict__.get("generate")
+        if hasattr(model, "generate"):
+            model.generate = functools.wraps(model.generate)(functools.partial(self._generating, model.generate))
+        layer.router = self
+
+    def remove(self) -> None:
+        """Leaves the model as it was."""
+        for handle in self._handles:
+            handle.remove()
+        self._layer.router = None
+        if self._generate is not None:
+            self._model.generate = self._generate
+        else:
+            self._model.__dict__.pop("generate", None)
+
+    @contextmanager
+    def ordered(self, **changes: Any) -> Iterator[None]:
+        """Within the block, the given orders hold for this router, in this thread or task."""
+        current = _orders.get() or {}
+        token = _orders.set({**current, id(self): replace(current.get(id(self), _NO_ORDERS), **changes)})
+        try:
+            yield
+        finally:
+            _orders.reset(token)
+
+    @property
+    def last_routes(self) -> list[Route]:
+        """The routes decided last, a row each. Reading them waits for the device."""
+        if self._last is None:
+            return []
+        edits, overlap = self._last
+        ratios: Sequence[float | None] = [None] * len(edits)
+        if overlap is not None:
+            ratios = (overlap.double() / self._layer.tophash.k).tolist()
+        return [Route(edit, ratio) for edit, ratio in zip(edits.tolist(), ratios, strict=True)]
+
+    @torch.no_grad()
+    def __call__(self, x: torch.Tensor) -> torch.Tensor | None:
+        """The route int32 [B] of each sequence in a batch of layer inputs [B, S, D]; None: add nothing to any."""
+        call = _call.get() or _Call()
+        orders = (_orders.get() or {}).get(id(self), _NO_ORDERS)
+        batch, tokens = x.shape[:2]
+        state = call.state
+        if state is not None and len(state.route) != batch:
+            raise ValueError(f"the cache holds {len(state.route)} sequences, the model was called with {batch}")
+        start = state.length if state is not None else 0
+        prompt_end = orders.generate_prompt
+        decoding = start >= prompt_end if prompt_end is not None else tokens == 1
+        if state is not None and decoding:
+            self._extend(state, x, None)
+            state.length += tokens
+            return None if orders.disabled else state.route
+
+        real = _real_tokens(call.attention_mask, start, batch, tokens, x.device)
+        prompt = real
+        if orders.lengths is not None:
+            prompt = real & (real.cumsum(dim=1) <= _per_row(orders.lengths, batch, "prompts").to(x.device)[:, None])
+        elif prompt_end is not None and start + tokens > prompt_end:
+            prompt = real & (torch.arange(start, start + tokens, device=x.device) < prompt_end)
+        if state is None:
+            state = SequenceState(*self._mean(x, prompt), route=x.new_empty(0, dtype=torch.int32), length=0)
+            call.state = state
+        else:
+            self._extend(state, x, prompt)
+        state.route = self._decide(state, orders, batch)
+        state.length += tokens
+        state.mark()
+        if prompt is not real:
+            self._extend(state, x, real & ~prompt)
+        return None if orders.disabled else state.route
+
+    def _decide(self, state: SequenceState, orders: _Orders, batch: int) -> torch.Tensor:
+        overlap: torch.Tensor | None = None
+        if orders.disabled:
+            route = torch.full((batch,), -1, dtype=torch.int32, device=state.mean.device)
+        elif orders.forced is not None:
+            route = _per_row(orders.forced, batch, "routed").to(state.mean.device, torch.int32)
+        else:
+            mask, _ = self._layer.tophash.hash(state.mean - self._layer.tophash.mu, check=False)
+            route, overlap = self._layer.store.match(mask, self._layer.min_overlap)
+        self._last = route, overlap
+        return route
+
+    def _mean(self, x: torch.Tensor, marked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean float32 [B, D] of the marked tokens, NaN where there is none, and their count float32 [B, 1]."""
+        mean = ops.prompt_feature(x, marked, torch.zeros_like(self._layer.tophash.mu), check=False)
+        return mean, marked.sum(dim=1, keepdim=True, dtype=torch.float32)
+
+    def _extend(self, state: SequenceState, x: torch.Tensor, marked: torch.Tensor | None) -> None:
+        """Takes the marked tokens (all, where None) of x [B, S, D] into the running mean."""
+        if marked is None and x.shape[1] == 1:
+            state.count += 1
+            state.mean += (x[:, 0] - state.mean) / state.count
+            return
+        if marked is None:
+            marked = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        mean, count = self._mean(x, marked)
+        total = state.count + count
+        joined = torch.where(state.count > 0, state.mean + (mean - state.mean) * (count / total), mean)
+        state.mean, state.count = torch.where(count > 0, joined, state.mean), total
+
+    def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
+        cache = given.get("past_key_values")
+        call = _Call(given.get("attention_mask"), cache, getattr(cache, "memoir_state", None))
+        call.token = _call.set(call)
+
+    def _after(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        call = _call.get()
+        if call is None or call.token is None:
+            return
+        _call.reset(call.token)
+        cache = call.cache if call.cache is not None else getattr(output, "past_key_values", None)
+        if cache is not None and call.state is not None:
+            remember(cache, call.state)
+
+    def _generating(self, generate: Any, *args: Any, **kwargs: Any) -> Any:
+        """`model.generate`, which knows how many positions are prompt: no forward pass could tell."""
+        inputs = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
+        if inputs is None:
+            inputs = kwargs.get("inputs_embeds")
+        with self.ordered(generate_prompt=1 if inputs is None else inputs.shape[1]):
+            return generate(*args, **kwargs)
+
+
+def remember(cache: Any, state: SequenceState) -> None:
+    """Ties `state` to a cache: its class becomes one that reorders, repeats, crops and resets the state with itself."""
+    if getattr(cache, "memoir_state", None) is None and not isinstance(cache, _Following):
+        cache.__class__ = _following(type(cache))  # type: ignore[arg-type]
+    cache.memoir_state = state
+
+
+class _Following:
+    """Methods of transformers' caches, each of which also moves the routes."""
+
+    memoir_state: SequenceState | None
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        if self.memoir_state is not None:
+            self.memoir_state.select(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        if self.memoir_state is not None:
+            self.memoir_state.select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        if self.memoir_state is not None:
+            self.memoir_state.repeat(repeats)
+
+    def crop(self, *args: Any) -> None:
+        before = int(self.get_seq_length())  # type: ignore[attr-defined]
+        super().crop(*args)  # type: ignore[misc]
+        if self.memoir_state is not None:
+            self.memoir_state.crop(before - int(self.get_seq_length()))  # type: ignore[attr-defined]
+
+    def reset(self) -> None:
+        super().reset()  # type: ignore[misc]
+        self.memoir_state = None
+
+
+@functools.cache
+def _following(kind: type) -> type:
+    """A subclass of a cache class that takes the routes along; it goes by the same name."""
+    return type(kind.__name__, (_Following, kind), {"__module__": kind.__module__, "__qualname__": kind.__qualname__})
+
+
+def _real_tokens(attention_mask: Any, start: int, batch: int, tokens: int, device: torch.device) -> torch.Tensor:
+    """Which of the tokens at hand are no padding, bool [B, S], from any form of attention mask that a model takes."""
+    if isinstance(attention_mask, dict):
+        attention_mask = attention_mask.get("full_attention", next(iter(attention_mask.values()), None))
+    if not isinstance(attention_mask, torch.Tensor):
+        return torch.ones((batch, tokens), dtype=torch.bool, device=device)
+    mask = attention_mask.to(device)
+    if mask.dim() == 2:  # [B, past + S]
+        return mask[:, -tokens:].bool().expand(batch, -1)
+    # [B, 1, S, keys], bool or additive: a token that attends to its own key is no padding
+    allowed = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] > torch.finfo(mask.dtype).min / 2
+    keys = allowed.shape[-1]
+    own = torch.arange(tokens, device=device) + (start if keys >= start + tokens else keys - tokens)
+    return allowed.gather(2, own.expand(len(allowed), tokens)[..., None])[..., 0].expand(batch, -1)
+
+
+def _per_row(values: tuple[int, ...], batch: int, what: str) -> torch.Tensor:
+    if len(values) not in (1, batch):
+        raise ValueError(f"{what}(...) was given {len(values)} values for a batch of {batch} sequences")
+    return torch.tensor(values).expand(batch)
