@@ -30,6 +30,11 @@ _CORPUS = (
 )
 
 
+def pytest_report_header() -> str:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none: tests on a GPU do not run"
+    return f"torch {torch.__version__}, CUDA device: {device}"
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device, torch sees none")
