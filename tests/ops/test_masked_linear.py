@@ -201,16 +201,16 @@ def dense(x, memory, columns, route):
     return (x * mask[:, None]) @ memory
 
 
-def needs_backward(backend):
-    found = backends.load("masked_linear_backward", backend.name)
-    if isinstance(found, str):
-        pytest.skip(f"no {backend.name} backend for masked_linear_backward: {found}")
+@pytest.fixture
+def differentiable(backend):
+    """A backend without a kernel for the gradient leaves it to the reference, as `auto` does."""
+    with backends.use(f"{backend.name},reference"):
+        yield
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_gradient(op, backend, sizes, dtype):
-    needs_backward(backend)
+def test_gradient(op, backend, differentiable, sizes, dtype):
     x, memory, columns, route = random_inputs(*sizes, dtype, backend.device)
     grad = torch.randn(sizes[0], sizes[1], sizes[3]).to(dtype).to(backend.device)
     leaves = [value.clone().requires_grad_() for value in (x, memory)]
@@ -230,8 +230,7 @@ def test_gradient(op, backend, sizes, dtype):
 
 
 @pytest.mark.parametrize("which", ["x", "memory", "both"])
-def test_gradcheck(op, backend, which):
-    needs_backward(backend)
+def test_gradcheck(backend, differentiable, poison, which):
     x, memory, columns, route = random_inputs(3, 2, 9, 4, 5, 2, torch.float64, backend.device)
     route[1] = -1
     x.requires_grad_(which in ("x", "both"))
@@ -239,8 +238,14 @@ def test_gradcheck(op, backend, which):
     assert torch.autograd.gradcheck(lambda x, memory: masked_linear(x, memory, columns, route), (x, memory))
 
 
+def needs_own_backward(backend):
+    found = backends.load("masked_linear_backward", backend.name)
+    if isinstance(found, str):
+        pytest.skip(f"no {backend.name} backend for masked_linear_backward: {found}")
+
+
 def test_backward_is_asked_for_what_is_needed_only(backend, poison):
-    needs_backward(backend)
+    needs_own_backward(backend)
     x, memory, columns, route = random_inputs(2, 3, 65, 33, 20, 2, device=backend.device)
     grad = torch.randn(2, 3, 33, device=backend.device)
     backward = torch.ops.memoir_fast.masked_linear_backward.default
@@ -329,6 +334,11 @@ def test_route_outside_counts_as_none_on_a_device():
 def test_opcheck(opcheck, backend, dtype):
     x, memory, columns, route = random_inputs(3, 2, 33, 9, 5, 2, dtype, backend.device)
     opcheck(OP, x, memory, columns, route)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_opcheck_with_gradients(opcheck, backend, differentiable, dtype):
+    x, memory, columns, route = random_inputs(3, 2, 33, 9, 5, 2, dtype, backend.device)
     opcheck(OP, x.requires_grad_(), memory.requires_grad_(), columns, route)
 
 
@@ -341,7 +351,7 @@ def test_opcheck_add(opcheck, backend, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)], ids=str)
 def test_opcheck_backward(opcheck, backend, dtype, needs):
-    needs_backward(backend)
+    needs_own_backward(backend)
     inputs = random_inputs(3, 2, 33, 9, 5, 2, dtype, backend.device)
     opcheck("masked_linear_backward", torch.randn(3, 2, 9).to(dtype).to(backend.device), *inputs, *needs)
 
@@ -360,8 +370,7 @@ def test_add_compiles_whole(backend):
     assert torch.equal(base, expected)
 
 
-def test_gradient_compiles_whole(backend):
-    needs_backward(backend)
+def test_gradient_compiles_whole(backend, differentiable):
     x, memory, columns, route = random_inputs(3, 2, 33, 9, 5, 2, device=backend.device)
     grads = []
     torch.compiler.reset()
