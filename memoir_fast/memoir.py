@@ -1,5 +1,6 @@
 """`Memoir`: a language model with a memory for corrections."""
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -9,7 +10,7 @@ from typing import Any
 from torch import nn
 from tqdm.auto import tqdm
 
-from memoir_fast import backends
+from memoir_fast import backends, checkpoint
 from memoir_fast.config import MemoirConfig
 from memoir_fast.editing import RECIPES, Edit, Recipe, paper
 from memoir_fast.editing.background import background_mean, irrelevant_prompts
@@ -120,6 +121,30 @@ class Memoir:
             memoir.detach()
             raise
         return memoir
+
+    @classmethod
+    def from_pretrained(cls, model: Any, tokenizer: Any, folder: str | os.PathLike, **hub: Any) -> "Memoir":
+        """Gives `model` the memory that `save_pretrained` wrote.
+
+        Args:
+            model, tokenizer: those that the memory was made for; another floating dtype will do.
+            folder (str | PathLike): a local folder, or, where there is none of that name, a hub id.
+            **hub: options of `huggingface_hub.snapshot_download`, e.g. revision or token.
+
+        Raises:
+            CheckpointError: a file is missing, damaged, or written by a newer version.
+            WrongModelError: the memory belongs to another base model.
+            MemoirError: the model has a memory already.
+        """
+        return checkpoint.load(model, tokenizer, folder, cls, **hub)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Writes the memory, not the model, to `folder`; a memory that is there is replaced in one step.
+
+        A crash or a full disk at any moment leaves the earlier one readable; CheckpointError where it cannot be
+        written.
+        """
+        checkpoint.save(self, folder)
 
     def edit(
         self,

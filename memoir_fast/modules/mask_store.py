@@ -83,6 +83,13 @@ class MaskStore(nn.Module):
         self._rows = last
         return range(first, last)
 
+    def restore(self, masks: torch.Tensor, columns: torch.Tensor) -> None:
+        """Fills an empty store with saved rows, ids as they were; a mask of zeros is a deleted edit."""
+        if self._rows:
+            raise ValueError(f"only an empty store can be restored, this one has {self._rows} rows")
+        self.extend(masks, columns)
+        self._note_deleted()
+
     def delete(self, edit_id: int) -> None:
         """The edit matches nothing from now on. UnknownEditError where it is not live."""
         self.require(edit_id)
@@ -118,8 +125,10 @@ class MaskStore(nn.Module):
             if len(state_dict[prefix + "masks"]) != len(self.masks):
                 self._grow(len(state_dict[prefix + "masks"]))
         super()._load_from_state_dict(state_dict, prefix, *args)
-        used = self.masks[: self._rows]
-        self._deleted = set((~used.any(dim=1)).nonzero().flatten().tolist())
+        self._note_deleted()
+
+    def _note_deleted(self) -> None:
+        self._deleted = set((~self.masks[: self._rows].any(dim=1)).nonzero().flatten().tolist())
 
     def extra_repr(self) -> str:
         limit = f", max_edits={self.max_edits}" if self.max_edits else ""
