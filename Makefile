@@ -40,5 +40,5 @@ gpu:
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage
-	rm -f memoir_fast/*.so
+	rm -f memoir_fast/*.so memoir_fast/_build_failure.txt
 	find memoir_fast kernels tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
