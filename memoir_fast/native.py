@@ -1,23 +1,99 @@
-"""Finds the compiled extension, built from csrc/, and the ops in it."""
+"""Finds the compiled extension, built from csrc/, and the ops in it.
+
+Its ops are `torch.ops.memoir_fast_native.<op>`, with the signatures of `memoir_fast.reference`. `MEMOIR_FAST_CPU`
+(avx512, avx2, portable or auto) names the instruction set of the CPU kernels; the default is the widest that this
+machine has.
+"""
 
 import functools
+import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from memoir_fast.ops import _checks
+
+_REASON = Path(__file__).parent / "_build_failure.txt"
+_LONGEST = {"masked_linear": 8, "masked_linear_add_": 8}  # tokens per sequence; a gathered matrix product wins above
+
+
+def _reason(otherwise: str) -> str:
+    """What the build said that it left out, and why."""
+    return _REASON.read_text().strip() if _REASON.is_file() else otherwise
 
 
 @functools.cache
 def extension() -> Any:
     """The loaded extension module. Raises ImportError, with the reason, where it was not built or cannot load."""
-    from memoir_fast import _C  # type: ignore[attr-defined]
-
-    return _C
+    try:
+        module = importlib.import_module("memoir_fast._C")
+    except ModuleNotFoundError:
+        hint = "not built here; run pip install --no-build-isolation -e . where torch, ninja and a compiler are"
+        raise ImportError(f"the extension memoir_fast._C is missing: {_reason(hint)}") from None
+    _register_fakes()
+    return module
 
 
 def load(op: str, backend: str) -> Callable[..., Any]:
     """The extension's kernel for `op`; `backend` is `cpu` or `cuda`. Raises ImportError where there is none."""
-    built = extension().ops(backend)
-    if op not in built:
+    module = extension()
+    if op not in module.ops(backend):
+        if backend == "cuda" and not module.build_info()["cuda"]:
+            raise ImportError(f"the extension was built without CUDA: {_reason('no reason was kept')}")
         raise ImportError(f"the extension has no {backend} kernel for {op}")
-    return getattr(torch.ops.memoir_fast_native, op).default
+    run = getattr(torch.ops.memoir_fast_native, op).default
+    return _short(op, run) if backend == "cpu" and op in _LONGEST else run
+
+
+def _short(op: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    """`run` for few tokens per sequence, the reference for more: it gathers once and multiplies in one product."""
+    reference = getattr(importlib.import_module("memoir_fast.reference.masked_linear"), op)
+    limit = _LONGEST[op]
+
+    def choose(*args: torch.Tensor) -> Any:
+        return (run if args[-4].shape[1] <= limit else reference)(*args)
+
+    return choose
+
+
+def _register_fakes() -> None:
+    """Output shapes of the raw ops, so that they can be traced."""
+
+    def fake(op: str) -> Callable[..., None]:
+        def register(shapes: Callable[..., Any]) -> None:
+            def checked(*args: Any) -> Any:
+                tensors = {f"argument {i}": arg for i, arg in enumerate(args) if isinstance(arg, torch.Tensor)}
+                _checks.same_device(**tensors)
+                return shapes(*args)
+
+            torch.library.register_fake(f"memoir_fast_native::{op}", checked)
+
+        return register
+
+    @fake("mask_overlap")
+    def _(query: torch.Tensor, store: torch.Tensor) -> torch.Tensor:
+        return query.new_empty((query.shape[0], store.shape[0]))
+
+    @fake("mask_match")
+    def _(query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: int) -> tuple[torch.Tensor, ...]:
+        return query.new_empty(query.shape[0]), query.new_empty(query.shape[0])
+
+    @fake("tophash")
+    def _(feature: torch.Tensor, k: int, permutation: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        rows, width = feature.shape
+        mask = feature.new_empty((rows, _checks.words(width)), dtype=torch.int32)
+        return mask, feature.new_empty((rows, k), dtype=torch.int32)
+
+    @fake("prompt_feature")
+    def _(x: torch.Tensor, prompt_mask: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
+        return x.new_empty((x.shape[0], x.shape[2]), dtype=torch.float32)
+
+    @fake("masked_linear")
+    def _(x: torch.Tensor, memory: torch.Tensor, columns: torch.Tensor, route: torch.Tensor) -> torch.Tensor:
+        return x.new_empty((x.shape[0], x.shape[1], memory.shape[1]))
+
+    @fake("masked_linear_add_")
+    def _(*_: torch.Tensor) -> None:
+        return None

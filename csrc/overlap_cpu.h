@@ -1,0 +1,42 @@
+// popcount(query AND row) for a block of queries and a block of store rows: the arithmetic of mask_overlap and mask_match.
+#pragma once
+
+#include <cstdint>
+
+namespace memoir {
+
+// Packed masks: `rows` rows of `words` int32 (a multiple of 4), `stride` words from row to row. Any alignment.
+struct Masks {
+  const int32_t* data;
+  int64_t rows;
+  int64_t stride;
+  int64_t words;
+
+  Masks slice(int64_t begin, int64_t count) const { return {data + begin * stride, count, stride, words}; }
+};
+
+// overlap[q * overlap_stride + r] = bits that query q shares with row r.
+using OverlapBlock = void (*)(const Masks& query, const Masks& store, int32_t* overlap, int64_t overlap_stride);
+
+// The kernel of the CPU path in force.
+OverlapBlock overlap_block();
+
+// Rows and queries of one block: rows stay in the first-level cache while every query passes over them, so that memory
+// is read once for a batch of queries.
+constexpr int64_t kBlockRows = 16;
+constexpr int64_t kBlockQueries = 32;
+
+// mask_overlap for store rows [begin, end): overlap is int32 [query.rows, store.rows], contiguous.
+void mask_overlap_rows(const Masks& query, const Masks& store, int64_t begin, int64_t end, int32_t* overlap);
+
+// mask_match for store rows [begin, end): raises best[q] to the key of the best of these rows.
+void mask_match_rows(const Masks& query, const Masks& store, int64_t begin, int64_t end, uint64_t* best);
+
+// A match as one number: more bits win, then the lower row. 0 stands for no row at all.
+inline uint64_t match_key(int32_t overlap, int64_t row) {
+  return static_cast<uint64_t>(overlap) << 32 | (0xffffffffu - static_cast<uint32_t>(row));
+}
+inline int32_t overlap_of(uint64_t key) { return static_cast<int32_t>(key >> 32); }
+inline int32_t row_of(uint64_t key) { return static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(key)); }
+
+}  // namespace memoir
