@@ -1,6 +1,7 @@
 """What the tests of the ops share: every test runs on each backend that this machine has, and proves which one ran."""
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -9,14 +10,17 @@ import torch
 
 from memoir_fast import backends, ops
 
-_CPU = {"reference": ("reference", "cpu"), "cpu": ("cpu", "cpu")}
-_GPU = {
-    "gpu-reference": ("reference", "cuda"),
-    "gpu-triton": ("triton", "cuda"),
-    "gpu-cuda": ("cuda", "cuda"),
+_KERNELS = {
+    "reference": set(backends.OPS),
+    "triton": set(backends.OPS),
+    "cpu": {"prompt_feature", "tophash", "mask_overlap", "mask_match", "masked_linear", "masked_linear_add_"},
+    "cuda": {"mask_overlap", "mask_match"},
 }
-# Without a device the GPU's variants are not collected: hundreds of skips would hide the ones that matter.
-_TARGETS = _CPU | _GPU if torch.cuda.is_available() else _CPU
+_TARGETS = {"reference": ("reference", "cpu"), "cpu": ("cpu", "cpu")}
+if os.environ.get("TRITON_INTERPRET") == "1":
+    _TARGETS["triton"] = ("triton", "cpu")
+elif torch.cuda.is_available():  # else not collected: hundreds of skips would hide those that matter
+    _TARGETS |= {f"gpu-{name}": (name, "cuda") for name in ("reference", "triton", "cuda")}
 
 
 class Backend(NamedTuple):
@@ -26,21 +30,44 @@ class Backend(NamedTuple):
     device: str
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(target, id=name, marks=[pytest.mark.gpu] * (target[1] == "cuda"))
+def op_of(test: pytest.Function) -> str:
+    """The op that a test is about: that of its mark `op`, else the module's `OP`."""
+    mark = test.get_closest_marker("op")
+    return mark.args[0] if mark else test.module.OP
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes `backend` runs on each one that is meant to have its op."""
+    if "backend" not in metafunc.fixturenames:
+        return
+    op = op_of(metafunc.definition)
+    targets = [
+        pytest.param(Backend(*target), id=name, marks=[pytest.mark.gpu] * (target[1] == "cuda"))
         for name, target in _TARGETS.items()
+        if op in _KERNELS[target[0]]
     ]
-)
+    metafunc.parametrize("backend", targets, indirect=True)
+
+
+@pytest.fixture
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    """Each backend in turn, in force during the test. The module's `OP` names the op that it must have."""
-    name, device = request.param
-    found = backends.load(request.module.OP, name)
+    """Each backend in turn, in force during the test; skipped where this machine did not build it."""
+    op = op_of(request.node)
+    found = backends.load(op, request.param.name)
     if isinstance(found, str):
-        pytest.skip(f"no {name} backend for {request.module.OP}: {found}")
+        pytest.skip(f"no {request.param.name} backend for {op}: {found}")
+    dtypes = [value for value in request.node.callspec.params.values() if isinstance(value, torch.dtype)]
+    if request.param.name == "triton" and torch.float64 in dtypes:
+        pytest.skip("the Triton kernels serve no float64")
     monkeypatch.setattr(backends, "_last", {})
-    with backends.use(name):
-        yield Backend(name, device)
+    with backends.use(request.param.name):
+        yield request.param
+
+
+@pytest.fixture
+def kernels_meant() -> dict[str, set[str]]:
+    """Backend -> the ops that it is meant to have a kernel for."""
+    return _KERNELS
 
 
 @pytest.fixture

@@ -238,14 +238,8 @@ def test_gradcheck(backend, differentiable, poison, which):
     assert torch.autograd.gradcheck(lambda x, memory: masked_linear(x, memory, columns, route), (x, memory))
 
 
-def needs_own_backward(backend):
-    found = backends.load("masked_linear_backward", backend.name)
-    if isinstance(found, str):
-        pytest.skip(f"no {backend.name} backend for masked_linear_backward: {found}")
-
-
+@pytest.mark.op("masked_linear_backward")
 def test_backward_is_asked_for_what_is_needed_only(backend, poison):
-    needs_own_backward(backend)
     x, memory, columns, route = random_inputs(2, 3, 65, 33, 20, 2, device=backend.device)
     grad = torch.randn(2, 3, 33, device=backend.device)
     backward = torch.ops.memoir_fast.masked_linear_backward.default
@@ -350,8 +344,8 @@ def test_opcheck_add(opcheck, backend, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)], ids=str)
+@pytest.mark.op("masked_linear_backward")
 def test_opcheck_backward(opcheck, backend, dtype, needs):
-    needs_own_backward(backend)
     inputs = random_inputs(3, 2, 33, 9, 5, 2, dtype, backend.device)
     opcheck("masked_linear_backward", torch.randn(3, 2, 9).to(dtype).to(backend.device), *inputs, *needs)
 
