@@ -194,7 +194,7 @@ def fingerprint(model: Any, layer: str) -> dict[str, Any]:
         "layer": layer,
         "weight_shape": list(weight.shape),
         "weight_hashed_as": "bfloat16" if rounded else "raw",
-        "weight_sha256": hashlib.sha256(raw.numpy()).hexdigest(),
+        "weight_sha256": hashlib.sha256(raw.numpy().data).hexdigest(),
     }
 
 

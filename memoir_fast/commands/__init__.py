@@ -1,0 +1,1 @@
+"""The commands of `memoir`, a module each."""

@@ -1,0 +1,106 @@
+"""`memoir edit`: teaches the edits of a file and saves the memory."""
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from memoir_fast.commands._options import Device, Dtype, Json, Model, Quiet, console, require_writable, write_json
+
+SOME_NOT_LEARNED = 3
+
+
+def edit(
+    model: Model,
+    edits: Annotated[Path, typer.Option("--edits", "-e", metavar="FILE", help='JSON lines with "prompt", "target".')],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder that the memory is saved to.")],
+    memory: Annotated[str | None, typer.Option("--memory", metavar="DIR", help="Saved memory to go on from.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="How edits are learned. Default: the config's.")
+    ] = None,
+    tau: Annotated[float | None, typer.Option("--tau", help="Threshold on the overlap ratio, in (0, 1].")] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    json_file: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Teach a model the edits of a file and save the memory. Exit code 3: some edit was not learned."""
+    from memoir_fast.jsonl import read_edits
+
+    wanted = read_edits(edits)
+    _require_folder(out)
+    require_writable(json_file)
+    screen = console(json_file, quiet)
+    memoir = _open(model, memory, recipe, tau, dtype, device)
+    started = time.perf_counter()
+    before = dict(memoir.edits)
+    try:
+        results = memoir.edit(wanted, recipe=recipe, progress=not quiet)
+    except BaseException:
+        if memoir.edits != before:  # what is finished is not lost
+            memoir.save_pretrained(out)
+            screen.print(f"stopped; {len(memoir.edits)} finished edits are saved in {out}", markup=False)
+        raise
+    seconds = time.perf_counter() - started
+    memoir.save_pretrained(out)
+    learned = sum(result.learned for result in results)
+    write_json(
+        json_file,
+        {
+            "model": model,
+            "memory": str(out),
+            "edits": len(results),
+            "learned": learned,
+            "held": len(memoir.edits),
+            "seconds": seconds,
+            "results": [dataclasses.asdict(result) for result in results],
+        },
+    )
+    _show(screen, results, learned, seconds, out)
+    if learned < len(results):
+        raise typer.Exit(SOME_NOT_LEARNED)
+
+
+def _require_folder(out: Path) -> None:
+    """OSError now, not after hours of learning, where the memory could not be saved to `out`."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"the memory cannot be saved to {out}: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"the memory cannot be saved to {out}: {there} is not writable")
+
+
+def _open(model: str, memory: str | None, recipe: str | None, tau: float | None, dtype: str, device: str) -> Any:
+    from memoir_fast import Memoir, MemoirConfig
+    from memoir_fast.generation import load_model
+
+    given: dict[str, Any] = {name: value for name, value in (("recipe", recipe), ("tau", tau)) if value is not None}
+    config = MemoirConfig(**given)  # checked before the model is loaded
+    loaded, tokenizer = load_model(model, dtype, device)
+    if memory is None:
+        return Memoir.attach(loaded, tokenizer, config)
+    memoir = Memoir.from_pretrained(loaded, tokenizer, memory)
+    if tau is not None:
+        memoir.layer.tau = tau
+    return memoir
+
+
+def _show(screen: Any, results: list[Any], learned: int, seconds: float, out: Path) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    failed = [result for result in results if not result.learned]
+    if failed:
+        table = Table("id", "prompt", "target", "loss", "steps", title="not learned below the bar")
+        for result in failed[:20]:
+            texts = Text(result.prompt), Text(result.target)
+            table.add_row(str(result.edit_id), *texts, f"{result.loss:.3f}", str(result.steps))
+        screen.print(table)
+        if len(failed) > 20:
+            screen.print(f"and {len(failed) - 20} more; --json lists all")
+    screen.print(
+        f"{learned} of {len(results)} edits learned, {seconds / len(results):.2f} s each; saved in {out}", markup=False
+    )

@@ -1,0 +1,210 @@
+"""The demonstration: a model learns facts, keeps the rest, survives a new process, and forgets one on request."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from memoir_fast.errors import MemoirError
+from memoir_fast.evaluation.metrics import agreement, teacher_forced
+from memoir_fast.generation import answer, load_model
+from memoir_fast.jsonl import Fact, facts, unrelated
+from memoir_fast.memoir import EditResult, Memoir
+
+_NEW_TOKENS = 8
+_SHOWN_FACTS, _SHOWN_PARAPHRASES, _SHOWN_UNRELATED = 4, 2, 2
+_COMPARED = 8  # taught prompts whose logits are compared across processes, and as many of each other kind
+_RELOAD = "import sys; from memoir_fast.demo import write_logits; write_logits(*sys.argv[1:])"
+
+
+def run(model_name: str, edits: int, dtype: str, device: str, screen: Console, progress: bool) -> dict[str, Any]:
+    """Runs it all and returns the figures, ready for JSON.
+
+    Args:
+        model_name, dtype, device: see `generation.load_model`.
+        edits (int): how many of the package's facts are taught.
+        screen (rich.console.Console): where tables go.
+        progress (bool): show a progress bar.
+
+    Raises:
+        ValueError: the package has fewer facts.
+    """
+    known = facts()
+    if not 1 <= edits <= len(known):
+        raise ValueError(f"edits must lie in 1 .. {len(known)}, the facts that come with the package, got {edits}")
+    taught, asides = known[:edits], unrelated()
+    model, tokenizer = load_model(model_name, dtype, device)
+    shown = _shown(taught, asides)
+    old_logits = _logits(model, tokenizer, [fact.prompt for fact in taught])
+    old_answers = [answer(model, tokenizer, prompt, _NEW_TOKENS) for _, prompt, _ in shown]
+
+    memoir = Memoir.attach(model, tokenizer)
+    started = time.perf_counter()
+    results = memoir.edit([(fact.prompt, fact.target) for fact in taught], progress=progress)
+    seconds = time.perf_counter() - started
+
+    _show_answers(screen, memoir, shown, old_answers)
+    scores = _scores(memoir, taught, asides)
+    reload_equal = _reloads_equal(memoir, model_name, dtype, device, _compared(taught, asides))
+    restored = _delete_and_compare(screen, memoir, results[0], old_logits[0], old_answers[0])
+    figures = {
+        "model": model_name,
+        "edits": edits,
+        "reliability": scores["reliability"],
+        "generalization": scores["generalization"],
+        "locality": scores["locality"],
+        "seconds_per_edit": seconds / edits,
+        "reload_equal": reload_equal,
+        "delete_restores": restored,
+        "bytes_per_edit": memoir.status().bytes_per_edit,
+        "learned": sum(result.learned for result in results),
+        "steps_per_edit": sum(result.steps for result in results) / edits,
+        "paraphrases_routed": scores["paraphrases_routed"],
+        "false_matches": scores["false_matches"],
+        "unrelated_prompts": len(asides),
+        "recipe": memoir.config.learned.method,
+        "tau": memoir.tau,
+        "dtype": memoir.status().dtype,
+        "device": memoir.status().device,
+        "threads": torch.get_num_threads(),
+    }
+    _show_figures(screen, figures)
+    return figures
+
+
+def write_logits(
+    model_name: str, dtype: str, device: str, threads: str, memory: str, prompts_file: str, output: str
+) -> None:
+    """In the new process: loads model and memory, and writes the logits of the prompts, one per line of the file."""
+    torch.set_num_threads(int(threads))
+    model, tokenizer = load_model(model_name, dtype, device)
+    Memoir.from_pretrained(model, tokenizer, memory)
+    prompts = Path(prompts_file).read_text(encoding="utf-8").splitlines()
+    _save_logits(_logits(model, tokenizer, prompts), output)
+
+
+def _save_logits(logits: Sequence[torch.Tensor], path: str) -> None:
+    safetensors.torch.save_file({f"{index:04d}": one for index, one in enumerate(logits)}, path)
+
+
+@torch.no_grad()
+def _logits(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[torch.Tensor]:
+    """Logits [S, V] of each prompt, run by itself."""
+    found = []
+    for prompt in prompts:
+        inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+        output = model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, use_cache=False)
+        found.append(output.logits[0].cpu())
+    return found
+
+
+def _shown(taught: Sequence[Fact], asides: Sequence[tuple[str, str]]) -> list[tuple[str, str, str]]:
+    """(kind, prompt, what it was taught) for the rows of the table, the first fact first."""
+    rows = [("edit", fact.prompt, fact.target) for fact in taught[:_SHOWN_FACTS]]
+    rows += [("paraphrase", fact.paraphrases[0], fact.target) for fact in taught[:_SHOWN_PARAPHRASES]]
+    return rows + [("unrelated", prompt, "-") for prompt, _ in asides[:_SHOWN_UNRELATED]]
+
+
+def _compared(taught: Sequence[Fact], asides: Sequence[tuple[str, str]]) -> list[str]:
+    some = taught[:_COMPARED]
+    return [
+        *(fact.prompt for fact in some),
+        *(fact.paraphrases[0] for fact in some),
+        *(prompt for prompt, _ in asides[:_COMPARED]),
+    ]
+
+
+def _scores(memoir: Memoir, taught: Sequence[Fact], asides: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Mean scores, how many paraphrases went to their own fact, and which unrelated prompts went anywhere."""
+    own = teacher_forced(memoir, [(fact.prompt, fact.target) for fact in taught])
+    wordings = [(index, text) for index, fact in enumerate(taught) for text in fact.paraphrases]
+    others = teacher_forced(memoir, [(text, taught[index].target) for index, text in wordings])
+    with memoir.disabled():
+        before = teacher_forced(memoir, asides)
+    after = teacher_forced(memoir, asides)
+    ids = {edit.prompt: edit_id for edit_id, edit in memoir.edits.items()}
+    right = [item.route.edit_id == ids[taught[index].prompt] for (index, _), item in zip(wordings, others, strict=True)]
+    return {
+        "reliability": _mean([item.accuracy for item in own]),
+        "generalization": _mean([item.accuracy for item in others]),
+        "locality": _mean([agreement(new.predicted, old.predicted) for new, old in zip(after, before, strict=True)]),
+        "paraphrases_routed": _mean(right),
+        "false_matches": sum(item.route.edit_id >= 0 for item in after),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _reloads_equal(memoir: Memoir, model_name: str, dtype: str, device: str, prompts: Sequence[str]) -> bool:
+    """Saves the memory, loads it in a new process, and compares the logits of some prompts bit by bit."""
+    here = _logits(memoir.model, memoir.tokenizer, prompts)
+    with tempfile.TemporaryDirectory(prefix="memoir_fast-demo-") as name:
+        folder = Path(name)
+        memory, prompts_file, output = folder / "memory", folder / "prompts.txt", folder / "logits.safetensors"
+        memoir.save_pretrained(memory)
+        prompts_file.write_text("\n".join(prompts), encoding="utf-8")
+        arguments = [model_name, dtype, device, str(torch.get_num_threads()), memory, prompts_file, output]
+        command = [sys.executable, "-c", _RELOAD, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+            raise MemoirError(f"the new process that loads the memory failed: {last[0]}")
+        there = safetensors.torch.load_file(output)
+    return len(there) == len(here) and all(torch.equal(one, there[f"{index:04d}"]) for index, one in enumerate(here))
+
+
+def _delete_and_compare(
+    screen: Console, memoir: Memoir, result: EditResult, old_logits: torch.Tensor, old_answer: str
+) -> bool:
+    """Deletes one edit; whether its prompt then gets what the unedited model says, bit by bit."""
+    model, tokenizer = memoir.model, memoir.tokenizer
+    edited = answer(model, tokenizer, result.prompt, _NEW_TOKENS)
+    memoir.delete(result.edit_id)
+    (logits,) = _logits(model, tokenizer, [result.prompt])
+    again = answer(model, tokenizer, result.prompt, _NEW_TOKENS)
+    table = Table("edited", "edit deleted", "before any edit", title=Text(result.prompt))
+    table.add_row(Text(edited), Text(again), Text(old_answer))
+    screen.print(table)
+    return torch.equal(logits, old_logits) and again == old_answer
+
+
+def _show_answers(
+    screen: Console, memoir: Memoir, shown: Sequence[tuple[str, str, str]], old_answers: Sequence[str]
+) -> None:
+    table = Table("", "prompt", "taught", "before", "after", "route")
+    for (kind, prompt, target), before in zip(shown, old_answers, strict=True):
+        after = answer(memoir.model, memoir.tokenizer, prompt, _NEW_TOKENS)
+        route = memoir.last_routes[0]
+        went = f"edit {route.edit_id}" if route.edit_id >= 0 else "none"
+        table.add_row(kind, *map(Text, (prompt, target, before, after)), f"{went} ({route.overlap:.2f})")
+    screen.print(table)
+
+
+def _show_figures(screen: Console, figures: dict[str, Any]) -> None:
+    table = Table("", "", show_header=False)
+    missed = f"{figures['false_matches']} of {figures['unrelated_prompts']} unrelated prompts matched an edit"
+    rows = {
+        "model": f"{figures['model']}, {figures['dtype']} on {figures['device']}, {figures['threads']} threads",
+        "edits": f"{figures['edits']}, {figures['learned']} learned below the bar, recipe {figures['recipe']}",
+        "reliability": f"{figures['reliability']:.3f}",
+        "generalization": f"{figures['generalization']:.3f} ({figures['paraphrases_routed']:.1%} routed to their edit)",
+        "locality": f"{figures['locality']:.3f} ({missed})",
+        "seconds per edit": f"{figures['seconds_per_edit']:.2f} ({figures['steps_per_edit']:.1f} steps)",
+        "bytes per edit": f"{figures['bytes_per_edit']:,}",
+        "reloaded in a new process": "the same bits" if figures["reload_equal"] else "DIFFERENT",
+        "edit deleted": "the old answer, the same bits" if figures["delete_restores"] else "NOT the old answer",
+    }
+    for name, value in rows.items():
+        table.add_row(name, Text(value))
+    screen.print(table)
