@@ -12,9 +12,9 @@ from tqdm.auto import tqdm
 
 from memoir_fast import backends, checkpoint
 from memoir_fast.config import MemoirConfig
-from memoir_fast.editing import RECIPES, Edit, Recipe, paper
+from memoir_fast.editing import RECIPES, Edit, Recipe, fast, paper
 from memoir_fast.editing.background import background_mean, irrelevant_prompts
-from memoir_fast.editing.context import EditContext, Request
+from memoir_fast.editing.context import EditContext, Learned
 from memoir_fast.editing.prefixes import write_prefixes
 from memoir_fast.editing.request import Row, prompt_ids
 from memoir_fast.errors import MemoirError
@@ -269,35 +269,40 @@ class Memoir:
     def _learn(
         self, context: EditContext, recipe: Recipe, wanted: Sequence[tuple[Edit, list[Row]]], progress: bool
     ) -> Iterator[EditResult]:
-        for edit, rows in tqdm(wanted, desc="editing", unit="edit", disable=not progress):
-            started = time.perf_counter()
-            request = context.request(edit, rows)
-            learned = paper.learn(context, request, recipe)
-            edit_id, replaced = self._commit(request, learned)
-            yield EditResult(
-                edit_id,
-                edit.prompt,
-                edit.target,
-                learned=learned.loss <= recipe.bar,
-                loss=learned.loss,
-                steps=learned.steps,
-                seconds=time.perf_counter() - started,
-                replaced=replaced,
-            )
+        learn = {"paper": paper.learn, "fast": fast.learn}[recipe.method]
+        with tqdm(total=len(wanted), desc="editing", unit="edit", disable=not progress) as bar:
+            for start in range(0, len(wanted), recipe.batch):
+                started = time.perf_counter()
+                batch = learn(context, wanted[start : start + recipe.batch], recipe)
+                seconds = (time.perf_counter() - started) / len(batch)
+                for learned in batch:
+                    edit_id, replaced = self._commit(learned)
+                    bar.update()
+                    yield EditResult(
+                        edit_id,
+                        learned.edit.prompt,
+                        learned.edit.target,
+                        learned=learned.loss <= recipe.bar,
+                        loss=learned.loss,
+                        steps=learned.steps,
+                        seconds=seconds,
+                        replaced=replaced,
+                    )
 
-    def _commit(self, request: Request, learned: Any) -> tuple[int, bool]:
+    def _commit(self, learned: Learned) -> tuple[int, bool]:
         """Writes one learned edit to the memory and the store, or changes nothing at all."""
         store, weight = self.layer.store, self.layer.memory.weight
-        rows, edits, backup = len(store), dict(self.edits), weight.clone()
-        old = next((edit_id for edit_id, edit in self.edits.items() if edit.prompt == request.edit.prompt), None)
+        changed, rows, edits = learned.rows(), len(store), dict(self.edits)
+        backup = weight[changed].clone()
+        old = next((edit_id for edit_id, edit in self.edits.items() if edit.prompt == learned.edit.prompt), None)
         try:
             learned.write(weight)
-            edit_id = store.append(request.mask, request.columns) if old is None else old
+            edit_id = store.append(learned.mask, learned.columns) if old is None else old
             if old is not None:
-                store.masks[old], store.columns[old] = request.mask, request.columns
-            self.edits[edit_id] = request.edit
+                store.masks[old], store.columns[old] = learned.mask, learned.columns
+            self.edits[edit_id] = learned.edit
         except BaseException:
-            weight.copy_(backup)
+            weight[changed] = backup
             store.truncate(rows)
             self.edits = edits
             raise

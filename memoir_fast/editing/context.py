@@ -1,25 +1,38 @@
 """What every recipe needs to learn an edit: the model, the layer, the prefixes, and the request as token rows."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import torch
 
 from memoir_fast.editing.prefixes import with_prefix
 from memoir_fast.editing.request import Edit, Row, context_length, prompt_ids, row
+from memoir_fast.editing.tail import Tail
 from memoir_fast.editing.trunk import layer_input
 from memoir_fast.modules import MemoirLinear
 from memoir_fast.presets import device_of
 
 
-class Request(NamedTuple):
-    """One edit, ready to be learned: its rows (plain prompt first), mask int32 [W] and columns int32 [k]."""
+@dataclass(frozen=True)
+class Learned(ABC):
+    """What was learned for one edit, not yet written anywhere."""
 
     edit: Edit
-    rows: list[Row]
-    mask: torch.Tensor
-    columns: torch.Tensor
+    mask: torch.Tensor  # int32 [W]
+    columns: torch.Tensor  # int32 [k]
+    steps: int
+    loss: float
+
+    @abstractmethod
+    def write(self, memory: torch.Tensor) -> None:
+        """Changes memory [D, O] in place."""
+
+    def rows(self) -> torch.Tensor | slice:
+        """Which rows of memory `write` changes, as an index."""
+        return self.columns.long()
 
 
 @dataclass
@@ -32,6 +45,11 @@ class EditContext:
     prefixes: Sequence[str]
     irrelevant_row: Row
 
+    @cached_property
+    def tail(self) -> Tail:
+        """The part of the model behind the edited layer."""
+        return Tail(self.model, self.layer)
+
     def rows(self, edit: Edit) -> list[Row]:
         """Token rows of an edit: the prompt, then the prompt after each prefix, as far as the context has room."""
         longest = context_length(self.model)
@@ -39,17 +57,20 @@ class EditContext:
         prefixed = [row(self.tokenizer, with_prefix(text, edit.prompt), edit.target) for text in self.prefixes]
         return [plain, *(one for one in prefixed if longest is None or len(one.ids) <= longest)]
 
-    def hash(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mask int32 [W] and columns int32 [k] of a prompt, run by itself as a query would be."""
-        ids = torch.tensor([prompt_ids(self.tokenizer, prompt)], device=device_of(self.model))
+    def hash(self, edit: Edit) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mask int32 [W] and columns int32 [k] of an edit's prompt, run by itself as a query would be."""
+        ids = torch.tensor([prompt_ids(self.tokenizer, edit.prompt)], device=device_of(self.model))
         x = layer_input(self.model, self.layer, input_ids=ids, attention_mask=torch.ones_like(ids))
-        mask, columns = self.layer.tophash(x)
-        return mask[0], columns[0]
+        masks, columns = self.hashed(x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device), [edit])
+        return masks[0], columns[0]
 
-    def request(self, edit: Edit, rows: list[Row]) -> Request:
-        """The edit with its rows and its mask. ValueError where the prompt's activations are not finite."""
-        try:
-            mask, columns = self.hash(edit.prompt)
-        except ValueError as error:
-            raise ValueError(f"the model's activations on {edit.prompt!r} cannot be hashed: {error}") from error
-        return Request(edit, rows, mask, columns)
+    def hashed(self, x: torch.Tensor, prompt: torch.Tensor, edits: Sequence[Edit]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masks int32 [E, W], columns int32 [E, k] of layer inputs x [E, S, D] at prompt tokens, bool [E, S].
+
+        ValueError where an edit's activations are not finite.
+        """
+        masks, columns = self.layer.tophash(x, prompt, check=False)
+        for edit, chosen in zip(edits, columns[:, 0].tolist(), strict=True):
+            if chosen < 0:
+                raise ValueError(f"the model's activations on {edit.prompt!r} must be finite, got NaN or infinity")
+        return masks, columns

@@ -1,31 +1,34 @@
 """`recipe="paper"`: one edit as published, written plainly. It is the oracle for every faster recipe."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from memoir_fast.editing.context import EditContext, Request
+from memoir_fast.editing.context import EditContext, Learned
 from memoir_fast.editing.recipe import Recipe
-from memoir_fast.editing.request import pad, padding_id
+from memoir_fast.editing.request import Edit, Row, pad, padding_id
 from memoir_fast.editing.trunk import frozen
 from memoir_fast.presets import device_of
 
 
-class PaperLearned(NamedTuple):
-    """The outcome of the published loop, not yet written: new rows [k, O] and what decay has left of all others."""
+@dataclass(frozen=True)
+class PaperLearned(Learned):
+    """The outcome of the published loop."""
 
-    columns: torch.Tensor
-    rows: torch.Tensor
-    kept: float
-    steps: int
-    loss: float
+    slab: torch.Tensor  # [k, O], the edit's rows of W_m from now on
+    kept: float  # what weight decay has left of all other rows
+
+    def rows(self) -> torch.Tensor | slice:
+        """All of them, where there is decay."""
+        return super().rows() if self.kept == 1.0 else slice(None)
 
     def write(self, memory: torch.Tensor) -> None:
         """Decays all of memory [D, O], then sets the edit's rows."""
         if self.kept != 1.0:
             memory *= self.kept
-        memory[self.columns.long()] = self.rows.to(memory.dtype)
+        memory[self.columns.long()] = self.slab.to(memory.dtype)
 
 
 def row_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -44,25 +47,34 @@ def row_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return per_token.sum(dim=1) / ((labels[:, 1:] != -100).sum(dim=1) + 1)
 
 
-def learn(context: EditContext, request: Request, recipe: Recipe) -> PaperLearned:
+def learn(context: EditContext, wanted: Sequence[tuple[Edit, list[Row]]], recipe: Recipe) -> list[Learned]:
+    """Learns one edit (more would need what the ones before have written): see `_learn_one`."""
+    ((edit, rows),) = wanted
+    return [_learn_one(context, edit, rows, recipe)]
+
+
+def _learn_one(context: EditContext, edit: Edit, relevant: list[Row], recipe: Recipe) -> PaperLearned:
     """Learns one edit: full forward and backward passes of the model over its rows, clipped SGD on the k rows of W_m.
 
     Rows: the prompt, the prompt after each prefix, and one irrelevant prompt whose output is thrown away, as
     published. Every token of every row goes through the edit's columns. Source: MEMOIR (arXiv 2506.07899), section 3.2.
     """
     model, layer = context.model, context.layer
-    relevant = len(request.rows)
-    rows = [*request.rows, context.irrelevant_row]
-    input_ids, mask, labels = pad(rows, padding_id(context.tokenizer), device_of(model))
-    columns = request.columns.long()
+    input_ids, mask, labels = pad([*relevant, context.irrelevant_row], padding_id(context.tokenizer), device_of(model))
+    stored, owned = context.hash(edit)
+    columns = owned.long()
     memory = layer.memory.weight
     slab = memory[columns].to(torch.promote_types(memory.dtype, torch.float32)).requires_grad_()
+
+    def through_slab(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return y + (x.index_select(-1, columns).to(slab.dtype) @ slab).to(y.dtype)
+
     losses: list[float] = []
     steps = 0
-    with frozen(model), torch.enable_grad(), layer.draft(columns, slab):
+    with frozen(model), torch.enable_grad(), layer.drafting(through_slab):
         for _ in range(recipe.steps):
             logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
-            loss = row_losses(logits, labels)[:relevant].mean()
+            loss = row_losses(logits, labels)[: len(relevant)].mean()
             losses.append(loss.item())
             if len(losses) > 1 and abs(losses[-1] - losses[-2]) <= recipe.settled and losses[-1] <= recipe.bar:
                 break
@@ -73,4 +85,4 @@ def learn(context: EditContext, request: Request, recipe: Recipe) -> PaperLearne
                 slab -= recipe.learning_rate * (gradient + recipe.weight_decay * slab)
             steps += 1
     kept = (1 - recipe.learning_rate * recipe.weight_decay) ** steps
-    return PaperLearned(request.columns, slab.detach(), kept, steps, losses[-1])
+    return PaperLearned(edit, stored, owned, steps, losses[-1], slab.detach(), kept)

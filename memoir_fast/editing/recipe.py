@@ -15,7 +15,7 @@ class Recipe:
     """
 
     method: str
-    """The procedure: "paper" (the published loop)."""
+    """The procedure: "paper" (the published loop) or "fast" (dual form on the model's tail)."""
 
     steps: int
     """Most gradient steps per edit."""
@@ -25,8 +25,14 @@ class Recipe:
     bar: float = 0.02
     """An edit whose last loss is above this is reported as not learned; at or below it, learning may stop early."""
 
-    settled: float = 1e-4
-    """The published loop stops early only where the loss also changed by at most this in the last step."""
+    optimizer: str = "sgd"
+    """ "sgd", or (fast only) "adam"."""
+
+    batch: int = 1
+    """Edits learned together as one joint problem (fast only)."""
+
+    settled: float = float("inf")
+    """Learning stops early only where the loss also changed by at most this in the last step."""
 
     clip: float | None = None
     """Largest norm of an edit's gradient."""
@@ -40,10 +46,19 @@ class Recipe:
                 "a recipe needs steps >= 1, learning_rate > 0, bar >= 0 and weight_decay >= 0, got "
                 f"{self.steps}, {self.learning_rate}, {self.bar}, {self.weight_decay}"
             )
+        if self.method not in ("paper", "fast") or self.optimizer not in ("sgd", "adam"):
+            raise ValueError(f"method is paper or fast, optimizer sgd or adam, got {self.method!r}, {self.optimizer!r}")
+        if self.method == "paper" and (self.optimizer != "sgd" or self.batch != 1):
+            raise ValueError("the published loop is SGD on one edit at a time; method='fast' has other ways")
+        if self.method == "fast" and self.weight_decay:
+            raise ValueError("weight decay erodes old edits; only method='paper' has it")
+        if self.batch < 1:
+            raise ValueError(f"batch must be at least 1, got {self.batch}")
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"clip must be positive or None, got {self.clip}")
 
 
 RECIPES = {
-    "paper": Recipe("paper", steps=30, learning_rate=1.0, clip=1.0, weight_decay=1e-5),
+    "paper": Recipe("paper", steps=30, learning_rate=1.0, clip=1.0, weight_decay=1e-5, settled=1e-4),
+    "fast": Recipe("fast", steps=60, learning_rate=0.01, optimizer="adam"),
 }

@@ -69,7 +69,7 @@ class MemoirLinear(nn.Module):
         self.memory = ResidualMemory(width, outputs, dtype, weight.device)
         self.tau = tau
         self.router: Callable[[torch.Tensor], torch.Tensor | None] | None = None
-        self._draft: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._draft: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
         self.register_state_dict_post_hook(_base_keys_as_own)
         self.register_load_state_dict_pre_hook(_own_keys_as_base)
 
@@ -109,9 +109,9 @@ class MemoirLinear(nn.Module):
         return self.store.match(mask, self.min_overlap)
 
     @contextmanager
-    def draft(self, columns: torch.Tensor, slab: torch.Tensor) -> Iterator[None]:
-        """While an edit is learned: every token goes through `slab` [k, O] at `columns` [k] instead of the memory."""
-        self._draft = columns, slab
+    def drafting(self, output: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Iterator[None]:
+        """While an edit is learned: the layer gives `output(x, y)` for its input x and the base layer's output y."""
+        self._draft = output
         try:
             yield
         finally:
@@ -121,8 +121,7 @@ class MemoirLinear(nn.Module):
         """x [B, S, D] or [B, D] -> the same shape with O outputs."""
         y = self.base(x)
         if self._draft is not None:
-            columns, slab = self._draft
-            return y + (x.index_select(-1, columns).to(slab.dtype) @ slab).to(y.dtype)
+            return self._draft(x, y)
         tokens = x if x.dim() == 3 else x.reshape(x.shape[0], -1, x.shape[-1])
         route = self.router(tokens) if self.router else self.match(tokens)[0]
         if route is None or len(self.store) == 0:
