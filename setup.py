@@ -13,6 +13,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 REASON_FILE = "_build_failure.txt"
 OLDEST_TORCH = (2, 10)  # the stable ABI that the extension is written against
-DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+DEFAULT_ARCHITECTURES = "8.0+PTX;9.0;10.0;12.0"  # a binary serves the later minor versions of its major too
 CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -Wall -Wextra"
 # GCC 12 sees uninitialised values inside its own AVX-512 header.
 CXX_FLAGS += " -Wno-uninitialized -Wno-maybe-uninitialized"
@@ -96,8 +97,8 @@ class Plan:
         includes = [torch / "include", package_folder("pybind11") / "include", sysconfig.get_path("include")]
         self.defines = [
             f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000ULL",
-            f'-DMEMOIR_FAST_TORCH=\\"{torch_version()}\\"',
-            f'-DMEMOIR_FAST_TORCH_TARGET=\\"{".".join(map(str, OLDEST_TORCH))}\\"',
+            text_define("MEMOIR_FAST_TORCH", torch_version()),
+            text_define("MEMOIR_FAST_TORCH_TARGET", ".".join(map(str, OLDEST_TORCH))),
         ]
         self.cxx = find_tool("C++ compiler", os.environ.get("CXX"), "g++", "c++", "clang++")
         self.libraries = [f"-L{torch / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
@@ -122,8 +123,8 @@ class Plan:
         release = subprocess.run([self.nvcc, "--version"], capture_output=True, text=True, check=True).stdout
         version = re.search(r"release ([\d.]+)", release)
         self.defines += [
-            f'-DMEMOIR_FAST_CUDA=\\"{version[1] if version else "unknown"}\\"',
-            f'-DMEMOIR_FAST_CUDA_ARCHITECTURES=\\"{wanted.replace(" ", ";")}\\"',
+            text_define("MEMOIR_FAST_CUDA", version[1] if version else "unknown"),
+            text_define("MEMOIR_FAST_CUDA_ARCHITECTURES", wanted),
         ]
         self.sources += sorted((ROOT / "csrc").glob("*.cu"))
         folders = [target / "lib", target / "lib64", home / "lib64"]
@@ -170,6 +171,10 @@ class Plan:
         beside = self.output.with_suffix(".new")
         shutil.copy(self.folder / self.output.name, beside)
         os.replace(beside, self.output)
+
+
+def text_define(name, text):
+    return shlex.quote(f'-D{name}="{text}"')
 
 
 def escaped(path):

@@ -1,0 +1,36 @@
+#include "overlap_launch.cuh"
+
+namespace memoir {
+
+Kernel choose_kernel(int64_t queries, const Gpu& gpu) {
+  if (queries <= 1) return Kernel::popc1;
+  if (queries <= 2) return Kernel::popc2;
+  const bool bit_mma = gpu.major == 8 || gpu.major == 9;
+  if (queries <= 3 || (queries <= 4 && !bit_mma)) return Kernel::popc4;
+  if (!bit_mma) return Kernel::popc8;
+  return queries <= SmallTiling::kQueries ? Kernel::mma_small : Kernel::mma_large;
+}
+
+int queries_per_tile(Kernel kernel) {
+  switch (kernel) {
+    case Kernel::popc1:
+      return 1;
+    case Kernel::popc2:
+      return 2;
+    case Kernel::popc4:
+      return 4;
+    case Kernel::popc8:
+      return 8;
+    case Kernel::mma_small:
+      return SmallTiling::kQueries;
+    case Kernel::mma_large:
+      break;
+  }
+  return LargeTiling::kQueries;
+}
+
+cudaError_t launch_mask_overlap(const Scan& scan, Kernel kernel, const Gpu& gpu, cudaStream_t stream) {
+  return launch<false>(scan, kernel, gpu, stream);
+}
+
+}  // namespace memoir

@@ -1,0 +1,230 @@
+// popcount(query AND row) on a GPU, for mask_overlap (kMatch = false: every overlap is written) and mask_match
+// (kMatch = true: only the best row of each query leaves the chip). Two kernels: POPC for few queries, one-bit matrix
+// instructions for many. The reduction is a maximum of integers, so its order leaves no trace in the result.
+#pragma once
+
+#include <cstdint>
+
+#include "device.cuh"
+#include "scan.h"
+
+namespace memoir {
+
+// A match as one number: more bits win, then the lower row. 0 stands for no row at all.
+DEVICE unsigned long long match_key(int overlap, int row) {
+  return static_cast<unsigned long long>(overlap) << 32 | (0xffffffffu - static_cast<unsigned int>(row));
+}
+
+template <bool kMatch>
+DEVICE int rows_to_scan(const Scan& scan) {
+  if (!kMatch) return scan.rows;
+  const int count = *scan.count;
+  return count < 0 ? 0 : count > scan.rows ? scan.rows : count;
+}
+
+DEVICE unsigned long long larger(unsigned long long a, unsigned long long b) { return a > b ? a : b; }
+
+// Reports a block's best keys, one per thread below `used`; the last block of the tile to do so writes the answer.
+DEVICE void report(const Scan& scan, int tile, int first_query, int used, unsigned long long key) {
+  if (static_cast<int>(threadIdx.x) < used && key != 0) atomic_max(scan.best + first_query + threadIdx.x, key);
+  memory_fence();
+  block_barrier();
+  const unsigned int others = gridDim.x / scan.query_tiles - 1;
+  const bool last = any_thread(threadIdx.x == 0 && atomic_increment(scan.finished + tile) == others);
+  if (!last || static_cast<int>(threadIdx.x) >= used) return;
+  memory_fence();
+  const int query = first_query + threadIdx.x;
+  const unsigned long long best = atomic_max(scan.best + query, 0);
+  const int overlap = static_cast<int>(best >> 32);
+  scan.overlap[query] = overlap;
+  scan.edit[query] =
+      overlap >= scan.min_overlap ? static_cast<int>(0xffffffffu - static_cast<unsigned int>(best)) : -1;
+}
+
+constexpr int kWarp = 32;
+constexpr int kRowLanes = 8;  // threads that read one row: 128 bytes at a time
+constexpr int kScanThreads = 256;
+constexpr int kResidentBlocks = 2;  // per multiprocessor, of kScanThreads
+
+DEVICE int shared_bits(const uint4& a, const uint4& b) {
+  return count_bits(a.x & b.x) + count_bits(a.y & b.y) + count_bits(a.z & b.z) + count_bits(a.w & b.w);
+}
+
+// Few queries: every row is read once, straight into registers, and counted against kQueries queries from the
+// first-level cache. A warp holds four rows at a time.
+template <int kQueries, bool kMatch>
+GLOBAL LAUNCH_BOUNDS(kScanThreads, kResidentBlocks) void popc_scan(const Scan scan) {
+  SHARED unsigned long long block_best[kScanThreads / kWarp][kQueries];
+  constexpr int kLoads = kQueries == 1 ? 7 : kQueries == 2 ? 4 : kQueries == 4 ? 2 : 1;  // in flight per thread
+  const int tile = blockIdx.x % scan.query_tiles;
+  const int first_query = tile * kQueries;
+  const int used = scan.queries - first_query < kQueries ? scan.queries - first_query : kQueries;
+  const int warps = blockDim.x / kWarp, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int rows_per_warp = kWarp / kRowLanes;
+  const int64_t step = static_cast<int64_t>(gridDim.x / scan.query_tiles) * warps * rows_per_warp;
+  const int count = rows_to_scan<kMatch>(scan);
+
+  const uint4* query[kQueries];  // the last query stands in for those past the end; its result is dropped
+  for (int q = 0; q < kQueries; ++q) {
+    query[q] = scan.query + (first_query + (q < used ? q : used - 1)) * scan.query_stride;
+  }
+  unsigned long long best[kQueries] = {};
+  int64_t first = (static_cast<int64_t>(blockIdx.x / scan.query_tiles) * warps + warp) * rows_per_warp;
+  for (; first < count; first += step) {
+    const int64_t row = first + lane / kRowLanes;
+    const uint4* masks = scan.store + (row < count ? row : count - 1) * scan.store_stride;
+    int overlap[kQueries] = {};
+#pragma unroll kLoads
+    for (int piece = lane % kRowLanes; piece < scan.pieces; piece += kRowLanes) {
+      const uint4 mask = load_streaming(masks + piece);
+#pragma unroll
+      for (int q = 0; q < kQueries; ++q) overlap[q] += shared_bits(mask, load_cached(query[q] + piece));
+    }
+#pragma unroll
+    for (int q = 0; q < kQueries; ++q) {
+      for (int apart = kRowLanes / 2; apart > 0; apart /= 2) overlap[q] += from_lane(overlap[q], apart);
+      if (row >= count) continue;
+      if (kMatch) {
+        best[q] = larger(best[q], match_key(overlap[q], static_cast<int>(row)));
+      } else if (q < used && lane % kRowLanes == 0) {
+        scan.overlap[static_cast<int64_t>(first_query + q) * scan.rows + row] = overlap[q];
+      }
+    }
+  }
+  if constexpr (kMatch) {
+#pragma unroll
+    for (int q = 0; q < kQueries; ++q) {
+      for (int apart = kRowLanes; apart < kWarp; apart *= 2) best[q] = larger(best[q], from_lane(best[q], apart));
+      if (lane == 0) block_best[warp][q] = best[q];
+    }
+    block_barrier();
+    unsigned long long key = 0;
+    if (static_cast<int>(threadIdx.x) < used) {
+      for (int w = 0; w < warps; ++w) key = larger(key, block_best[w][threadIdx.x]);
+    }
+    report(scan, tile, first_query, used, key);
+  }
+}
+
+// Many queries: tiles of queries x rows, staged in shared memory 64 bytes of every row at a time, multiplied by
+// mma.m16n8k256 (AND, then count). The k index of a bit is free as long as both sides agree: a thread's 16 bytes of a
+// row are its fragments of two products, so that nothing is shuffled.
+template <int kWarpsM, int kWarpsN, int kTilesM, int kTilesN>
+struct Tiling {
+  static constexpr int kThreads = kWarpsM * kWarpsN * kWarp;
+  static constexpr int kQueries = kWarpsM * kTilesM * 16;
+  static constexpr int kRows = kWarpsN * kTilesN * 8;
+  static constexpr int kPieces = 4;  // per row and stage
+  static constexpr int kStages = 3;
+  static constexpr int kStage = (kQueries + kRows) * kPieces;
+  static constexpr int kTilesOfQueries = kTilesM, kTilesOfRows = kTilesN, kWarpsOfRows = kWarpsN;
+};
+using LargeTiling = Tiling<2, 2, 4, 8>;  // 128 queries x 128 rows, 48 KiB of shared memory
+using SmallTiling = Tiling<1, 4, 2, 4>;  // 32 queries x 128 rows
+
+template <class T>
+DEVICE void stage_pieces(const Scan& scan, uint4* stage, int first_query, int64_t first_row, int first_piece) {
+  for (int i = threadIdx.x; i < T::kStage; i += T::kThreads) {
+    const int line = i / T::kPieces, piece = first_piece + i % T::kPieces;
+    const bool of_query = line < T::kQueries;
+    const int64_t row = of_query ? first_query + line : first_row + line - T::kQueries;
+    const bool inside = piece < scan.pieces && row < (of_query ? scan.queries : scan.rows);
+    const uint4* from = of_query ? scan.query + row * scan.query_stride : scan.store + row * scan.store_stride;
+    copy_async(stage + i, inside ? from + piece : scan.query, inside);
+  }
+}
+
+template <class T>
+DEVICE void multiply_stage(const uint4* stage, int warp_m, int warp_n, int lane,
+                           int (&sum)[T::kTilesOfQueries][T::kTilesOfRows][4]) {
+  const uint4* queries = stage + (warp_m * T::kTilesOfQueries * 16 + lane / 4) * T::kPieces + lane % 4;
+  const uint4* rows = stage + (T::kQueries + warp_n * T::kTilesOfRows * 8 + lane / 4) * T::kPieces + lane % 4;
+  uint4 a[T::kTilesOfQueries][2];
+#pragma unroll
+  for (int m = 0; m < T::kTilesOfQueries; ++m) {
+    a[m][0] = queries[m * 16 * T::kPieces];
+    a[m][1] = queries[(m * 16 + 8) * T::kPieces];
+  }
+#pragma unroll
+  for (int n = 0; n < T::kTilesOfRows; ++n) {
+    const uint4 b = rows[n * 8 * T::kPieces];
+#pragma unroll
+    for (int m = 0; m < T::kTilesOfQueries; ++m) {
+      multiply_bits(sum[m][n], a[m][0].x, a[m][1].x, a[m][0].y, a[m][1].y, b.x, b.y);
+      multiply_bits(sum[m][n], a[m][0].z, a[m][1].z, a[m][0].w, a[m][1].w, b.z, b.w);
+    }
+  }
+}
+
+template <class T, bool kMatch>
+GLOBAL LAUNCH_BOUNDS(T::kThreads, 2) void mma_scan(const Scan scan) {
+#if HAS_BIT_MMA
+  SHARED_ALIGNED(16) uint4 stages[T::kStages][T::kStage];
+  const int tile = blockIdx.x % scan.query_tiles;
+  const int first_query = tile * T::kQueries;
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x / scan.query_tiles) * T::kRows;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int warp_m = warp / T::kWarpsOfRows, warp_n = warp % T::kWarpsOfRows;
+  const int count = rows_to_scan<kMatch>(scan);
+  const int steps = first_row < count ? (scan.pieces + T::kPieces - 1) / T::kPieces : 0;
+
+  int sum[T::kTilesOfQueries][T::kTilesOfRows][4] = {};
+  for (int step = 0; step < T::kStages - 1; ++step) {
+    if (step < steps) stage_pieces<T>(scan, stages[step], first_query, first_row, step * T::kPieces);
+    commit_copies();
+  }
+  for (int step = 0; step < steps; ++step) {
+    wait_for_copies<T::kStages - 2>();
+    block_barrier();  // the stage of this step is complete, and everybody has left that of the step before
+    const int ahead = step + T::kStages - 1;
+    if (ahead < steps) {
+      stage_pieces<T>(scan, stages[ahead % T::kStages], first_query, first_row, ahead * T::kPieces);
+    }
+    commit_copies();
+    multiply_stage<T>(stages[step % T::kStages], warp_m, warp_n, lane, sum);
+  }
+  wait_for_copies<0>();
+  block_barrier();
+
+  // A thread holds, of each 16 x 8 product, rows lane / 4 and lane / 4 + 8, columns lane % 4 * 2 and the one after.
+  auto* block_best = reinterpret_cast<unsigned long long*>(stages);  // [kWarpsOfRows][kQueries]
+#pragma unroll
+  for (int m = 0; m < T::kTilesOfQueries; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int in_block = (warp_m * T::kTilesOfQueries + m) * 16 + half * 8 + lane / 4;
+      unsigned long long best = 0;
+#pragma unroll
+      for (int n = 0; n < T::kTilesOfRows; ++n) {
+#pragma unroll
+        for (int side = 0; side < 2; ++side) {
+          const int64_t row = first_row + (warp_n * T::kTilesOfRows + n) * 8 + lane % 4 * 2 + side;
+          const int overlap = sum[m][n][half * 2 + side];
+          if (row >= count) continue;
+          if (kMatch) {
+            best = larger(best, match_key(overlap, static_cast<int>(row)));
+          } else if (first_query + in_block < scan.queries) {
+            scan.overlap[static_cast<int64_t>(first_query + in_block) * scan.rows + row] = overlap;
+          }
+        }
+      }
+      if (kMatch) {
+        best = larger(best, from_lane(best, 1));
+        best = larger(best, from_lane(best, 2));
+        if (lane % 4 == 0) block_best[warp_n * T::kQueries + in_block] = best;
+      }
+    }
+  }
+  if constexpr (kMatch) {
+    block_barrier();
+    unsigned long long key = 0;
+    const int used = scan.queries - first_query < T::kQueries ? scan.queries - first_query : T::kQueries;
+    if (static_cast<int>(threadIdx.x) < used) {
+      for (int w = 0; w < T::kWarpsOfRows; ++w) key = larger(key, block_best[w * T::kQueries + threadIdx.x]);
+    }
+    report(scan, tile, first_query, used, key);
+  }
+#endif
+}
+
+}  // namespace memoir

@@ -1,0 +1,32 @@
+// The arguments of the GPU kernels, for the code that launches them too.
+#pragma once
+
+#include <cstdint>
+
+#ifdef MEMOIR_FAST_EMULATE
+#include "emulate.h"
+#else
+#include <vector_types.h>
+#endif
+
+namespace memoir {
+
+// One call. A piece is 16 bytes, the unit of every load; rows start on 16-byte boundaries.
+struct Scan {
+  const uint4* query;
+  const uint4* store;
+  int64_t query_stride, store_stride;  // pieces from row to row
+  int queries, rows, pieces;           // pieces of a row
+  int query_tiles;                     // blocks b with b % query_tiles == t share the queries of tile t
+
+  int32_t* overlap;  // mask_overlap: [queries, rows]; mask_match: [queries]
+
+  // mask_match only.
+  const int32_t* count;  // rows to look at, on the device
+  int32_t* edit;         // [queries]
+  int64_t min_overlap;
+  unsigned long long* best;  // [queries], zero at launch: see match_key
+  unsigned int* finished;    // [query_tiles], zero at launch: blocks that have reported
+};
+
+}  // namespace memoir
