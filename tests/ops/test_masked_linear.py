@@ -169,6 +169,8 @@ def test_add_keeps_every_bit_of_unrouted_rows(proven_op, backend):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_add_rounds_once(proven_op, backend, dtype):
+    if dtype == torch.bfloat16 and backend == ("triton", "cpu"):
+        pytest.skip("Triton's interpreter truncates to bfloat16, a device rounds to nearest")
     x = torch.randint(-32, 33, (2, 3, 64)).to(dtype).to(backend.device)
     memory = torch.randint(-32, 33, (64, 33)).to(dtype).to(backend.device)
     base = (torch.randint(-2000, 2000, (2, 3, 33)) / 16).to(dtype).to(backend.device)

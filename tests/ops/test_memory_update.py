@@ -77,6 +77,8 @@ def test_other_rows_keep_every_bit(op, backend):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_rounds_once(op, backend, dtype):
+    if dtype == torch.bfloat16 and backend == ("triton", "cpu"):
+        pytest.skip("Triton's interpreter truncates to bfloat16, a device rounds to nearest")
     a = torch.randint(-32, 33, (5, 20)).to(dtype).to(backend.device)
     c = torch.randint(-32, 33, (5, 33)).to(dtype).to(backend.device)
     memory = (torch.randint(-2000, 2000, (20, 33)) / 16).to(dtype).to(backend.device)
