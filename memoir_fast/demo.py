@@ -20,7 +20,7 @@ from memoir_fast.generation import answer, load_model
 from memoir_fast.jsonl import Fact, facts, unrelated
 from memoir_fast.memoir import EditResult, Memoir
 
-_NEW_TOKENS = 8
+_NEW_TOKENS = 10
 _SHOWN_FACTS, _SHOWN_PARAPHRASES, _SHOWN_UNRELATED = 4, 2, 2
 _COMPARED = 8  # taught prompts whose logits are compared across processes, and as many of each other kind
 _RELOAD = "import sys; from memoir_fast.demo import write_logits; write_logits(*sys.argv[1:])"

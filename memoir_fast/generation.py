@@ -41,17 +41,25 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[An
 
 @torch.no_grad()
 def answer(model: Any, tokenizer: Any, prompt: str, new_tokens: int) -> str:
-    """What the model says after `prompt`, greedily, in at most `new_tokens` tokens; white space at the ends is cut."""
+    """What the model says after `prompt`, greedily, in at most `new_tokens` tokens; white space at the ends is cut.
+
+    A model that would say nothing at all, as instructed models do after a bare question, is not allowed to end.
+    """
     ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=device_of(model))
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        num_beams=1,
-        pad_token_id=padding_id(tokenizer),
-    )
-    return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    for least in (0, new_tokens):
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            min_new_tokens=least,
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=padding_id(tokenizer),
+        )
+        text = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
+        if text:
+            break
+    return text
 
 
 def _device(name: str) -> torch.device:
