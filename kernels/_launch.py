@@ -31,15 +31,25 @@ def read_user_table() -> dict[str, Any]:
     path = user_table()
     try:
         table = json.loads(path.read_text())
+        _check(table)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         logger.warning("launch table %s is passed over: %s", path, error)
         return {}
-    if not isinstance(table, dict):
-        logger.warning("launch table %s is passed over: expected an object, got %s", path, type(table).__name__)
-        return {}
     return table
+
+
+def _check(table: Any) -> None:
+    """Raises ValueError where a table is not GPU name -> kernel -> key -> parameter -> positive integer."""
+    levels = [table]
+    for depth in ("GPU names", "kernels", "keys", "parameters"):
+        if not all(isinstance(level, dict) for level in levels):
+            raise ValueError(f"expected an object of {depth}")
+        levels = [value for level in levels for value in level.values()]
+    wrong = [value for value in levels if type(value) is not int or value < 1]
+    if wrong:
+        raise ValueError(f"a parameter must be a positive integer, got {wrong[0]!r}")
 
 
 @functools.cache

@@ -64,13 +64,14 @@ def _prompt_feature(
     total = tl.zeros((BLOCK_D,), tl.float32)
     for start in range(0, S - first, 8 * TOKENS):
         sums = tl.zeros((8, BLOCK_D), tl.float32)
-        for step in tl.static_range(TOKENS):
-            s = first + start + block * TOKENS + step
-            marked = tl.load(mask_ptr + s.to(tl.int64) * stride_ms, mask=s < S, other=0) != 0
-            value = tl.load(
-                x_ptr + s[:, None].to(tl.int64) * stride_xs, mask=marked[:, None] & (d < D)[None, :], other=0.0
-            )
-            sums += value.to(tl.float32)
+        for turn in range(0, TOKENS, 16):
+            for step in tl.static_range(16):  # that many loads are in flight at once
+                s = first + start + block * TOKENS + turn + step
+                marked = tl.load(mask_ptr + s.to(tl.int64) * stride_ms, mask=s < S, other=0) != 0
+                value = tl.load(
+                    x_ptr + s[:, None].to(tl.int64) * stride_xs, mask=marked[:, None] & (d < D)[None, :], other=0.0
+                )
+                sums += value.to(tl.float32)
         total = _add_in_order(total, sums)
 
     mu = tl.load(mu_ptr + d * stride_mu, mask=d < D, other=0.0)
