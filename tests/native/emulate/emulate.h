@@ -1,0 +1,157 @@
+// csrc/device.cuh on the CPU: a block is a set of threads, a warp's instructions meet at a barrier, and
+// mma.m16n8k256 distributes its fragments as the PTX manual says. Slow, exact, and checked by the sanitizers.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <barrier>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+struct uint4 {
+  unsigned int x, y, z, w;
+};
+struct Index {
+  unsigned int x = 0;
+};
+
+inline thread_local Index threadIdx, blockIdx, blockDim, gridDim;
+
+#define DEVICE inline
+#define GLOBAL inline
+#define LAUNCH_BOUNDS(threads, blocks)
+// One copy for all threads of the block that runs; blocks run one after another.
+#define SHARED static
+#define SHARED_ALIGNED(bytes) alignas(bytes) static
+#define HAS_BIT_MMA 1
+
+namespace memoir {
+
+constexpr int kLanes = 32;
+
+struct Warp {
+  std::barrier<> meeting{kLanes};
+  std::array<std::array<uint64_t, 8>, kLanes> slots{};
+
+  // Every lane shows its values and then looks at the others'.
+  template <class F>
+  auto exchange(int lane, const std::array<uint64_t, 8>& mine, const F& look) {
+    slots[lane] = mine;
+    meeting.arrive_and_wait();
+    const auto result = look(slots);
+    meeting.arrive_and_wait();
+    return result;
+  }
+};
+
+struct Block {
+  explicit Block(int threads) : barrier(threads), warps(threads / kLanes) {
+    for (auto& warp : warps) warp = std::make_unique<Warp>();
+  }
+  std::barrier<> barrier;
+  std::vector<std::unique_ptr<Warp>> warps;
+  std::atomic<int> holding{0};
+};
+
+inline Block* block = nullptr;
+
+struct PendingCopy {
+  uint4* to;
+  uint4 value;
+};
+// Copies land as late as the waits allow, so that a missing wait shows.
+inline thread_local std::vector<std::vector<PendingCopy>> pending(1);
+
+inline Warp& warp() { return *block->warps[threadIdx.x / kLanes]; }
+inline int lane() { return static_cast<int>(threadIdx.x % kLanes); }
+
+inline uint4 load_streaming(const uint4* from) { return *from; }
+inline uint4 load_cached(const uint4* from) { return *from; }
+inline int count_bits(unsigned int word) { return __builtin_popcount(word); }
+
+template <class T>
+T from_lane(T value, int apart) {
+  return warp().exchange(lane(), {static_cast<uint64_t>(value)},
+                         [&](const auto& slots) { return static_cast<T>(slots[lane() ^ apart][0]); });
+}
+
+inline void block_barrier() { block->barrier.arrive_and_wait(); }
+inline bool any_thread(bool holds) {
+  block->holding += holds;
+  block_barrier();
+  const bool any = block->holding != 0;
+  block_barrier();
+  block->holding = 0;
+  block_barrier();
+  return any;
+}
+inline void memory_fence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+
+inline unsigned long long atomic_max(unsigned long long* at, unsigned long long value) {
+  std::atomic_ref<unsigned long long> target(*at);
+  unsigned long long seen = target.load();
+  while (seen < value && !target.compare_exchange_weak(seen, value)) {
+  }
+  return seen;
+}
+inline unsigned int atomic_increment(unsigned int* at) { return std::atomic_ref<unsigned int>(*at).fetch_add(1); }
+
+inline void copy_async(uint4* to, const uint4* from, bool inside) {
+  pending.back().push_back({to, inside ? *from : uint4{}});
+}
+inline void commit_copies() { pending.emplace_back(); }
+template <int kPending>
+void wait_for_copies() {
+  while (static_cast<int>(pending.size()) > kPending + 1) {
+    for (const PendingCopy& copy : pending.front()) *copy.to = copy.value;
+    pending.erase(pending.begin());
+  }
+}
+
+// Fragments as in "Matrix fragments for mma.m16n8k256": group = lane / 4, member = lane % 4.
+//   a0: row group, bits 32 * member of the first 128;  a1: row group + 8;  a2, a3: the same rows, second 128 bits
+//   b0: column group, bits 32 * member of the first 128;  b1: second 128
+//   c0, c1: row group, columns 2 * member and + 1;  c2, c3: row group + 8
+inline void multiply_bits(int (&sum)[4], unsigned int a0, unsigned int a1, unsigned int a2, unsigned int a3,
+                          unsigned int b0, unsigned int b1) {
+  const int group = lane() / 4, member = lane() % 4;
+  const auto product = warp().exchange(lane(), {a0, a1, a2, a3, b0, b1}, [&](const auto& slots) {
+    std::array<int, 4> c{};
+    for (int i = 0; i < 4; ++i) {
+      const int column = 2 * member + i % 2;
+      for (int part = 0; part < 4; ++part) {
+        const auto& a = slots[group * 4 + part];
+        const auto& b = slots[column * 4 + part];
+        c[i] += __builtin_popcountll(a[i / 2] & b[4]) + __builtin_popcountll(a[i / 2 + 2] & b[5]);
+      }
+    }
+    return c;
+  });
+  for (int i = 0; i < 4; ++i) sum[i] += product[i];
+}
+
+// Runs a kernel: blocks in the given order, the threads of a block together.
+inline void run_grid(int blocks, int threads, const std::function<int(int)>& order, const std::function<void()>& kernel) {
+  for (int i = 0; i < blocks; ++i) {
+    Block current(threads);
+    block = &current;
+    std::vector<std::thread> running;
+    for (int t = 0; t < threads; ++t) {
+      running.emplace_back([&, t] {
+        threadIdx.x = t;
+        blockIdx.x = order(i);
+        blockDim.x = threads;
+        gridDim.x = blocks;
+        kernel();
+      });
+    }
+    for (auto& thread : running) thread.join();
+  }
+}
+
+}  // namespace memoir

@@ -1,0 +1,68 @@
+"""What the compiler made of the CUDA kernels, read from the built file with the disassembler of Triton's wheel."""
+
+import importlib.util
+import re
+import subprocess
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from memoir_fast import native
+
+BIT_MMA = ("8.0", "9.0")
+
+
+def architectures() -> list[str]:
+    try:
+        listed = native.extension().build_info()["cuda_architectures"]
+    except ImportError:
+        return []
+    return re.findall(r"\d+\.\d+[af]?", listed)
+
+
+@pytest.fixture(scope="module")
+def disassemble(extension):
+    """architecture -> kernel's mangled name -> its instructions."""
+    if not extension.build_info()["cuda"]:
+        pytest.skip("the extension was built without nvcc")
+    triton = importlib.util.find_spec("triton")
+    tools = Path(triton.submodule_search_locations[0], "backends", "nvidia", "bin") if triton else Path()
+    if not (tools / "cuobjdump").is_file():
+        pytest.skip("needs cuobjdump from Triton's wheel, which is not installed")
+
+    def run(architecture: str) -> dict[str, list[str]]:
+        name = f"sm_{architecture.replace('.', '')}"
+        command = [tools / "cuobjdump", "-sass", "-arch", name, extension.__file__]
+        text = subprocess.run(command, capture_output=True, text=True, check=True, env={"PATH": str(tools)}).stdout
+        kernels = defaultdict(list)
+        for line in text.splitlines():
+            if function := re.search(r"Function : (\S+)", line):
+                kernel = function[1]
+            elif instruction := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d\s+)?([A-Z][\w.]*)", line):
+                kernels[kernel].append(instruction[1])
+        return dict(kernels)
+
+    return run
+
+
+@pytest.mark.parametrize("architecture", architectures() or ["none"])
+def test_instructions(disassemble, architecture):
+    kernels = disassemble(architecture)
+    assert len(kernels) == 12  # six kernels, for mask_overlap and for mask_match
+    for name, instructions in kernels.items():
+        assert "EXIT" in instructions
+        assert not [i for i in instructions if i.split(".")[0] in ("LDL", "STL")], f"{name} spills"
+        if "popc_scan" in name:
+            loads = [i for i in instructions if i.startswith("LDG") and ".128" in i]
+            streaming = [i for i in loads if ".NA" in i]
+            assert "POPC" in instructions or "UPOPC" in instructions
+            assert streaming, f"{name} does not read the store 16 bytes at a time"
+            assert len(loads) >= instructions.count("POPC") / 8
+        elif architecture in BIT_MMA:
+            products = [i for i in instructions if i.startswith("BMMA.168256.AND.POPC")]
+            copies = [i for i in instructions if i.startswith("LDGSTS") and ".128" in i]
+            assert len(products) in (16, 64) and copies
+            assert "POPC" not in instructions
+        else:
+            assert len(instructions) < 40, f"{name} holds a matrix product that this architecture only emulates"
