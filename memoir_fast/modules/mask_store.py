@@ -5,7 +5,7 @@ from torch import nn
 
 from memoir_fast import ops
 from memoir_fast.errors import StoreFullError, UnknownEditError
-from memoir_fast.ops._checks import words
+from memoir_fast.ops._checks import tensor, words
 
 _FIRST_CAPACITY = 64
 
@@ -70,6 +70,8 @@ class MaskStore(nn.Module):
 
     def extend(self, masks: torch.Tensor, columns: torch.Tensor) -> range:
         """Adds many edits: masks int32 [n, W], columns int32 [n, k]. Returns their ids; all are added, or none."""
+        tensor("masks", masks, torch.int32, "n W", W=self.masks.shape[1])
+        tensor("columns", columns, torch.int32, "n k", n=len(masks), k=self.k)
         first, last = self._rows, self._rows + len(masks)
         if self.max_edits is not None and last > self.max_edits:
             raise StoreFullError(
@@ -120,11 +122,11 @@ class MaskStore(nn.Module):
             setattr(self, name, new)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[no-untyped-def]
-        if prefix + "count" in state_dict and prefix + "masks" in state_dict:
-            self._rows = int(state_dict[prefix + "count"])
-            if len(state_dict[prefix + "masks"]) != len(self.masks):
-                self._grow(len(state_dict[prefix + "masks"]))
+        if prefix + "masks" in state_dict and len(state_dict[prefix + "masks"]) != len(self.masks):
+            self._rows = 0  # its own edits give way to those of the state
+            self._grow(len(state_dict[prefix + "masks"]))
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._rows = int(self.count)
         self._note_deleted()
 
     def _note_deleted(self) -> None:

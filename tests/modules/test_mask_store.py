@@ -1,0 +1,157 @@
+"""`MaskStore`: growing, deleting, searching, and coming back from a file."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from memoir_fast.errors import MemoirError, StoreFullError, UnknownEditError
+from memoir_fast.modules import MaskStore, TopHash
+
+WIDTH, K = 150, 12
+
+
+def _hashed(count):
+    return TopHash(WIDTH, K)(torch.randn(count, 1, WIDTH))
+
+
+def _found(store, masks):
+    return store.match(masks, min_overlap=K)[0].tolist()
+
+
+def test_rows_survive_growth_which_is_rare():
+    store, (masks, columns) = MaskStore(WIDTH, K), _hashed(1000)
+    places = set()
+    for edit, (mask, own) in enumerate(zip(masks, columns, strict=True)):
+        assert store.append(mask, own) == edit
+        places.add(store.masks.data_ptr())
+        assert int(store.count) == len(store) == edit + 1
+    assert len(store.masks) == 1024 and len(places) <= 5
+    assert torch.equal(store.masks[:1000], masks) and torch.equal(store.columns[:1000], columns)
+    assert not store.masks[1000:].any()
+    assert _found(store, masks) == list(range(1000))
+
+
+def test_many_rows_at_once_past_twice_the_capacity():
+    store, (masks, columns) = MaskStore(WIDTH, K), _hashed(300)
+    assert store.extend(masks[:3], columns[:3]) == range(0, 3)
+    assert store.extend(masks[3:], columns[3:]) == range(3, 300)
+    assert store.extend(masks[:0], columns[:0]) == range(300, 300)
+    assert _found(store, masks) == list(range(300))
+    assert store.nbytes == store.masks.nbytes + store.columns.nbytes
+
+
+def test_a_limited_store_never_moves_and_refuses_more():
+    store, (masks, columns) = MaskStore(WIDTH, K, max_edits=5), _hashed(8)
+    place = store.masks.data_ptr(), store.columns.data_ptr(), store.count.data_ptr()
+    store.extend(masks[:3], columns[:3])
+    with pytest.raises(StoreFullError, match=r"holds 3 of max_edits = 5, 3 more do not fit"):
+        store.extend(masks[3:6], columns[3:6])
+    assert len(store) == int(store.count) == 3 and _found(store, masks[3:6]) == [-1] * 3
+    store.extend(masks[3:5], columns[3:5])
+    with pytest.raises(StoreFullError):
+        store.append(masks[5], columns[5])
+    assert (store.masks.data_ptr(), store.columns.data_ptr(), store.count.data_ptr()) == place
+    with pytest.raises(ValueError, match="max_edits must be at least 1, got 0"):
+        MaskStore(WIDTH, K, max_edits=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        (lambda m, c: (m[:, :1], c), ValueError, r"masks must be int32 \[n, 8\], got int32 \[2, 1\]"),
+        (lambda m, c: (m.long(), c), TypeError, r"masks must be int32 \[n, 8\], got int64 \[2, 8\]"),
+        (lambda m, c: (m, c[:1]), ValueError, r"columns must be int32 \[2, 12\], got int32 \[1, 12\]"),
+        (lambda m, c: (m, c[:, :1]), ValueError, r"columns must be int32 \[2, 12\], got int32 \[2, 1\]"),
+        (lambda m, c: (m, c.float()), TypeError, r"columns must be int32 \[2, 12\], got float32 \[2, 12\]"),
+    ],
+)
+def test_rows_of_the_wrong_shape_or_dtype_leave_the_store_alone(change, error, text):
+    store, (masks, columns) = MaskStore(WIDTH, K), _hashed(2)
+    with pytest.raises(error, match=text):
+        store.extend(*change(masks, columns))
+    assert len(store) == int(store.count) == 0 and not store.masks.any()
+
+
+def test_a_deleted_edit_matches_nothing_and_its_id_is_not_used_again():
+    store, (masks, columns) = MaskStore(WIDTH, K), _hashed(4)
+    store.extend(masks[:3], columns[:3])
+    store.delete(2)
+    store.delete(0)
+    assert store.live == [1] and len(store) == 3
+    assert _found(store, masks[:3]) == [-1, 1, -1]
+    assert store.match(masks[:1], 1)[0].tolist() != [0]
+    assert store.append(masks[3], columns[3]) == 3
+    for gone in (0, 2, 4, -1, "1", None, 1.0):
+        with pytest.raises(UnknownEditError, match=f"no live edit has the id {gone!r}; the store has 2 live edits"):
+            store.delete(gone)
+    assert issubclass(UnknownEditError, KeyError) and issubclass(UnknownEditError, MemoirError)
+
+
+def test_truncate_undoes_an_extend():
+    store, (masks, columns) = MaskStore(WIDTH, K), _hashed(5)
+    store.extend(masks[:2], columns[:2])
+    store.delete(1)
+    store.extend(masks[2:], columns[2:])
+    store.delete(3)
+    store.truncate(2)
+    assert len(store) == int(store.count) == 2 and store.live == [0]
+    assert _found(store, masks) == [0, -1, -1, -1, -1]
+    assert store.append(masks[4], columns[4]) == 2 and store.live == [0, 2]
+
+
+def test_the_lowest_id_wins_a_tie():
+    store, (masks, columns) = MaskStore(WIDTH, K), _hashed(2)
+    store.extend(masks[[0, 1, 1, 0]], columns[[0, 1, 1, 0]])
+    assert _found(store, masks) == [0, 1]
+    store.delete(0)
+    assert _found(store, masks) == [3, 1]
+
+
+def test_restore_knows_which_edits_were_deleted():
+    store, (masks, columns) = MaskStore(WIDTH, K), _hashed(70)
+    store.extend(masks, columns)
+    store.delete(69)
+    other = MaskStore(WIDTH, K)
+    other.restore(store.masks[:70], store.columns[:70])
+    assert other.live == list(range(69)) and len(other) == 70
+    assert _found(other, masks) == [*range(69), -1]
+    with pytest.raises(ValueError, match="only an empty store can be restored, this one has 70 rows"):
+        other.restore(masks, columns)
+
+
+@pytest.mark.parametrize(("saved", "present"), [(3, 0), (100, 0), (100, 3), (3, 100), (0, 3), (65, 64), (200, 100)])
+def test_state_dict_round_trip_over_stores_of_other_sizes(saved, present):
+    masks, columns = _hashed(300)
+    store, other = MaskStore(WIDTH, K), MaskStore(WIDTH, K)
+    store.extend(masks[:saved], columns[:saved])
+    if saved:
+        store.delete(1)
+    other.extend(masks[100 : 100 + present], columns[100 : 100 + present])
+    other.load_state_dict(store.state_dict())
+    assert len(other) == int(other.count) == saved
+    assert other.live == store.live
+    assert torch.equal(other.masks, store.masks) and torch.equal(other.columns, store.columns)
+    assert other.append(masks[299], columns[299]) == saved
+    assert _found(other, masks[299:]) == [saved]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda store: pickle.loads(pickle.dumps(store))])
+def test_copies_are_whole_and_apart(copied):
+    store, (masks, columns) = MaskStore(WIDTH, K), _hashed(3)
+    store.extend(masks[:2], columns[:2])
+    store.delete(0)
+    other = copied(store)
+    assert other.live == [1] and other.append(masks[2], columns[2]) == 2
+    assert len(store) == 2 and _found(store, masks[2:]) == [-1]
+
+
+def test_dtype_moves_leave_it_alone_and_repr():
+    store, (masks, columns) = MaskStore(WIDTH, K, max_edits=9), _hashed(3)
+    store.extend(masks, columns)
+    store.delete(1)
+    store.half().to("cpu")
+    assert {buffer.dtype for buffer in store.buffers()} == {torch.int32} and not list(store.parameters())
+    assert _found(store, masks) == [0, -1, 2]
+    assert repr(store) == "MaskStore(edits=2, width=150, k=12, capacity=9, max_edits=9)"
