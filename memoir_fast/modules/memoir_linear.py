@@ -72,6 +72,7 @@ class MemoirLinear(nn.Module):
         self._draft: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
         self.register_state_dict_post_hook(_base_keys_as_own)
         self.register_load_state_dict_pre_hook(_own_keys_as_base)
+        self.train(base.training)
 
     @property
     def tau(self) -> float:
@@ -118,18 +119,21 @@ class MemoirLinear(nn.Module):
             self._draft = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [B, S, D] or [B, D] -> the same shape with O outputs."""
+        """x [B, S, D] or [B, D] -> the same shape with O outputs; all dimensions but first and last are tokens."""
         y = self.base(x)
         if self._draft is not None:
             return self._draft(x, y)
-        tokens = x if x.dim() == 3 else x.reshape(x.shape[0], -1, x.shape[-1])
+        if x.dim() < 2:
+            raise ValueError(f"x must be [B, S, D] or [B, D], got {list(x.shape)}")
+        tokens = x if x.dim() == 3 else x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
         route = self.router(tokens) if self.router else self.match(tokens)[0]
         if route is None or len(self.store) == 0:
             return y
-        if y.dtype != tokens.dtype or torch.is_grad_enabled() and (y.requires_grad or tokens.requires_grad):
+        mixed = not y.dtype == tokens.dtype == self.memory.weight.dtype  # under autocast, or over a quantised base
+        if mixed or torch.is_grad_enabled() and (y.requires_grad or tokens.requires_grad):
             residual = self.memory(tokens.to(self.memory.weight.dtype), self.store.columns, route)
             return y + residual.to(y.dtype).view(y.shape)
-        output = y.view(*tokens.shape[:2], -1)
+        output = y.view(*tokens.shape[:2], y.shape[-1])
         return self.memory.add_(output, tokens, self.store.columns, route).view(y.shape)
 
     def extra_repr(self) -> str:
