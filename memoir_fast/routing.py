@@ -9,7 +9,7 @@ import functools
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -86,11 +86,11 @@ class _Call:
     attention_mask: Any = None
     cache: Any = None
     state: SequenceState | None = None
-    token: Token | None = None
+    length: int = 0  # positions that the cache holds already
 
 
 _orders: ContextVar[dict[int, _Orders] | None] = ContextVar("memoir_fast_orders", default=None)
-_call: ContextVar[_Call | None] = ContextVar("memoir_fast_call", default=None)
+_calls: ContextVar[dict[int, _Call] | None] = ContextVar("memoir_fast_calls", default=None)
 _NO_ORDERS = _Orders()
 
 
@@ -150,13 +150,13 @@ class Router:
     @torch.no_grad()
     def __call__(self, x: torch.Tensor) -> torch.Tensor | None:
         """The route int32 [B] of each sequence in a batch of layer inputs [B, S, D]; None: add nothing to any."""
-        call = _call.get() or _Call()
+        call = (_calls.get() or {}).get(id(self)) or _Call()
         orders = (_orders.get() or {}).get(id(self), _NO_ORDERS)
         batch, tokens = x.shape[:2]
         state = call.state
         if state is not None and len(state.route) != batch:
             raise ValueError(f"the cache holds {len(state.route)} sequences, the model was called with {batch}")
-        start = state.length if state is not None else 0
+        start = call.length
         prompt_end = orders.generate_prompt
         decoding = start >= prompt_end if prompt_end is not None else tokens == 1
         if state is not None and decoding:
@@ -171,7 +171,7 @@ class Router:
         elif prompt_end is not None and start + tokens > prompt_end:
             prompt = real & (torch.arange(start, start + tokens, device=x.device) < prompt_end)
         if state is None:
-            state = SequenceState(*self._mean(x, prompt), route=x.new_empty(0, dtype=torch.int32), length=0)
+            state = SequenceState(*self._mean(x, prompt), route=x.new_empty(0, dtype=torch.int32), length=start)
             call.state = state
         else:
             self._extend(state, x, prompt)
@@ -202,6 +202,8 @@ class Router:
     def _extend(self, state: SequenceState, x: torch.Tensor, marked: torch.Tensor | None) -> None:
         """Takes the marked tokens (all, where None) of x [B, S, D] into the running mean."""
         if marked is None and x.shape[1] == 1:
+            if state.mean.is_inference() and not torch.is_inference_mode_enabled():
+                state.mean, state.count = state.mean.clone(), state.count.clone()  # from a prefill in inference mode
             state.count += 1
             state.mean += (x[:, 0] - state.mean) / state.count
             return
@@ -215,14 +217,16 @@ class Router:
     def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
         cache = given.get("past_key_values")
-        call = _Call(given.get("attention_mask"), cache, getattr(cache, "memoir_state", None))
-        call.token = _call.set(call)
+        state = getattr(cache, "memoir_state", None)
+        call = _Call(given.get("attention_mask"), cache, state, state.length if state is not None else _held(cache))
+        _calls.set({**(_calls.get() or {}), id(self): call})  # takes the place of one that Ctrl-C has cut short
 
     def _after(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        call = _call.get()
-        if call is None or call.token is None:
+        calls = dict(_calls.get() or {})
+        call = calls.pop(id(self), None)
+        if call is None:
             return
-        _call.reset(call.token)
+        _calls.set(calls)
         cache = call.cache if call.cache is not None else getattr(output, "past_key_values", None)
         if cache is not None and call.state is not None:
             remember(cache, call.state)
@@ -263,9 +267,9 @@ class _Following:
         if self.memoir_state is not None:
             self.memoir_state.repeat(repeats)
 
-    def crop(self, *args: Any) -> None:
+    def crop(self, *args: Any, **kwargs: Any) -> None:
         before = int(self.get_seq_length())  # type: ignore[attr-defined]
-        super().crop(*args)  # type: ignore[misc]
+        super().crop(*args, **kwargs)  # type: ignore[misc]
         if self.memoir_state is not None:
             self.memoir_state.crop(before - int(self.get_seq_length()))  # type: ignore[attr-defined]
 
@@ -273,11 +277,27 @@ class _Following:
         super().reset()  # type: ignore[misc]
         self.memoir_state = None
 
+    def __reduce_ex__(self, _: Any) -> tuple[Any, ...]:
+        plan: tuple[Any, ...] = super().__reduce_ex__(2)  # type: ignore[assignment]
+        return _remade, (type(self).__bases__[1], *plan[1][1:]), *plan[2:]
+
 
 @functools.cache
 def _following(kind: type) -> type:
     """A subclass of a cache class that takes the routes along; it goes by the same name."""
     return type(kind.__name__, (_Following, kind), {"__module__": kind.__module__, "__qualname__": kind.__qualname__})
+
+
+def _remade(kind: type, *args: Any) -> Any:
+    """An empty cache of that class which takes the routes along: what copies and unpickled caches start from."""
+    following = _following(kind)
+    return following.__new__(following, *args)
+
+
+def _held(cache: Any) -> int:
+    """Positions in a cache that was filled while the model had no memory; what they were cannot be hashed any more."""
+    held = cache.get_seq_length() if hasattr(cache, "get_seq_length") else 0
+    return held if isinstance(held, int) else 0  # a static cache counts on the device, where reading would wait
 
 
 def _real_tokens(attention_mask: Any, start: int, batch: int, tokens: int, device: torch.device) -> torch.Tensor:
