@@ -129,7 +129,7 @@ def test_empty_batches(shape, edits):
 
 
 def test_input_without_sequences_is_refused():
-    with pytest.raises(ValueError, match=r"x must be \[B, S, WIDTH\] or \[B, WIDTH\], got \[64\]"):
+    with pytest.raises(ValueError, match=r"x must be \[B, S, D\] or \[B, D\], got \[64\]"):
         MemoirLinear(nn.Linear(WIDTH, OUT), K)(torch.randn(WIDTH))
     with pytest.raises(TypeError, match=r"must be a linear layer \(nn.Linear or Conv1D\), got LayerNorm"):
         MemoirLinear(nn.LayerNorm(WIDTH), K)
