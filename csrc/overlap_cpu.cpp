@@ -27,6 +27,7 @@ struct Bits {
   }
   static Word load_part(const int32_t* from, int64_t) { return load(from); }  // never needed: W is a multiple of 4
   static Word both(Word a, Word b) { return a & b; }
+  static Sum plus(Sum a, Sum b) { return a + b; }
   static Sum add(Sum sum, Word bits) {
     bits -= bits >> 1 & 0x5555555555555555u;
     bits = (bits & 0x3333333333333333u) + (bits >> 2 & 0x3333333333333333u);
@@ -61,6 +62,7 @@ struct Bits {
     return _mm256_zextsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
   }
   static inline Word both(Word a, Word b) { return _mm256_and_si256(a, b); }
+  static inline Sum plus(Sum a, Sum b) { return _mm256_add_epi64(a, b); }
   static inline Sum add(Sum sum, Word bits) {
     const __m256i counts = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,  //
                                             0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
@@ -98,6 +100,7 @@ struct Bits {
     return _mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << left) - 1), from);
   }
   static inline Word both(Word a, Word b) { return _mm512_and_si512(a, b); }
+  static inline Sum plus(Sum a, Sum b) { return _mm512_add_epi64(a, b); }
   static inline Sum add(Sum sum, Word bits) { return _mm512_add_epi64(sum, _mm512_popcnt_epi64(bits)); }
   static inline int32_t total(Sum sum) { return static_cast<int32_t>(_mm512_reduce_add_epi64(sum)); }
 };

@@ -8,8 +8,9 @@ namespace memoir {
 
 // Scratch of one thread, reused from row to row.
 struct TopHashScratch {
-  std::vector<uint32_t> magnitude;   // [D]
-  std::vector<uint32_t> candidates;  // [D]
+  std::vector<uint32_t> magnitude;   // [width]
+  std::vector<uint32_t> candidates;  // [width + 1]
+  std::vector<uint8_t> chosen;       // [32 * words], one byte per column
 };
 
 // feature f32 [width], permutation [width] within [0, width) -> mask int32 [words], columns int32 [k] ascending.
