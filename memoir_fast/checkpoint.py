@@ -104,7 +104,7 @@ def save(memoir: "Memoir", folder: str | os.PathLike) -> None:
         "format_version": FORMAT_VERSION,
         "package_version": __version__,
         "config": memoir.config.to_dict(),
-        "tau": memoir.tau,
+        "tau": float(memoir.tau),
         "prefixes": memoir.prefixes,
         "fingerprint": fingerprint(memoir.model, memoir.config.layer or ""),
         "files": files,
@@ -138,7 +138,10 @@ def load(
 
     saved = read(folder, **hub)
     _require_same_model(saved, model)
-    memoir = (kind or Memoir)(model, tokenizer, saved.config)
+    try:
+        memoir = (kind or Memoir)(model, tokenizer, saved.config)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the settings in {saved.folder} do not fit the model: {error}") from error
     try:
         _fill(memoir, saved)
     except BaseException:
@@ -159,8 +162,8 @@ def read(folder: str | os.PathLike, **hub: Any) -> SavedMemory:
             folder=path,
             package_version=str(values["package_version"]),
             config=MemoirConfig.from_dict(values["config"]),
-            tau=float(values["tau"]),
-            prefixes=values["prefixes"],
+            tau=_threshold(values["tau"]),
+            prefixes=_texts(values["prefixes"]),
             fingerprint=dict(values["fingerprint"]),
             edits=_parse_edits(contents["edits"], path / entries["edits"]["name"]),
             tensors=_parse_tensors(contents["memory"], path / entries["memory"]["name"]),
@@ -273,6 +276,18 @@ def _read_data(folder: Path, kind: str, entry: dict[str, Any]) -> bytes:
     if digest != entry["sha256"]:
         raise CheckpointError(f"{path} is damaged: expected sha256 {entry['sha256'][:12]}..., got {digest[:12]}...")
     return content
+
+
+def _threshold(value: Any) -> float:
+    if not isinstance(value, float) or not 0 < value <= 1:
+        raise ValueError(f"tau must lie in (0, 1], got {value!r}")
+    return value
+
+
+def _texts(value: Any) -> list[str] | None:
+    if value is not None and not (isinstance(value, list) and all(isinstance(text, str) for text in value)):
+        raise ValueError(f"prefixes must be a list of texts or null, got {value!r}")
+    return value
 
 
 def _parse_edits(content: bytes, path: Path) -> dict[int, Edit]:

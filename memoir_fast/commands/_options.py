@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,9 +40,15 @@ def write_json(json_file: Path | None, values: Any) -> None:
 
 def require_writable(json_file: Path | None) -> None:
     """OSError now, not after the work, where `--json` names a file that cannot be written."""
-    if json_file is not None and str(json_file) != "-":
-        with open(json_file, "a", encoding="utf-8"):
-            pass
+    if json_file is None or str(json_file) == "-":
+        return
+    if json_file.is_dir():
+        raise IsADirectoryError(f"--json must name a file, {json_file} is a folder")
+    target = json_file if json_file.exists() else json_file.absolute().parent
+    if not target.exists():
+        raise FileNotFoundError(f"--json {json_file}: there is no folder {target}")
+    if not os.access(target, os.W_OK):
+        raise PermissionError(f"--json {json_file}: {target} is not writable")
 
 
 def _standard(values: Any) -> Any:
