@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from memoir_fast.editing.recipe import RECIPES, Recipe
@@ -53,13 +54,15 @@ class MemoirConfig:
     learned: Recipe = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.tau not in (None, "auto") and not (isinstance(self.tau, (int, float)) and 0 < self.tau <= 1):
-            raise ValueError(f"tau must lie in (0, 1] or be 'auto', got {self.tau!r}")
+        if self.tau is not None and self.tau != "auto":
+            if isinstance(self.tau, (str, bool)) or not isinstance(self.tau, Real) or not 0 < self.tau <= 1:
+                raise ValueError(f"tau must lie in (0, 1] or be 'auto', got {self.tau!r}")
+            object.__setattr__(self, "tau", float(self.tau))
         for name, least in (("k", 1), ("prefixes", 0), ("prefix_tokens", 1), ("background", 1), ("max_edits", 1)):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-        if isinstance(self.recipe, str) and self.recipe not in RECIPES:
+        if self.recipe not in RECIPES if isinstance(self.recipe, str) else not isinstance(self.recipe, Recipe):
             raise ValueError(f"recipe must be one of {', '.join(sorted(RECIPES))} or a Recipe, got {self.recipe!r}")
         object.__setattr__(self, "learned", RECIPES[self.recipe] if isinstance(self.recipe, str) else self.recipe)
 

@@ -19,7 +19,7 @@ def taught(tiny_llama, tiny_tokenizer):
     from memoir_fast.editing.trunk import layer_input
 
     plain = copy.deepcopy(tiny_llama)
-    config = MemoirConfig(layer="model.layers.1.mlp.down_proj", k=20, tau=0.95, prefixes=1, prefix_tokens=2)
+    config = MemoirConfig(layer="model.layers.1.mlp.down_proj", k=20, tau=0.95)
     memoir = Memoir.attach(tiny_llama, tiny_tokenizer, config)
 
     def ids(text):
