@@ -63,7 +63,7 @@ class SavedMemory:
     package_version: str
     config: MemoirConfig
     tau: float
-    prefixes: list[str] | None
+    prefixes: list[str]
     fingerprint: dict[str, Any]
     edits: dict[int, Edit]
     tensors: dict[str, torch.Tensor]
@@ -91,7 +91,7 @@ def save(memoir: "Memoir", folder: str | os.PathLike) -> None:
     contents = {
         "memory": safetensors.torch.save(
             {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
-            {"format": "pt", "memoir_fast": str(FORMAT_VERSION)},
+            {"format": "pt"},  # with two keys their order, and so the digest, would vary
         ),
         "edits": "".join(
             json.dumps({"id": edit_id, "prompt": edit.prompt, "target": edit.target}, ensure_ascii=False) + "\n"
@@ -284,9 +284,9 @@ def _threshold(value: Any) -> float:
     return value
 
 
-def _texts(value: Any) -> list[str] | None:
-    if value is not None and not (isinstance(value, list) and all(isinstance(text, str) for text in value)):
-        raise ValueError(f"prefixes must be a list of texts or null, got {value!r}")
+def _texts(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"prefixes must be a list of texts, got {value!r}")
     return value
 
 
@@ -378,7 +378,7 @@ def _fill(memoir: "Memoir", saved: SavedMemory) -> None:
     layer.store.restore(tensors["masks"], columns)
     weight.zero_()
     weight[tensors["memory_rows"].long().to(weight.device)] = tensors["memory_values"].to(weight)
-    memoir.prefixes = saved.prefixes
+    memoir.prefixes = list(saved.prefixes)
     memoir.edits = dict(saved.edits)
 
 

@@ -36,14 +36,11 @@ class MemoirConfig:
     seed: int = 0
     """Seed of the permutation."""
 
-    recipe: str | Recipe = "paper"
+    recipe: str | Recipe = "fast"
     """How an edit is learned: a name in `memoir_fast.editing.RECIPES`, or a Recipe."""
 
-    prefixes: int = 10
-    """Prefixes, written by the model itself, with which an edit's prompt is learned besides the plain prompt."""
-
     prefix_tokens: int = 10
-    """New tokens per prefix, at most."""
+    """New tokens in each prefix, which the model writes itself."""
 
     background: int = 100
     """Irrelevant prompts whose mean feature is mu."""
@@ -58,7 +55,7 @@ class MemoirConfig:
             if isinstance(self.tau, (str, bool)) or not isinstance(self.tau, Real) or not 0 < self.tau <= 1:
                 raise ValueError(f"tau must lie in (0, 1] or be 'auto', got {self.tau!r}")
             object.__setattr__(self, "tau", float(self.tau))
-        for name, least in (("k", 1), ("prefixes", 0), ("prefix_tokens", 1), ("background", 1), ("max_edits", 1)):
+        for name, least in (("k", 1), ("prefix_tokens", 1), ("background", 1), ("max_edits", 1)):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")

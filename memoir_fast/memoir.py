@@ -1,7 +1,6 @@
 """`Memoir`: a language model with a memory for corrections."""
 
 import os
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,33 +11,18 @@ from tqdm.auto import tqdm
 
 from memoir_fast import backends, checkpoint
 from memoir_fast.config import MemoirConfig
-from memoir_fast.editing import RECIPES, Edit, Recipe, fast, paper
+from memoir_fast.editing import RECIPES, Edit, Recipe
 from memoir_fast.editing.background import background_mean, irrelevant_prompts
-from memoir_fast.editing.context import EditContext, Learned
+from memoir_fast.editing.context import EditContext
 from memoir_fast.editing.prefixes import write_prefixes
 from memoir_fast.editing.request import Row, prompt_ids
+from memoir_fast.editing.teacher import EditResult, Teacher
 from memoir_fast.errors import MemoirError
 from memoir_fast.modules import MemoirLinear
 from memoir_fast.presets import complete, find_layer
 from memoir_fast.routing import Route, Router
 
 _TAU_BEFORE_CALIBRATION = 0.5
-
-
-@dataclass(frozen=True)
-class EditResult:
-    """What became of one edit."""
-
-    edit_id: int
-    prompt: str
-    target: str
-    learned: bool
-    """The loss on the target fell to the recipe's bar."""
-    loss: float
-    steps: int
-    seconds: float
-    replaced: bool
-    """An earlier edit of the same prompt had this id and is gone."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +67,7 @@ class Memoir:
         tau = self.config.tau if isinstance(self.config.tau, float) else _TAU_BEFORE_CALIBRATION
         base = find_layer(model, self.config.layer)
         self.layer = MemoirLinear(base, self.config.k, tau, self.config.seed, self.config.max_edits)
-        self.prefixes: list[str] | None = None
+        self.prefixes: list[str] = []
         self.edits: dict[int, Edit] = {}
         self._put(self.layer)
         self._router = Router(model, getattr(model, "base_model", model), self.layer)
@@ -152,9 +136,10 @@ class Memoir:
         target: str | None = None,
         *,
         recipe: str | Recipe | None = None,
+        batch: int | None = None,
         progress: bool = True,
     ) -> Any:
-        """Teaches one correction or many, one after another. Editing a prompt again replaces its edit.
+        """Teaches one correction or many, in order. Editing a prompt again replaces its edit.
 
         All requests are checked before the first is learned. An interrupt leaves the edits that were finished.
 
@@ -162,23 +147,58 @@ class Memoir:
             edits: a prompt (then `target` is its answer), an Edit, or several Edits or (prompt, target) pairs.
             target (str, optional): what the model shall say after the prompt.
             recipe (str | Recipe, optional): Default: that of the config.
+            batch (int, optional): edits learned together as one joint problem. Default: the recipe's.
             progress (bool): show a progress bar where there are several. Default: True.
 
         Returns:
-            EditResult for one, list of EditResult for several.
+            EditResult for one, list of EditResult for several. `learned` is False for an edit that ended above the bar.
 
         Raises:
             TypeError, ValueError: an empty prompt or target, a target without tokens, a prompt longer than the model's
                 context, activations that are not finite. The memory is as before.
-            StoreFullError: more edits than `max_edits`.
+            StoreFullError: more edits than `max_edits`; nothing was learned.
         """
+        if isinstance(edits, str) and target is None:
+            raise TypeError("edit(prompt, target) needs a target, got None")
+        single = isinstance(edits, (str, Edit))
         if isinstance(edits, str):
-            if target is None:
-                raise TypeError("edit(prompt, target) needs a target, got None")
-            return self._edit_all([Edit(edits, target)], recipe, progress=False)[0]
-        if isinstance(edits, Edit):
-            return self._edit_all([edits], recipe, progress=False)[0]
-        return self._edit_all([one if isinstance(one, Edit) else Edit(*one) for one in edits], recipe, progress)
+            wanted = [Edit(edits, target or "")]
+        else:
+            wanted = [edits] if isinstance(edits, Edit) else [_as_edit(one) for one in edits]
+        settings, teacher = self._recipe(recipe, batch), self._teacher()
+        teacher.require_room(wanted)
+        for edit in wanted:
+            teacher.prepare(edit, settings)
+        shown = tqdm(total=len(wanted), desc="editing", unit="edit", disable=single or not progress)
+        with shown:
+            results = []
+            for result in teacher.stream(wanted, settings):
+                results.append(result)
+                shown.update()
+        return results[0] if single else results
+
+    def edit_stream(
+        self,
+        edits: Iterable[Edit | tuple[str, str]],
+        *,
+        recipe: str | Recipe | None = None,
+        batch: int | None = None,
+        progress: bool = False,
+        total: int | None = None,
+    ) -> Iterator[EditResult]:
+        """Teaches corrections as they come, from any iterable, also an endless one; yields each when it is written.
+
+        Whatever ends the loop, an interrupt or a request that raises, all that was yielded is in the memory.
+
+        Args:
+            edits, recipe, batch, progress: as in `edit`; requests are checked when their turn comes.
+            total (int, optional): how many there are, for the time left in the progress bar.
+        """
+        settings, teacher = self._recipe(recipe, batch), self._teacher()
+        with tqdm(total=total, desc="editing", unit="edit", disable=not progress) as shown:
+            for result in teacher.stream((_as_edit(one) for one in edits), settings):
+                shown.update()
+                yield result
 
     def delete(self, edit_id: int) -> None:
         """The model answers as if the edit had never been made; UnknownEditError where there is none.
@@ -251,59 +271,28 @@ class Memoir:
         parent, _, name = (self.config.layer or "").rpartition(".")
         setattr(self.model.get_submodule(parent), name, module)
 
-    def _context(self) -> EditContext:
-        if self.prefixes is None:
+    def _first_prefixes(self, count: int) -> list[str]:
+        """The memory's prefixes, written by the model when they are first asked for."""
+        if len(self.prefixes) < count:
             with self.disabled():
-                self.prefixes = write_prefixes(
-                    self.model, self.tokenizer, self.config.prefixes, self.config.prefix_tokens
-                )
+                self.prefixes = write_prefixes(self.model, self.tokenizer, count, self.config.prefix_tokens)
+        return self.prefixes[:count]
+
+    def _teacher(self) -> Teacher:
         ids = prompt_ids(self.tokenizer, irrelevant_prompts()[0])
-        return EditContext(self.model, self.tokenizer, self.layer, self.prefixes, Row(ids, len(ids)))
+        row = Row(ids, len(ids))
+        return Teacher(EditContext(self.model, self.tokenizer, self.layer, self._first_prefixes, row), self.edits)
 
-    def _edit_all(self, edits: Sequence[Edit], recipe: str | Recipe | None, progress: bool) -> list[EditResult]:
-        settings = self.config.learned if recipe is None else RECIPES[recipe] if isinstance(recipe, str) else recipe
-        context = self._context()
-        rows = [context.rows(edit) for edit in edits]
-        return list(self._learn(context, settings, list(zip(edits, rows, strict=True)), progress and len(edits) > 1))
+    def _recipe(self, recipe: str | Recipe | None, batch: int | None) -> Recipe:
+        if isinstance(recipe, str) and recipe not in RECIPES:
+            raise ValueError(f"recipe must be one of {', '.join(sorted(RECIPES))} or a Recipe, got {recipe!r}")
+        found = self.config.learned if recipe is None else RECIPES[recipe] if isinstance(recipe, str) else recipe
+        return found if batch is None else dataclasses.replace(found, batch=batch)
 
-    def _learn(
-        self, context: EditContext, recipe: Recipe, wanted: Sequence[tuple[Edit, list[Row]]], progress: bool
-    ) -> Iterator[EditResult]:
-        learn = {"paper": paper.learn, "fast": fast.learn}[recipe.method]
-        with tqdm(total=len(wanted), desc="editing", unit="edit", disable=not progress) as bar:
-            for start in range(0, len(wanted), recipe.batch):
-                started = time.perf_counter()
-                batch = learn(context, wanted[start : start + recipe.batch], recipe)
-                seconds = (time.perf_counter() - started) / len(batch)
-                for learned in batch:
-                    edit_id, replaced = self._commit(learned)
-                    bar.update()
-                    yield EditResult(
-                        edit_id,
-                        learned.edit.prompt,
-                        learned.edit.target,
-                        learned=learned.loss <= recipe.bar,
-                        loss=learned.loss,
-                        steps=learned.steps,
-                        seconds=seconds,
-                        replaced=replaced,
-                    )
 
-    def _commit(self, learned: Learned) -> tuple[int, bool]:
-        """Writes one learned edit to the memory and the store, or changes nothing at all."""
-        store, weight = self.layer.store, self.layer.memory.weight
-        changed, rows, edits = learned.rows(), len(store), dict(self.edits)
-        backup = weight[changed].clone()
-        old = next((edit_id for edit_id, edit in self.edits.items() if edit.prompt == learned.edit.prompt), None)
-        try:
-            learned.write(weight)
-            edit_id = store.append(learned.mask, learned.columns) if old is None else old
-            if old is not None:
-                store.masks[old], store.columns[old] = learned.mask, learned.columns
-            self.edits[edit_id] = learned.edit
-        except BaseException:
-            weight[changed] = backup
-            store.truncate(rows)
-            self.edits = edits
-            raise
-        return edit_id, old is not None
+def _as_edit(request: Edit | tuple[str, str]) -> Edit:
+    if isinstance(request, Edit):
+        return request
+    if isinstance(request, str) or len(request) != 2:
+        raise TypeError(f"an edit is an Edit or a (prompt, target) pair, got {request!r}")
+    return Edit(*request)

@@ -1,7 +1,7 @@
 """What every recipe needs to learn an edit: the model, the layer, the prefixes, and the request as token rows."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -42,7 +42,7 @@ class EditContext:
     model: Any
     tokenizer: Any
     layer: MemoirLinear
-    prefixes: Sequence[str]
+    prefixes: Callable[[int], Sequence[str]]  # the first so many
     irrelevant_row: Row
 
     @cached_property
@@ -50,11 +50,13 @@ class EditContext:
         """The part of the model behind the edited layer."""
         return Tail(self.model, self.layer)
 
-    def rows(self, edit: Edit) -> list[Row]:
-        """Token rows of an edit: the prompt, then the prompt after each prefix, as far as the context has room."""
+    def rows(self, edit: Edit, prefixes: int) -> list[Row]:
+        """Token rows of an edit: the prompt, then the prompt after each of the first prefixes for which there is room."""
         longest = context_length(self.model)
         plain = row(self.tokenizer, edit.prompt, edit.target, longest)
-        prefixed = [row(self.tokenizer, with_prefix(text, edit.prompt), edit.target) for text in self.prefixes]
+        prefixed = [
+            row(self.tokenizer, with_prefix(text, edit.prompt), edit.target) for text in self.prefixes(prefixes)
+        ]
         return [plain, *(one for one in prefixed if longest is None or len(one.ids) <= longest)]
 
     def hash(self, edit: Edit) -> tuple[torch.Tensor, torch.Tensor]:

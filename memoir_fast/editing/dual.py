@@ -1,64 +1,81 @@
-"""Edits in dual form: the update of W_m stays in the span of the edited layer's inputs, so only that span is learned.
+"""SGD in dual form: the update of W_m stays in the span of the edited layer's inputs, so only that span is learned.
 
 An edit with n tokens has inputs A [n, k] at its columns; its update is dW = A^T C with C [n, O], and adds G C to the
-layer's outputs, where G = A A^T [n, n] is computed once. No step touches k or W_m.
+layer's outputs, where G = A A^T is computed once. A step of SGD along the gradient g of the outputs is C -= lr * g, and
+the norm of the gradient to W_m is sqrt(sum((G g) * g)): no step touches k or W_m.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
+from memoir_fast import ops
+from memoir_fast.editing.batch import Batch
+from memoir_fast.editing.context import Learned
 from memoir_fast.editing.recipe import Recipe
 
 
-@dataclass
-class Coefficients:
-    """C of one edit, in the coordinates that the optimiser moves.
+class Dual:
+    """The coefficients C of a batch of edits; one Gram matrix over all their tokens carries the cross-talk.
 
-    SGD moves C itself: a step along g in C is the step along A^T g in W_m. Adam is no rotation-invariant method, so it
-    moves Z with dW = Q^T Z, where Q = T^T A is an orthonormal basis of the inputs' span, T = U S^(-1/2) from
-    G = U S U^T; then C = T Z.
+    Memory: n^2 + 2 * n * O numbers, n the batch's tokens.
     """
 
-    gram: torch.Tensor  # [n, n]
-    value: torch.Tensor  # C [n, O], changed in place
-    recipe: Recipe
-    steps: int = field(init=False, default=0)
-    _basis: torch.Tensor | None = field(init=False, default=None)  # T [n, r]
-    _moments: list[torch.Tensor] = field(init=False, default_factory=list)  # Z, its mean and mean square slope [r, O]
+    def __init__(self, batch: Batch, memory: torch.Tensor, recipe: Recipe) -> None:
+        self._batch, self._recipe = batch, recipe
+        self.steps = [0] * len(batch.a)
+        self._gram = _joint_gram(batch)
+        wide = self._gram.dtype
+        pairs = zip(batch.a, batch.columns, strict=True)
+        self._before = torch.cat([a @ memory[columns.long()].to(wide) for a, columns in pairs])  # [n, O]
+        self._c = torch.zeros_like(self._before)
 
-    def __post_init__(self) -> None:
-        if self.recipe.optimizer == "adam":
-            self._basis = orthonormal_coordinates(self.gram)
-            size = (self._basis.shape[1], self.value.shape[1])
-            self._moments = [self.gram.new_zeros(size) for _ in range(3)]
+    def residual(self, edits: Sequence[int]) -> torch.Tensor:
+        """What the memory would add to the layer's output at these edits' tokens, [tokens, O]."""
+        spans = [self._batch.spans[edit] for edit in edits]
+        return torch.cat([self._before[span] + self._gram[span] @ self._c for span in spans])
 
-    def step(self, gradient: torch.Tensor) -> None:
-        """One step against the loss's gradient to the layer's outputs, [n, O]."""
-        recipe = self.recipe
-        self.steps += 1
-        if recipe.clip is not None:
-            norm = ((self.gram @ gradient) * gradient).sum().clamp(min=0).sqrt()  # of A^T g
-            gradient = gradient * (recipe.clip / (norm + 1e-6)).clamp(max=1.0)
-        if self._basis is None:
-            self.value -= recipe.learning_rate * gradient
-            return
-        z, mean, square = self._moments
-        slope = self._basis.mT @ (self.gram @ gradient)
-        mean.lerp_(slope, 1 - BETAS[0])
-        square.lerp_(slope * slope, 1 - BETAS[1])
-        unbiased = mean / (1 - BETAS[0] ** self.steps)
-        spread = (square / (1 - BETAS[1] ** self.steps)).sqrt()
-        z -= recipe.learning_rate * unbiased / (spread + 1e-8)
-        torch.matmul(self._basis, z, out=self.value)
+    def step(self, edit: int, gradient: torch.Tensor) -> None:
+        """One step of `edit` against its loss's gradient to its outputs, [its tokens, O]."""
+        span, clip = self._batch.spans[edit], self._recipe.clip
+        if clip is not None:
+            norm = ((self._gram[span, span] @ gradient) * gradient).sum().clamp(min=0).sqrt()  # of A^T g
+            gradient = gradient * (clip / (norm + 1e-6)).clamp(max=1.0)
+        self._c[span] -= self._recipe.learning_rate * gradient
+        self.steps[edit] += 1
 
-
-BETAS = (0.9, 0.999)
+    def learned(self, edit: int, loss: float) -> Learned:
+        """The outcome of one edit."""
+        batch = self._batch
+        c = self._c[batch.spans[edit]]
+        return DualLearned(
+            batch.edits[edit], batch.masks[edit], batch.columns[edit], self.steps[edit], loss, batch.a[edit], c
+        )
 
 
-def orthonormal_coordinates(gram: torch.Tensor) -> torch.Tensor:
-    """T [n, r] such that T^T A has orthonormal rows, for any A with A A^T = gram [n, n]; r is the rank of gram."""
-    values, vectors = torch.linalg.eigh(gram)
-    cut = values[-1].clamp(min=0) * len(gram) * torch.finfo(gram.dtype).eps
-    kept = values > cut
-    return vectors[:, kept] / values[kept].sqrt()
+@dataclass(frozen=True)
+class DualLearned(Learned):
+    """An update in dual form."""
+
+    a: torch.Tensor  # [n, k]
+    c: torch.Tensor  # [n, O]
+
+    def write(self, memory: torch.Tensor) -> None:
+        """memory[columns] += a^T c."""
+        ops.memory_update(memory, self.columns, self.a, self.c)
+
+
+def _joint_gram(batch: Batch) -> torch.Tensor:
+    """[n, n]: what a coefficient at one token adds to the output at another, through the columns their edits share."""
+    tokens, spans = batch.tokens, batch.spans
+    if len(spans) == 1:
+        return batch.a[0] @ batch.a[0].mT
+    sizes = torch.tensor([len(a) for a in batch.a], device=tokens.device)
+    owned = torch.zeros((len(spans), tokens.shape[1]), dtype=tokens.dtype, device=tokens.device)
+    owned.scatter_(1, batch.columns.long(), 1.0)
+    gram = tokens.new_empty((len(tokens), len(tokens)))
+    for a, span, columns in zip(batch.a, spans, batch.columns.long(), strict=True):
+        shared = owned[:, columns].repeat_interleave(sizes, dim=0)  # [n, k]: does this token's edit own that column
+        gram[:, span] = (tokens[:, columns] * shared) @ a.mT
+    return gram

@@ -28,6 +28,9 @@ class Recipe:
     optimizer: str = "sgd"
     """ "sgd", or (fast only) "adam"."""
 
+    prefixes: int = 10
+    """Rows in which the prompt stands after a prefix, besides the plain prompt."""
+
     batch: int = 1
     """Edits learned together as one joint problem (fast only)."""
 
@@ -52,13 +55,13 @@ class Recipe:
             raise ValueError("the published loop is SGD on one edit at a time; method='fast' has other ways")
         if self.method == "fast" and self.weight_decay:
             raise ValueError("weight decay erodes old edits; only method='paper' has it")
-        if self.batch < 1:
-            raise ValueError(f"batch must be at least 1, got {self.batch}")
+        if self.batch < 1 or self.prefixes < 0:
+            raise ValueError(f"a recipe needs batch >= 1 and prefixes >= 0, got {self.batch}, {self.prefixes}")
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"clip must be positive or None, got {self.clip}")
 
 
 RECIPES = {
     "paper": Recipe("paper", steps=30, learning_rate=1.0, clip=1.0, weight_decay=1e-5, settled=1e-4),
-    "fast": Recipe("fast", steps=60, learning_rate=0.01, optimizer="adam"),
+    "fast": Recipe("fast", steps=60, learning_rate=0.01, optimizer="adam", prefixes=3),
 }

@@ -1,0 +1,78 @@
+"""`Batch`: the rows of several edits, run through the trunk once, and their losses for any residual."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from memoir_fast.editing.context import EditContext
+from memoir_fast.editing.request import Edit, Row, pad, padding_id, prompt_ids
+from memoir_fast.presets import device_of
+
+Wanted = Sequence[tuple[Edit, list[Row]]]
+
+
+class Batch:
+    """What learning E edits together reads at every step.
+
+    Tokens are the batch's real ones in order, n in all; those of an edit are one span. Whatever is computed, is
+    computed in float32, or float64 for a float64 model.
+
+    Args:
+        context (EditContext): the model and its memory.
+        wanted: E edits, each with its token rows, the plain prompt first.
+    """
+
+    def __init__(self, context: EditContext, wanted: Wanted) -> None:
+        rows = [row for _, rows in wanted for row in rows]
+        input_ids, mask, labels = pad(rows, padding_id(context.tokenizer), device_of(context.model))
+        self.edits = [edit for edit, _ in wanted]
+        self._tail = context.tail
+        self._all = self._tail.trunk(input_ids, mask)
+        self.x = self._all.x
+        device = self.x.device
+        self._real, self._labels = mask.bool().to(device), labels[:, 1:].to(device)
+        self._owner = torch.tensor([index for index, (_, rows) in enumerate(wanted) for _ in rows], device=device)
+        lengths = [sum(len(row.ids) for row in rows) for _, rows in wanted]
+        self.spans = [slice(sum(lengths[:index]), sum(lengths[: index + 1])) for index in range(len(lengths))]
+        self.masks, self.columns = self._hash(context, wanted)
+        self.tokens = self.x[self._real].to(torch.promote_types(self.x.dtype, torch.float32))  # [n, D]
+        self.a = [self.tokens[span][:, own.long()] for span, own in zip(self.spans, self.columns, strict=True)]
+
+    def _hash(self, context: EditContext, wanted: Wanted) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masks int32 [E, W] and columns int32 [E, k], from each edit's plain row, which is its first."""
+        first = [int((self._owner < index).sum()) for index in range(len(wanted))]
+        lengths = torch.tensor([rows[0].prompt for _, rows in wanted], device=self.x.device)
+        x = self.x[first]
+        prompt = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+        masks, columns = context.hashed(x, prompt, self.edits)
+        for index, (edit, rows) in enumerate(wanted):
+            if rows[0].ids[: rows[0].prompt] != prompt_ids(context.tokenizer, edit.prompt):
+                masks[index], columns[index] = context.hash(edit)
+        return masks, columns
+
+    def choose(self, edits: Sequence[int]) -> None:
+        """From now on, `losses` is about these edits, in ascending order."""
+        device = self._owner.device
+        numbers = torch.tensor(edits, device=device)
+        chosen = torch.isin(self._owner, numbers)
+        self._trunk, self._real_now, labels = self._all.select(chosen), self._real[chosen], self._labels[chosen]
+        self._positions = F.pad(labels != -100, (0, 1))
+        self._targets = labels[labels != -100]
+        of_row = torch.searchsorted(numbers, self._owner[chosen])
+        rows = torch.bincount(of_row, minlength=len(edits))
+        per_row = ((labels != -100).sum(dim=1) + 1) * rows[of_row]
+        row = self._positions.nonzero()[:, 0]
+        self._weight, self._edit, self._count = 1.0 / per_row.to(self.tokens.dtype)[row], of_row[row], len(edits)
+
+    def losses(self, residual: torch.Tensor) -> torch.Tensor:
+        """Each chosen edit's loss, [chosen], as in `paper.row_losses`, averaged over its rows.
+
+        Args:
+            residual (Tensor): what is added to the layer's output at the chosen edits' tokens, [tokens, O].
+        """
+        padded = residual.new_zeros((*self._real_now.shape, residual.shape[1]))
+        padded = padded.masked_scatter(self._real_now[..., None], residual)
+        logits = self._tail.logits(self._trunk, padded, self._positions).to(residual.dtype)
+        per_token = F.cross_entropy(logits, self._targets, reduction="none") * self._weight
+        return per_token.new_zeros(self._count).index_add(0, self._edit, per_token)

@@ -1,0 +1,75 @@
+"""Adam on the slab: the k rows of W_m that an edit owns are moved themselves.
+
+Adam scales every number by its own gradients' size, so it leaves the span of the inputs and has no dual form; what it
+spreads over all of an edit's columns is what paraphrases gain from.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from memoir_fast.editing.batch import Batch
+from memoir_fast.editing.context import Learned
+from memoir_fast.editing.recipe import Recipe
+
+_BETAS = (0.9, 0.999)
+
+
+class Slab:
+    """The rows of W_m that a batch of edits owns; edits that share rows see each other's changes at every step.
+
+    Memory: O * (3 * k * E + U) numbers, U <= min(D, k * E) the rows that any of the E edits owns.
+    """
+
+    def __init__(self, batch: Batch, memory: torch.Tensor, recipe: Recipe) -> None:
+        self._batch, self._recipe = batch, recipe
+        self.steps = [0] * len(batch.a)
+        union, place = torch.unique(batch.columns.long(), return_inverse=True)  # place [E, k]: rows of `_rows`
+        self._place = place
+        self._rows = memory[union].to(batch.tokens.dtype)  # [U, O]
+        size = (len(batch.a), place.shape[1], memory.shape[1])
+        self._change, self._mean, self._square = (batch.tokens.new_zeros(size) for _ in range(3))
+
+    def residual(self, edits: Sequence[int]) -> torch.Tensor:
+        """What the memory would add to the layer's output at these edits' tokens, [tokens, O]."""
+        return torch.cat([self._batch.a[edit] @ self._rows[self._place[edit]] for edit in edits])
+
+    def step(self, edit: int, gradient: torch.Tensor) -> None:
+        """One step of `edit` against its loss's gradient to its outputs, [its tokens, O]."""
+        self.steps[edit] += 1
+        slope = self._batch.a[edit].mT @ gradient
+        if self._recipe.clip is not None:
+            slope *= (self._recipe.clip / (slope.norm() + 1e-6)).clamp(max=1.0)
+        mean, square = self._mean[edit], self._square[edit]
+        mean.lerp_(slope, 1 - _BETAS[0])
+        square.lerp_(slope * slope, 1 - _BETAS[1])
+        unbiased = mean / (1 - _BETAS[0] ** self.steps[edit])
+        spread = (square / (1 - _BETAS[1] ** self.steps[edit])).sqrt_()
+        move = unbiased.div_(spread.add_(1e-8)).mul_(-self._recipe.learning_rate)
+        self._change[edit] += move
+        self._rows.index_add_(0, self._place[edit], move)
+
+    def learned(self, edit: int, loss: float) -> Learned:
+        """The outcome of one edit."""
+        batch = self._batch
+        return SlabLearned(
+            batch.edits[edit],
+            batch.masks[edit],
+            batch.columns[edit],
+            self.steps[edit],
+            loss,
+            self._change[edit],
+        )
+
+
+@dataclass(frozen=True)
+class SlabLearned(Learned):
+    """An update of an edit's rows."""
+
+    change: torch.Tensor  # [k, O]
+
+    def write(self, memory: torch.Tensor) -> None:
+        """memory[columns] += change, rounded once."""
+        rows = self.columns.long()
+        memory[rows] = (memory[rows].to(self.change.dtype) + self.change).to(memory.dtype)

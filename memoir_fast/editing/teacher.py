@@ -1,0 +1,112 @@
+"""`Teacher`: takes requests, learns them in batches, and writes each whole or not at all."""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from memoir_fast.editing import fast, paper
+from memoir_fast.editing.context import EditContext, Learned
+from memoir_fast.editing.recipe import Recipe
+from memoir_fast.editing.request import Edit, Row
+from memoir_fast.errors import StoreFullError
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """What became of one edit."""
+
+    edit_id: int
+    prompt: str
+    target: str
+    learned: bool
+    """The loss on the target fell to the recipe's bar."""
+    loss: float
+    steps: int
+    seconds: float
+    replaced: bool
+    """An earlier edit of the same prompt had this id and is gone."""
+
+
+class Teacher:
+    """Learns edits into a memory.
+
+    Args:
+        context (EditContext): the model, its layer with store and memory, the prefixes.
+        edits (dict): the live edits by id; kept up to date.
+    """
+
+    def __init__(self, context: EditContext, edits: dict[int, Edit]) -> None:
+        self._context, self._edits = context, edits
+        self._ids = {edit.prompt: edit_id for edit_id, edit in edits.items()}
+
+    def prepare(self, edit: Edit, recipe: Recipe) -> tuple[Edit, list[Row]]:
+        """The edit's token rows. ValueError where it cannot be learned."""
+        return edit, self._context.rows(edit, recipe.prefixes)
+
+    def require_room(self, edits: Iterable[Edit]) -> None:
+        """StoreFullError where the edits with new prompts do not all fit."""
+        store = self._context.layer.store
+        new = {edit.prompt for edit in edits} - self._ids.keys()
+        if store.max_edits is not None and len(store) + len(new) > store.max_edits:
+            raise StoreFullError(
+                f"the store holds {len(store)} of max_edits = {store.max_edits}, {len(new)} more do not fit"
+            )
+
+    def stream(self, edits: Iterable[Edit], recipe: Recipe) -> Iterator[EditResult]:
+        """Learns edits as they come, `recipe.batch` at a time; what was yielded is in the memory."""
+        learn = {"paper": paper.learn, "fast": fast.learn}[recipe.method]
+        for batch in _batches(edits, recipe.batch):
+            self.require_room(batch)
+            started = time.perf_counter()
+            outcome = learn(self._context, [self.prepare(edit, recipe) for edit in batch], recipe)
+            seconds = (time.perf_counter() - started) / len(batch)
+            for learned in outcome:
+                yield self._commit(learned, recipe, seconds)
+
+    def _commit(self, learned: Learned, recipe: Recipe, seconds: float) -> EditResult:
+        """Writes one learned edit to the memory and the store, or changes nothing at all."""
+        edit, store, memory = learned.edit, self._context.layer.store, self._context.layer.memory.weight
+        old = self._ids.get(edit.prompt)
+        changed, rows = learned.rows(), len(store)
+        kept = memory[changed].clone()
+        kept_mask = None if old is None else (store.masks[old].clone(), store.columns[old].clone())
+        try:
+            with torch.no_grad():
+                learned.write(memory)
+                if old is None:
+                    edit_id = store.append(learned.mask, learned.columns)
+                else:
+                    edit_id = old
+                    store.masks[old], store.columns[old] = learned.mask, learned.columns
+            result = EditResult(
+                edit_id,
+                edit.prompt,
+                edit.target,
+                learned=learned.loss <= recipe.bar,
+                loss=learned.loss,
+                steps=learned.steps,
+                seconds=seconds,
+                replaced=old is not None,
+            )
+            self._edits[edit_id], self._ids[edit.prompt] = edit, edit_id
+        except BaseException:
+            memory[changed] = kept
+            if kept_mask is not None:
+                store.masks[old], store.columns[old] = kept_mask
+            store.truncate(rows)
+            raise
+        return result
+
+
+def _batches(edits: Iterable[Edit], size: int) -> Iterator[list[Edit]]:
+    """Lists of up to `size` edits; a prompt that comes again begins a new one, since it replaces the earlier edit."""
+    batch: list[Edit] = []
+    for edit in edits:
+        if len(batch) == size or any(edit.prompt == other.prompt for other in batch):
+            yield batch
+            batch = []
+        batch.append(edit)
+    if batch:
+        yield batch
