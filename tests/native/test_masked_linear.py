@@ -108,15 +108,23 @@ def test_views(raw, cpu_path):
     assert_near(base, expected)
 
 
-@pytest.mark.parametrize("tokens", [8, 9])
-def test_long_inputs_take_the_matrix_product(extension, tokens):
-    arguments = problem(2, tokens, 64, 48, 20, 3, torch.float32)
-    for op in ("masked_linear", "masked_linear_add_"):
-        run = native.load(op, "cpu")
-        base = [torch.randn(2, tokens, 48)] if op.endswith("_") else []
-        other = [base[0].clone()] if base else []
-        y, expected = run(*base, *arguments), getattr(reference, op)(*other, *arguments)
-        assert_near(base[0] if base else y, other[0] if base else expected)
+@pytest.mark.parametrize(
+    ("dtype", "tokens"), [(torch.float32, 64), (torch.bfloat16, 256), (torch.float64, 64)], ids=str
+)
+@pytest.mark.parametrize("op", ["masked_linear", "masked_linear_add_"])
+def test_long_inputs_take_the_matrix_product(extension, monkeypatch, op, dtype, tokens):
+    """One token more than the kernel is fast for, and the reference runs."""
+    longer = []
+    expected = getattr(reference, op)
+    monkeypatch.setattr(reference, op, lambda *arguments: longer.append(True) or expected(*arguments))
+    run = native.load(op, "cpu")
+    for more in (0, 1):
+        arguments = problem(2, tokens + more, 64, 48, 20, 3, dtype)
+        base = [torch.randn(2, tokens + more, 48).to(dtype)] if op.endswith("_") else []
+        other = [tensor.clone() for tensor in base]
+        y, wanted = run(*base, *arguments), expected(*other, *arguments)
+        assert_near(base[0] if base else y, other[0] if base else wanted)
+        assert len(longer) == more
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
