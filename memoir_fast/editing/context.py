@@ -51,12 +51,11 @@ class EditContext:
         return Tail(self.model, self.layer)
 
     def rows(self, edit: Edit, prefixes: int) -> list[Row]:
-        """Token rows of an edit: the prompt, then the prompt after each of the first prefixes for which there is room."""
+        """Token rows of an edit: the prompt, then the prompt after each prefix, as far as the context has room."""
         longest = context_length(self.model)
         plain = row(self.tokenizer, edit.prompt, edit.target, longest)
-        prefixed = [
-            row(self.tokenizer, with_prefix(text, edit.prompt), edit.target) for text in self.prefixes(prefixes)
-        ]
+        prompts = [with_prefix(text, edit.prompt) for text in self.prefixes(prefixes)]
+        prefixed = [row(self.tokenizer, prompt, edit.target) for prompt in prompts]
         return [plain, *(one for one in prefixed if longest is None or len(one.ids) <= longest)]
 
     def hash(self, edit: Edit) -> tuple[torch.Tensor, torch.Tensor]:
