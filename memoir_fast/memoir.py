@@ -1,7 +1,7 @@
 """`Memoir`: a language model with a memory for corrections."""
 
-import os
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
