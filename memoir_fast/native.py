@@ -16,8 +16,8 @@ import torch
 from memoir_fast.ops import _checks
 
 _REASON = Path(__file__).parent / "_build_failure.txt"
-# Tokens per sequence, by bytes per element, up to which the kernel beats a gathered matrix product (which widens two-byte
-# memory first): measured at D=14336, O=k=4096 on one thread.
+# Tokens per sequence, by bytes per element, up to which the kernel beats a gathered matrix product, which widens
+# two-byte memory first: measured at D=14336, O=k=4096 on one thread.
 _LONGEST = {2: 256, 4: 64, 8: 64}
 
 
