@@ -19,11 +19,10 @@ from unittest import mock
 import torch
 import triton
 import triton.backends.nvidia
+from memoir_fast.kernels import _launch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
-
-from memoir_fast.kernels import _launch
 
 DEVICES = {80: "NVIDIA A100-SXM4-80GB", 90: "NVIDIA H200", 100: "NVIDIA B200"}  # compute capability -> a GPU's name
 _TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
@@ -138,7 +137,10 @@ def _recording(device_name: str) -> Iterator[list[Launch]]:
         values = dict(zip(self.arg_names, args, strict=False)) | kwargs
         launches.append(Launch(_specialize(self, values), grid))
 
-    with mock.patch.object(JITFunction, "run", record), mock.patch.object(_launch, "_device_name", lambda _: device_name):
+    with (
+        mock.patch.object(JITFunction, "run", record),
+        mock.patch.object(_launch, "_device_name", lambda _: device_name),
+    ):
         yield launches
 
 

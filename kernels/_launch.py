@@ -9,12 +9,15 @@ import functools
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 Config = dict[str, int]
+_overrides: dict[str, Config] = {}
 _SHIPPED = Path(__file__).with_name("launch_table.json")
 logger = logging.getLogger("memoir_fast")
 
@@ -77,10 +80,21 @@ def lookup(kernel: str, device_name: str, keys: tuple[str, ...]) -> Config:
     return config
 
 
+@contextmanager
+def override(kernel: str, parameters: Config) -> Iterator[None]:
+    """Within the block, `parameters` stand above both tables for `kernel`: what tuning tries."""
+    _overrides[kernel] = parameters
+    try:
+        yield
+    finally:
+        del _overrides[kernel]
+
+
 def config(kernel: str, tensor: torch.Tensor, *shape_keys: str) -> Config:
     """The configuration for a launch on the tensor's device; `shape_keys` go from the most to the least special."""
     keys = (*shape_keys, f"{tensor.element_size()} bytes")
-    return lookup(kernel, _device_name(tensor.device.index if tensor.is_cuda else None), keys)
+    found = lookup(kernel, _device_name(tensor.device.index if tensor.is_cuda else None), keys)
+    return found | _overrides[kernel] if kernel in _overrides else found
 
 
 def options(config: Config) -> dict[str, Any]:

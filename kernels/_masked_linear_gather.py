@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from memoir_fast.kernels._common import power_of_two
 
+_ALIGNMENT = 16  # elements
+
 
 @triton.jit
 def _gather(
@@ -37,7 +39,7 @@ def _gather(
     inside = (c >= 0) & (c < D)
     x = tl.load(x_ptr + b * stride_xb + (m % S) * stride_xs + c.to(tl.int64) * stride_xd, mask=inside, other=0.0)
     if SIDE_BY_SIDE:
-        tl.store(active_ptr + m * stride_am + j, x, mask=j < k)
+        tl.store(active_ptr + m * stride_am + j, x, mask=j < stride_am)
     else:
         tl.store(active_ptr + m * stride_am + c, x, mask=inside)
 
@@ -45,13 +47,14 @@ def _gather(
 def active_inputs(x: torch.Tensor, columns: torch.Tensor, route: torch.Tensor, *, side_by_side: bool) -> torch.Tensor:
     """The active inputs of x [B, S, D]: packed, [B, S, k], or at their places among zeros, [B, S, D].
 
-    Packed rows of a sequence without a route are left unwritten; nothing reads them.
+    Packed rows are filled up with zeros to a multiple of 16, so that they can be read 16 bytes at a time; those of a
+    sequence without a route are left unwritten, and nothing reads them.
     """
     batch, tokens, width = x.shape
     edits, k = columns.shape
-    shape = (batch, tokens, k if side_by_side else width)
+    shape = (batch, tokens, -(-k // _ALIGNMENT) * _ALIGNMENT if side_by_side else width)
     active = (torch.empty if side_by_side else torch.zeros)(shape, dtype=x.dtype, device=x.device)
-    block = power_of_two(k, 16, 1024)
+    block = power_of_two(k, _ALIGNMENT, 1024)
     _gather[(batch * tokens, triton.cdiv(k, block))](
         active,
         x,

@@ -41,7 +41,7 @@ def _prefill(
 ):
     """Grid (O tiles, S tiles, B): a tile of one sequence's tokens times the active rows of memory.
 
-    x is [B, S, D], gathered as it is loaded, or, if GATHERED, [B, S, k] with the active inputs side by side.
+    x is [B, S, D], gathered as it is loaded, or, if GATHERED, the packed inputs, [B, S, k rounded up to 16].
     """
     b = tl.program_id(2).to(tl.int64)
     s = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)
@@ -65,7 +65,7 @@ def _prefill(
         at = j if GATHERED else c
         x = tl.load(
             x_ptr + at[None, :].to(tl.int64) * stride_xd,
-            mask=(s < S)[:, None] & ((j < k) if GATHERED else inside)[None, :],
+            mask=(s < S)[:, None] & ((j < tl.cdiv(k, 16) * 16) if GATHERED else inside)[None, :],
             other=0.0,
         )
         weight = tl.load(

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from memoir_fast.kernels import _launch
 from memoir_fast.kernels._common import on_device_of, power_of_two, unsupported
-from memoir_fast.kernels.mask_overlap import overlaps
+from memoir_fast.kernels.mask_overlap import overlaps, step
 
 __all__ = ["mask_match", "unsupported"]
 
@@ -22,6 +22,7 @@ def _scan(
     stride_qw,
     stride_n,
     stride_w,
+    STEP: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
@@ -34,7 +35,7 @@ def _scan(
     for start in range(program * BLOCK_N, count, programs * BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
         shared = overlaps(
-            query_ptr + b * stride_qb, store_ptr, n, n < count, W, stride_qw, stride_n, stride_w, BLOCK_N, BLOCK_W
+            query_ptr + b * stride_qb, store_ptr, n, n < count, W, stride_qw, stride_n, stride_w, STEP, BLOCK_N, BLOCK_W
         )
         key = (shared.to(tl.int64) << 32) | (0x7FFFFFFF - n).to(tl.int64)
         best = tl.maximum(best, tl.where(n < count, key, -1))
@@ -76,6 +77,7 @@ def mask_match(
             store.shape[1],
             *query.stride(),
             *store.stride(),
+            STEP=step(store),
             BLOCK_N=block_n,
             BLOCK_W=power_of_two(store.shape[1], 4, config["BLOCK_W"]),
             **_launch.options(config),

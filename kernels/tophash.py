@@ -10,7 +10,7 @@ from memoir_fast.ops._checks import words
 
 __all__ = ["tophash", "unsupported"]
 
-_WHOLE = 16384  # the widest row that stays in registers: 16 magnitudes a thread at 1,024 threads
+_WHOLE = 16384  # the widest row that stays in registers: 32 magnitudes a thread at 512 threads
 _CHUNK = 8192  # of a wider row the first chunk stays there; the others are read again, from cache, in each round
 _WORDS = 512  # words of the mask unpacked at a time
 _INFINITY = tl.constexpr(0x7F800000)  # the smallest magnitude pattern that is not finite

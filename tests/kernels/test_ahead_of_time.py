@@ -1,0 +1,86 @@
+"""The kernels compile without a GPU for every target and known model, and their machine code is what it should be."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="the kernels are Triton's; it has no wheel for this platform")
+
+BENCH = Path(__file__).parents[2] / "bench"
+TENSOR_CORE = {"rows", "prefill", "grad_x", "grad_memory", "memory_update"}
+NO_WIDE_STREAM = {"combine", "choose", "gather"}  # a few KB of partial results; inputs scattered over a row
+CAPABILITIES = (80, 90, 100)
+
+
+@pytest.fixture(scope="module")
+def bench():
+    """The modules bench/machine_code.py and bench/calls.py."""
+    sys.path.insert(0, str(BENCH))
+    try:
+        yield importlib.import_module("machine_code"), importlib.import_module("calls")
+    finally:
+        sys.path.remove(str(BENCH))
+
+
+def _specializations(bench, capability: int, layers, dtype: torch.dtype) -> dict:
+    """Every distinct kernel that the calls at these layers' sizes launch, with the first call that does."""
+    machine_code, calls = bench
+    found = {}
+    for layer in layers:
+        for call in calls.calls(layer, dtype):
+            for launch in machine_code.launches(call.run, capability):
+                found.setdefault(launch.kernel, f"{call.name}, {layer.model}, {dtype}")
+    return found
+
+
+def _check(bench, capability: int, found: dict, dtype: torch.dtype) -> None:
+    machine_code, _ = bench
+    problems = []
+    for kernel, origin in found.items():
+        code = machine_code.compile_for(kernel, capability)
+        where = f"{kernel.name} for sm_{capability} ({origin})"
+        if code.local_accesses or code.stack_bytes:
+            problems.append(f"{where}: {code.local_accesses} local loads and stores, {code.stack_bytes} bytes of stack")
+        if kernel.name not in NO_WIDE_STREAM and not code.wide_loads:
+            problems.append(f"{where}: no 16-byte load from global memory among {dict(code.instructions)}")
+        if dtype != torch.float32 and kernel.name in TENSOR_CORE and not code.tensor_core:
+            problems.append(f"{where}: no tensor-core instruction")
+    assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_machine_code_at_the_sizes_of_known_models(bench, capability):
+    found = _specializations(bench, capability, bench[1].LAYERS, torch.bfloat16)
+    names = {kernel.name for kernel in found}
+    assert names >= TENSOR_CORE | {"prompt_feature", "tophash", "one", "gather", "scan", "choose", "mask_overlap"}
+    _check(bench, capability, found, torch.bfloat16)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_machine_code_of_float32(bench, capability):
+    large = bench[1].LAYERS[0]
+    found = _specializations(bench, capability, [large], torch.float32)
+    known = _specializations(bench, capability, [large], torch.bfloat16)
+    _check(bench, capability, {kernel: found[kernel] for kernel in found if kernel not in known}, torch.float32)
+
+
+def test_float16_takes_the_tensor_cores_too(bench):
+    found = _specializations(bench, 90, bench[1].LAYERS[:1], torch.float16)
+    wanted = {kernel: origin for kernel, origin in found.items() if kernel.name in ("one", "rows", "prefill")}
+    _check(bench, 90, wanted, torch.float16)
+
+
+def test_memory_streams_of_one_token_are_read_in_16_bytes(bench):
+    """The rows of memory are the stream; beside it only columns, inputs, the base and the route are read."""
+    machine_code, calls = bench
+    call = next(call for call in calls.calls(calls.LAYERS[0]) if call.name == "masked_linear, 1 token")
+    (launch,) = machine_code.launches(call.run, 90)
+    code = machine_code.compile_for(launch.kernel, 90)
+    constants = dict(launch.kernel.constants)
+    threads = 32 * dict(launch.kernel.options)["num_warps"]
+    loads_of_one_step = constants["BLOCK_K"] * constants["BLOCK_O"] * 2 // (16 * threads)
+    assert code.wide_loads >= 2 * loads_of_one_step  # before the loop, and in it
+    assert launch.grid[0] * constants["BLOCK_O"] == 4096
