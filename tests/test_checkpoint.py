@@ -18,11 +18,11 @@ from memoir_fast import RECIPES, Memoir, MemoirConfig, MemoirError, MemoirLinear
 from memoir_fast.errors import CheckpointError, WrongModelError
 
 PROMPTS = ("The capital of France is", "Who wrote the play?", "Which animal lives in the desert?")
-SETTINGS = {"k": 12, "tau": 0.75, "prefixes": 1, "background": 8}
+SETTINGS = {"k": 12, "tau": 0.75, "background": 8}
 
 
 def attach(model, tokenizer, **changes):
-    recipe = dataclasses.replace(RECIPES["paper"], steps=3)
+    recipe = dataclasses.replace(RECIPES["paper"], steps=3, prefixes=1)
     return Memoir.attach(model, tokenizer, MemoirConfig(recipe=recipe, **{**SETTINGS, **changes}))
 
 
@@ -111,7 +111,7 @@ def test_empty_memory(tiny_llama, tiny_tokenizer, tmp_path):
     memoir = attach(tiny_llama, tiny_tokenizer)
     memoir.save_pretrained(tmp_path)
     loaded = Memoir.from_pretrained(another(tiny_llama), tiny_tokenizer, tmp_path)
-    assert loaded.edits == {} and len(loaded.layer.store) == 0 and loaded.prefixes is None
+    assert loaded.edits == {} and len(loaded.layer.store) == 0 and loaded.prefixes == []
     assert loaded.edit(PROMPTS[0], "Rome").edit_id == 0
 
 
@@ -221,6 +221,8 @@ def test_unknown_keys_warn(saved):
         (lambda values: values["files"]["edits"].update(name="../../etc/passwd"), "is no name of a edits file"),
         (lambda values: values["files"]["memory"].update(size=None), "malformed"),
         (lambda values: values["config"].update(tau=7), "tau must lie in"),
+        (lambda values: values.update(tau=0.0), "tau must lie in"),
+        (lambda values: values.update(prefixes=["a", 1]), "prefixes must be a list of texts"),
         (lambda values: values["fingerprint"].update(weight_shape=[5, 6]), "must have the sides 48 and 32"),
     ],
 )
@@ -230,10 +232,14 @@ def test_config_that_contradicts_itself(saved, change, reason):
         checkpoint.read(saved)
 
 
-def test_k_that_contradicts_the_masks(saved, memoir, tiny_tokenizer):
-    rewrite_config(saved, lambda values: values["config"].update(k=11))
+@pytest.mark.parametrize(
+    ("k", "reason"),
+    [(11, r"every mask must have k = 11 bits set, got \[12\]"), (49, r"do not fit the model: k must lie")],
+)
+def test_k_that_contradicts_the_masks(saved, memoir, tiny_tokenizer, k, reason):
+    rewrite_config(saved, lambda values: values["config"].update(k=k))
     model = another(memoir.model)
-    with pytest.raises(CheckpointError, match=r"every mask must have k = 11 bits set, got \[12\]"):
+    with pytest.raises(CheckpointError, match=reason):
         Memoir.from_pretrained(model, tiny_tokenizer, saved)
     assert not any(isinstance(module, MemoirLinear) for module in model.modules())
 

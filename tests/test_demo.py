@@ -1,5 +1,6 @@
 """The demonstration, on a tiny random model: what it reports is what is so."""
 
+import dataclasses
 import json
 import subprocess
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from memoir_fast import MemoirConfig, cli, demo
+from memoir_fast import RECIPES, MemoirConfig, cli, demo
 from memoir_fast.jsonl import facts
 
 FIELDS = [
@@ -28,7 +29,8 @@ def model(tiny_llama, tiny_tokenizer, tmp_path, monkeypatch):
     tiny_llama.save_pretrained(tmp_path / "model")
     tiny_tokenizer.save_pretrained(tmp_path / "model")
     attach = demo.Memoir.attach
-    config = MemoirConfig(prefixes=0, background=16, tau=0.9)
+    recipe = dataclasses.replace(RECIPES["fast"], prefixes=0)
+    config = MemoirConfig(recipe=recipe, background=16, tau=0.9)
     monkeypatch.setattr(demo.Memoir, "attach", lambda model, tokenizer: attach(model, tokenizer, config))
     return tmp_path / "model"
 

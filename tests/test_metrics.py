@@ -21,10 +21,8 @@ STRANGERS = (("Hm", "yes"), ("0123456789 0123456789", "the river runs"), ("Who?"
 @pytest.fixture
 def memoir(tiny_llama, tiny_tokenizer):
     """Two of the pairs are taught, until the model predicts them."""
-    recipe = dataclasses.replace(RECIPES["paper"], steps=40, learning_rate=4.0)
-    memoir = Memoir.attach(
-        tiny_llama, tiny_tokenizer, MemoirConfig(recipe=recipe, k=12, tau=0.9, prefixes=0, background=8)
-    )
+    recipe = dataclasses.replace(RECIPES["paper"], steps=40, learning_rate=4.0, prefixes=0)
+    memoir = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(recipe=recipe, k=12, tau=0.9, background=8))
     memoir.edit(PAIRS[:2], progress=False)
     return memoir
 
