@@ -137,7 +137,7 @@ class Memoir:
         target: str | None = None,
         *,
         recipe: str | Recipe | None = None,
-        batch: int | None = None,
+        batch: int | str | None = None,
         progress: bool = True,
     ) -> Any:
         """Teaches one correction or many, in order. Editing a prompt again replaces its edit.
@@ -148,7 +148,8 @@ class Memoir:
             edits: a prompt (then `target` is its answer), an Edit, or several Edits or (prompt, target) pairs.
             target (str, optional): what the model shall say after the prompt.
             recipe (str | Recipe, optional): Default: that of the config.
-            batch (int, optional): edits learned together as one joint problem. Default: the recipe's.
+            batch (int, optional): edits learned together as one joint problem, or "auto": what free memory allows.
+                Default: the recipe's, 1.
             progress (bool): show a progress bar where there are several. Default: True.
 
         Returns:
@@ -183,7 +184,7 @@ class Memoir:
         edits: Iterable[Edit | tuple[str, str]],
         *,
         recipe: str | Recipe | None = None,
-        batch: int | None = None,
+        batch: int | str | None = None,
         progress: bool = False,
         total: int | None = None,
     ) -> Iterator[EditResult]:
@@ -284,7 +285,7 @@ class Memoir:
         row = Row(ids, len(ids))
         return Teacher(EditContext(self.model, self.tokenizer, self.layer, self._first_prefixes, row), self.edits)
 
-    def _recipe(self, recipe: str | Recipe | None, batch: int | None) -> Recipe:
+    def _recipe(self, recipe: str | Recipe | None, batch: int | str | None) -> Recipe:
         if isinstance(recipe, str) and recipe not in RECIPES:
             raise ValueError(f"recipe must be one of {', '.join(sorted(RECIPES))} or a Recipe, got {recipe!r}")
         found = self.config.learned if recipe is None else RECIPES[recipe] if isinstance(recipe, str) else recipe

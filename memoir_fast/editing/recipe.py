@@ -31,8 +31,8 @@ class Recipe:
     prefixes: int = 10
     """Rows in which the prompt stands after a prefix, besides the plain prompt."""
 
-    batch: int = 1
-    """Edits learned together as one joint problem (fast only)."""
+    batch: int | str = 1
+    """Edits learned together as one joint problem (fast only); "auto": as many as free memory allows, at most 16."""
 
     settled: float = float("inf")
     """Learning stops early only where the loss also changed by at most this in the last step."""
@@ -55,8 +55,10 @@ class Recipe:
             raise ValueError("the published loop is SGD on one edit at a time; method='fast' has other ways")
         if self.method == "fast" and self.weight_decay:
             raise ValueError("weight decay erodes old edits; only method='paper' has it")
-        if self.batch < 1 or self.prefixes < 0:
-            raise ValueError(f"a recipe needs batch >= 1 and prefixes >= 0, got {self.batch}, {self.prefixes}")
+        if self.prefixes < 0 or (self.batch != "auto" and (isinstance(self.batch, str) or self.batch < 1)):
+            raise ValueError(
+                f"a recipe needs prefixes >= 0 and batch >= 1 or 'auto', got {self.prefixes}, {self.batch!r}"
+            )
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"clip must be positive or None, got {self.clip}")
 

@@ -47,6 +47,11 @@ class Tail:
         self._extra: int | None = None  # what a block returns behind its hidden states; None: it returns those alone
         self._straight: bool | None = None
 
+    @property
+    def blocks_behind(self) -> int:
+        """Blocks that every step runs."""
+        return len(self._blocks) - self._index - (1 if self._straight in (None, True) else 0)
+
     @torch.no_grad()
     def trunk(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Trunk:
         """Runs a batch of rows, padded on the right, up to the edited block's end."""

@@ -1,13 +1,14 @@
 """`Teacher`: takes requests, learns them in batches, and writes each whole or not at all."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from memoir_fast.editing import fast, paper
 from memoir_fast.editing.context import EditContext, Learned
+from memoir_fast.editing.footprint import largest_batch
 from memoir_fast.editing.recipe import Recipe
 from memoir_fast.editing.request import Edit, Row
 from memoir_fast.errors import StoreFullError
@@ -57,13 +58,18 @@ class Teacher:
     def stream(self, edits: Iterable[Edit], recipe: Recipe) -> Iterator[EditResult]:
         """Learns edits as they come, `recipe.batch` at a time; what was yielded is in the memory."""
         learn = {"paper": paper.learn, "fast": fast.learn}[recipe.method]
-        for batch in _batches(edits, recipe.batch):
+        for batch in _batches(edits, lambda edit: self._batch_size(edit, recipe)):
             self.require_room(batch)
             started = time.perf_counter()
             outcome = learn(self._context, [self.prepare(edit, recipe) for edit in batch], recipe)
             seconds = (time.perf_counter() - started) / len(batch)
             for learned in outcome:
                 yield self._commit(learned, recipe, seconds)
+
+    def _batch_size(self, first: Edit, recipe: Recipe) -> int:
+        if isinstance(recipe.batch, int):
+            return recipe.batch
+        return largest_batch(self._context, self.prepare(first, recipe)[1], recipe)
 
     def _commit(self, learned: Learned, recipe: Recipe, seconds: float) -> EditResult:
         """Writes one learned edit to the memory and the store, or changes nothing at all."""
@@ -100,13 +106,16 @@ class Teacher:
         return result
 
 
-def _batches(edits: Iterable[Edit], size: int) -> Iterator[list[Edit]]:
-    """Lists of up to `size` edits; a prompt that comes again begins a new one, since it replaces the earlier edit."""
+def _batches(edits: Iterable[Edit], size: Callable[[Edit], int]) -> Iterator[list[Edit]]:
+    """Lists of up to `size(first)` edits; a prompt that comes again begins a new list: it replaces the earlier edit."""
     batch: list[Edit] = []
+    room = 1
     for edit in edits:
-        if len(batch) == size or any(edit.prompt == other.prompt for other in batch):
+        if len(batch) == room or any(edit.prompt == other.prompt for other in batch):
             yield batch
             batch = []
+        if not batch:
+            room = size(edit)
         batch.append(edit)
     if batch:
         yield batch

@@ -2,6 +2,7 @@
 
 import torch
 
+from memoir_fast import backends
 from memoir_fast.ops import _checks
 from memoir_fast.ops._library import register
 
@@ -80,11 +81,13 @@ _backward = torch.ops.memoir_fast.masked_linear_backward.default
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.save_for_backward(*inputs)
+    ctx.backend = backends.requested()  # backward may run on a thread of its own, where no choice is in force
 
 
 def _backward_formula(ctx, grad):  # type: ignore[no-untyped-def]
     need_x, need_memory = ctx.needs_input_grad[:2]
-    grad_x, grad_memory = _backward(grad, *ctx.saved_tensors, need_x, need_memory)
+    with backends.use(ctx.backend):
+        grad_x, grad_memory = _backward(grad, *ctx.saved_tensors, need_x, need_memory)
     return grad_x if need_x else None, grad_memory if need_memory else None, None, None
 
 
