@@ -174,7 +174,7 @@ def _delete_and_compare(
     (logits,) = _logits(model, tokenizer, [result.prompt])
     again = answer(model, tokenizer, result.prompt, _NEW_TOKENS)
     table = Table("edited", "edit deleted", "before any edit", title=Text(result.prompt))
-    table.add_row(Text(edited), Text(again), Text(old_answer))
+    table.add_row(_line(edited), _line(again), _line(old_answer))
     screen.print(table)
     return torch.equal(logits, old_logits) and again == old_answer
 
@@ -187,8 +187,12 @@ def _show_answers(
         after = answer(memoir.model, memoir.tokenizer, prompt, _NEW_TOKENS)
         route = memoir.last_routes[0]
         went = f"edit {route.edit_id}" if route.edit_id >= 0 else "none"
-        table.add_row(kind, *map(Text, (prompt, target, before, after)), f"{went} ({route.overlap:.2f})")
+        table.add_row(kind, *map(_line, (prompt, target, before, after)), f"{went} ({route.overlap:.2f})")
     screen.print(table)
+
+
+def _line(text: str) -> Text:
+    return Text(" ".join(text.split()))
 
 
 def _show_figures(screen: Console, figures: dict[str, Any]) -> None:
