@@ -1,0 +1,88 @@
+"""Peak memory of learning stays within the formula of `editing.footprint`, and the formula is no fantasy."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
+from memoir_fast.editing import fast
+from memoir_fast.editing.footprint import LARGEST_BATCH, footprint, largest_batch
+
+
+class _LiveBytes(TorchDispatchMode):
+    """The most bytes that storages made within the block held at one time."""
+
+    def __init__(self):
+        super().__init__()
+        self._live, self.peak = {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if _is_tensor(leaf)}
+        output = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(output):
+            if _is_tensor(leaf) and leaf.untyped_storage().data_ptr() not in given:
+                storage = leaf.untyped_storage()
+                self._live[storage.data_ptr()] = (StorageWeakRef(storage), storage.nbytes())
+        self._live = {key: value for key, value in self._live.items() if not value[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
+        return output
+
+
+def _is_tensor(value):
+    return isinstance(value, torch.Tensor)
+
+
+@pytest.fixture(scope="module")
+def llama():
+    """Wide against its vocabulary and its batch, as real models are."""
+    config = LlamaConfig(
+        vocab_size=384,
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=12,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("edits", [1, 4])
+def test_peak_is_within_the_formula(llama, tiny_tokenizer, optimizer, edits):
+    recipe = dataclasses.replace(RECIPES["fast"], steps=3, optimizer=optimizer, prefixes=2, batch=edits)
+    memoir = Memoir.attach(llama, tiny_tokenizer, MemoirConfig(k=128, tau=0.5, recipe=recipe))
+    try:
+        wanted = [Edit(f"The color of stone number {index} is", "green") for index in range(edits)]
+        teacher = memoir._teacher()
+        prepared = [teacher.prepare(edit, recipe) for edit in wanted]
+        context = teacher._context
+        fast.learn(context, prepared[:1], recipe)  # prefixes and the block's kind are known from here on
+        expected = footprint(context, [rows for _, rows in prepared], recipe)
+        with _LiveBytes() as live:
+            fast.learn(context, prepared, recipe)
+        assert 0.25 * expected.total < live.peak < expected.total, (live.peak, expected)
+        assert live.peak > memoir.layer.memory.weight.nbytes / 2, "nothing was measured"
+    finally:
+        memoir.detach()
+
+
+def test_auto_batch_follows_the_free_memory(llama, tiny_tokenizer, monkeypatch):
+    memoir = Memoir.attach(llama, tiny_tokenizer, MemoirConfig(k=128, tau=0.5))
+    try:
+        teacher = memoir._teacher()
+        _, rows = teacher.prepare(Edit("The sky is", "green"), RECIPES["fast"])
+        one = footprint(teacher._context, [rows], RECIPES["fast"]).total
+        for free, expected in ((0, 1), (2 * one, 1), (6 * one + 10, 3), (1 << 50, LARGEST_BATCH)):
+            monkeypatch.setattr("memoir_fast.editing.footprint._free_bytes", lambda _, free=free: free)
+            assert largest_batch(teacher._context, rows, RECIPES["fast"]) == expected
+        results = memoir.edit([(f"Stone {index} is", "red") for index in range(3)], batch="auto", progress=False)
+        assert [result.edit_id for result in results] == [0, 1, 2]
+    finally:
+        memoir.detach()
