@@ -1,4 +1,4 @@
-"""Triton kernel of `tophash`: selection, permutation, packing and columns in one launch, one program per row."""
+"""Triton kernel of `tophash`: selection, permutation, packing and columns in one launch."""
 
 import torch
 import triton
@@ -13,6 +13,8 @@ __all__ = ["tophash", "unsupported"]
 _WHOLE = 16384  # the widest row that stays in registers: 32 magnitudes a thread at 512 threads
 _CHUNK = 8192  # of a wider row the first chunk stays there; the others are read again, from cache, in each round
 _WORDS = 512  # words of the mask unpacked at a time
+_PARTS = 8  # programs that share the output of one row ...
+_FEW_ROWS = 8  # ... where so few rows leave the GPU idle: less latency for the work of selecting eight times
 _INFINITY = tl.constexpr(0x7F800000)  # the smallest magnitude pattern that is not finite
 _GUESSES = tl.constexpr(12)  # rounds that may interpolate; bisection bounds what is left by 31
 
@@ -33,14 +35,36 @@ def _tied_before(magnitude, start, low, high, index, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _scatter(mask_ptr, permutation_ptr, magnitude, start, low, high, cutoff, D, stride_p, BLOCK: tl.constexpr):
-    """Sets the permuted bits of one chunk's chosen: magnitudes from `high` on, and from `low` on below the cutoff."""
+def _scatter(
+    mask_ptr,
+    permutation_ptr,
+    magnitude,
+    start,
+    low,
+    high,
+    cutoff,
+    first,
+    last,
+    D,
+    stride_p,
+    PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Sets the permuted bits of one chunk's chosen: magnitudes from `high` on, and from `low` on below the cutoff.
+
+    Only bits in the words from `first` to `last` are set; returns how many of the chosen lie in the words before.
+    """
     i = start + tl.arange(0, BLOCK)
     column = tl.load(permutation_ptr + i.to(tl.int64) * stride_p, mask=i < D, other=-1)
     chosen = (magnitude >= high) | ((magnitude >= low) & (i < cutoff))
     column = tl.where(chosen & (column < D), column, -1)
+    before = first * 0
+    if PARTS > 1:
+        before += tl.sum(((column >= 0) & (column < first * 32)).to(tl.int32), axis=0)
+        column = tl.where((column >= first * 32) & (column < last * 32), column, -1)
     bit = tl.full((BLOCK,), 1, tl.int32) << (column & 31)
     tl.atomic_or(mask_ptr + (column >> 5), bit, mask=column >= 0, sem="relaxed")
+    return before
 
 
 @triton.jit
@@ -56,24 +80,31 @@ def _tophash(
     stride_fd,
     stride_p,
     CHUNKS: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """Grid (B,). The row's first chunk, for D <= BLOCK all of it, stays in registers from the one read on."""
+    """Grid (B, PARTS). The row's first chunk, for D <= BLOCK all of it, stays in registers from the one read on.
+
+    Each part selects for itself and writes its own share of the row's words and columns.
+    """
     row = tl.program_id(0).to(tl.int64)
     feature_ptr += row * stride_fb
     mask_ptr += row * W
     columns_ptr += row * k
+    part = tl.program_id(1)
+    first = part * tl.cdiv(W, PARTS)
+    last = tl.minimum(first + tl.cdiv(W, PARTS), W)
     word = tl.arange(0, BLOCK_W)
-    for start in range(0, W, BLOCK_W):
-        tl.store(mask_ptr + start + word, tl.zeros((BLOCK_W,), tl.int32), mask=start + word < W)
+    for start in range(first, last, BLOCK_W):
+        tl.store(mask_ptr + start + word, tl.zeros((BLOCK_W,), tl.int32), mask=start + word < last)
 
     magnitude = _magnitudes(feature_ptr, 0, D, stride_fd, BLOCK)
     largest = tl.max(magnitude, axis=0)
     for chunk in range(1, CHUNKS):
         largest = tl.maximum(largest, tl.max(_magnitudes(feature_ptr, chunk * BLOCK, D, stride_fd, BLOCK), axis=0))
     if largest >= _INFINITY:
-        for start in range(0, k, BLOCK):
+        for start in range(part * BLOCK, k, PARTS * BLOCK):
             j = start + tl.arange(0, BLOCK)
             tl.store(columns_ptr + j, tl.full((BLOCK,), -1, tl.int32), mask=j < k)
         return
@@ -118,19 +149,20 @@ def _tophash(
             none = tl.where(enough, none, middle)
 
     tl.debug_barrier()  # the zeros are in place before the first bit is set
-    _scatter(mask_ptr, permutation_ptr, magnitude, 0, low, high, cutoff, D, stride_p, BLOCK)
+    seen = _scatter(mask_ptr, permutation_ptr, magnitude, 0, low, high, cutoff, first, last, D, stride_p, PARTS, BLOCK)
     for chunk in range(1, CHUNKS):
         start = chunk * BLOCK
         other = _magnitudes(feature_ptr, start, D, stride_fd, BLOCK)
-        _scatter(mask_ptr, permutation_ptr, other, start, low, high, cutoff, D, stride_p, BLOCK)
+        seen += _scatter(
+            mask_ptr, permutation_ptr, other, start, low, high, cutoff, first, last, D, stride_p, PARTS, BLOCK
+        )
     tl.debug_barrier()  # every bit is set before the words are read back
 
     bit = tl.arange(0, 32)[None, :]
     below = ~(tl.full((1, 32), -1, tl.int32) << bit)
-    seen = low * 0
-    for start in range(0, W, BLOCK_W):
+    for start in range(first, last, BLOCK_W):
         w = start + word
-        packed = tl.load(mask_ptr + w, mask=w < W, other=0, cache_modifier=".cg")
+        packed = tl.load(mask_ptr + w, mask=w < last, other=0, cache_modifier=".cg")
         bits = popcount(packed)
         before = seen + tl.cumsum(bits, axis=0) - bits
         rank = before[:, None] + popcount(packed[:, None] & below)
@@ -150,8 +182,9 @@ def tophash(feature: torch.Tensor, k: int, permutation: torch.Tensor) -> tuple[t
         return mask, columns
     block = power_of_two(width, 128) if width <= _WHOLE else _CHUNK
     config = _launch.config("tophash", feature, f"D{width}", f"block{block}")
+    parts = _PARTS if batch <= _FEW_ROWS and mask.shape[1] >= 32 * _PARTS else 1
     with on_device_of(feature):
-        _tophash[(batch,)](
+        _tophash[(batch, parts)](
             mask,
             columns,
             feature,
@@ -162,8 +195,9 @@ def tophash(feature: torch.Tensor, k: int, permutation: torch.Tensor) -> tuple[t
             *feature.stride(),
             permutation.stride(0),
             CHUNKS=triton.cdiv(width, block),
+            PARTS=parts,
             BLOCK=block,
-            BLOCK_W=power_of_two(mask.shape[1], 4, _WORDS),
+            BLOCK_W=power_of_two(triton.cdiv(mask.shape[1], parts), 4, _WORDS),
             **_launch.options(config),
         )
     return mask, columns
