@@ -24,16 +24,18 @@ def tensor(
     """
     allowed = (dtypes,) if isinstance(dtypes, torch.dtype) else tuple(dtypes)
     names = shape.split()
-    expected = "/".join(str(dtype).removeprefix("torch.") for dtype in allowed)
-    wanted = f"{name} must be {expected} [{', '.join(str(sizes.get(axis, axis)) for axis in names)}]"
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{wanted}, got {describe(value)}")
-    if value.dtype not in allowed:
-        raise TypeError(f"{wanted}, got {describe(value)}")
+
+    def message() -> str:  # made only for an error: a check stands before every call of an op
+        expected = "/".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        wanted = ", ".join(str(sizes.get(axis, axis)) for axis in names)
+        return f"{name} must be {expected} [{wanted}], got {describe(value)}"
+
+    if not isinstance(value, torch.Tensor) or value.dtype not in allowed:
+        raise TypeError(message())
     if value.dim() != len(names) or any(
-        axis in sizes and size != sizes[axis] for axis, size in zip(names, value.shape, strict=True)
+        sizes.get(axis, size) != size for axis, size in zip(names, value.shape, strict=True)
     ):
-        raise ValueError(f"{wanted}, got {describe(value)}")
+        raise ValueError(message())
 
 
 def same_device(**tensors: torch.Tensor) -> None:
