@@ -64,4 +64,5 @@ def _note(losses: list[list[float]], edits: list[int], found: torch.Tensor) -> N
 
 
 def _done(losses: list[float], recipe: Recipe) -> bool:
-    return losses[-1] <= recipe.bar and abs(losses[-1] - losses[-2]) <= recipe.settled
+    settled = recipe.settled is None or abs(losses[-1] - losses[-2]) <= recipe.settled
+    return settled and losses[-1] <= recipe.bar

@@ -76,7 +76,8 @@ def _learn_one(context: EditContext, edit: Edit, relevant: list[Row], recipe: Re
             logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
             loss = row_losses(logits, labels)[: len(relevant)].mean()
             losses.append(loss.item())
-            if len(losses) > 1 and abs(losses[-1] - losses[-2]) <= recipe.settled and losses[-1] <= recipe.bar:
+            settled = recipe.settled is None or (len(losses) > 1 and abs(losses[-1] - losses[-2]) <= recipe.settled)
+            if settled and losses[-1] <= recipe.bar:
                 break
             (gradient,) = torch.autograd.grad(loss, slab)
             if recipe.clip is not None:

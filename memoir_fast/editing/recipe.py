@@ -34,8 +34,8 @@ class Recipe:
     batch: int | str = 1
     """Edits learned together as one joint problem (fast only); "auto": as many as free memory allows, at most 16."""
 
-    settled: float = float("inf")
-    """Learning stops early only where the loss also changed by at most this in the last step."""
+    settled: float | None = None
+    """Learning stops early only where the loss also changed by at most this in the last step; None: by any."""
 
     clip: float | None = None
     """Largest norm of an edit's gradient."""
