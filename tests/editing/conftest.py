@@ -44,6 +44,7 @@ def make_model():
             vocab_size=384,
             num_hidden_layers=blocks,
             initializer_range=0.2,
+            tie_word_embeddings=False,
             pad_token_id=0,
             bos_token_id=None,
             eos_token_id=1,
@@ -83,3 +84,25 @@ def untouched():
 def architecture(request):
     """Each architecture in turn."""
     return request.param
+
+
+class PureRMSNorm(torch.nn.Module):
+    """Llama's norm in its input's dtype: transformers computes it in float32, which hides agreement past 1e-8."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.weight, self.eps = norm.weight, norm.variance_epsilon
+
+    def forward(self, x):
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+
+
+@pytest.fixture
+def llama64(tiny_llama):
+    """`tiny_llama` in float64 throughout."""
+    model = tiny_llama.double()
+    for name, module in list(model.named_modules()):
+        if type(module).__name__ == "LlamaRMSNorm":
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, PureRMSNorm(module))
+    return model

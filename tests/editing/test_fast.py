@@ -1,0 +1,166 @@
+"""`recipe="fast"`: the published loop's result, for every architecture and dtype, one by one and in batches."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from memoir_fast import Edit, Memoir, MemoirConfig
+from memoir_fast.editing import RECIPES, Recipe
+from memoir_fast.editing.context import EditContext
+from memoir_fast.modules import TopHash
+from memoir_fast.presets import PRESETS
+
+LAYER = "model.layers.1.mlp.down_proj"
+SUBJECTS = ("France", "Italy", "the island", "the novel", "London", "the sky", "Greek", "a camel", "the town", "Rome")
+EDITS = [
+    Edit(f"The {what} of {subject} is", f"{subject[::-1]} {number}")
+    for number, (what, subject) in enumerate((what, subject) for what in ("capital", "river") for subject in SUBJECTS)
+]
+SGD = Recipe("fast", steps=30, learning_rate=1.0, clip=1.0, settled=1e-4, prefixes=0)
+PAPER = dataclasses.replace(RECIPES["paper"], weight_decay=0.0, prefixes=0)
+
+
+def _attach(model, tokenizer, recipe, k=16, layer=LAYER):
+    return Memoir.attach(
+        model, tokenizer, MemoirConfig(layer=layer, k=k, tau=0.9, recipe=recipe, prefix_tokens=3, background=20)
+    )
+
+
+def test_twenty_edits_by_sgd_equal_the_published_loop(llama64, tiny_tokenizer):
+    other = copy.deepcopy(llama64)
+    paper, fast = _attach(llama64, tiny_tokenizer, PAPER), _attach(other, tiny_tokenizer, SGD)
+    expected, found = paper.edit(EDITS, progress=False), fast.edit(EDITS, progress=False)
+    assert len(EDITS) == 20 and fast.layer.store.live == list(range(20))
+    assert [one.steps for one in found] == [one.steps for one in expected]
+    assert torch.equal(fast.layer.store.masks, paper.layer.store.masks)
+    torch.testing.assert_close(fast.layer.memory.weight, paper.layer.memory.weight, rtol=0, atol=1e-9)
+    assert paper.layer.memory.weight.abs().max() > 0.01
+
+
+@pytest.fixture
+def disjoint(monkeypatch):
+    """Each of the first four edits gets twelve columns of its own."""
+    masks, columns = TopHash(48, 12, seed=0).hash(torch.stack([_block(edit) for edit in range(4)]))
+    assert len(set(columns.flatten().tolist())) == 48
+    order = {edit.prompt: number for number, edit in enumerate(EDITS[:4])}
+
+    def hashed(self, x, prompt, edits):
+        rows = [order[edit.prompt] for edit in edits]
+        return masks[rows].clone(), columns[rows].clone()
+
+    monkeypatch.setattr(EditContext, "hashed", hashed)
+
+
+def _block(edit):
+    return torch.where(torch.arange(48) // 12 == edit, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("recipe", [SGD, dataclasses.replace(RECIPES["fast"], prefixes=1)], ids=["sgd", "adam"])
+def test_a_batch_that_shares_no_column_equals_one_edit_after_another(llama64, tiny_tokenizer, disjoint, recipe):
+    other = copy.deepcopy(llama64)
+    one_by_one, together = _attach(llama64, tiny_tokenizer, recipe, 12), _attach(other, tiny_tokenizer, recipe, 12)
+    expected = one_by_one.edit(EDITS[:4], progress=False)
+    found = together.edit(EDITS[:4], batch=4, progress=False)
+    assert [one.edit_id for one in found] == [0, 1, 2, 3] and [one.prompt for one in found] == [
+        e.prompt for e in EDITS[:4]
+    ]
+    assert [one.steps for one in found] == [one.steps for one in expected]
+    for one, same in zip(found, expected, strict=True):
+        assert one.loss == pytest.approx(same.loss, abs=1e-9)
+    torch.testing.assert_close(together.layer.memory.weight, one_by_one.layer.memory.weight, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("recipe", [SGD, RECIPES["fast"]], ids=["sgd", "adam"])
+def test_a_batch_that_shares_columns_is_one_joint_problem(llama64, tiny_tokenizer, recipe):
+    """What it reports is what the finished memory gives: the cross-talk between the edits is in the loss."""
+    memoir = _attach(llama64, tiny_tokenizer, dataclasses.replace(recipe, prefixes=0), 30)
+    results = memoir.edit(EDITS[:5], batch=5, progress=False)
+    columns = memoir.layer.store.columns[:5].tolist()
+    assert len(set(sum(columns, []))) < 5 * 30
+    for edit, result in zip(EDITS, results, strict=False):
+        prompt = len(tiny_tokenizer(edit.prompt).input_ids)
+        ids = tiny_tokenizer(f"{edit.prompt} {edit.target}", return_tensors="pt").input_ids
+        with torch.no_grad(), memoir.routed(result.edit_id):
+            log = memoir.model(ids).logits[0].log_softmax(-1)
+        own = -log[torch.arange(prompt - 1, ids.shape[1] - 1), ids[0, prompt:]]
+        assert result.loss == pytest.approx(float(own.sum() / (len(own) + 1)), abs=1e-9)
+
+
+def test_every_architecture_learns(architecture, make_model, tiny_tokenizer, untouched):
+    model = make_model(architecture)
+    model.get_output_embeddings().weight.data *= 16  # else no hidden state of 32 numbers is sure of one token in 384
+    before = untouched(model)
+    layer = PRESETS[architecture].path.format(block=1)
+    recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, steps=300, learning_rate=0.05, bar=0.2)
+    memoir = _attach(model, tiny_tokenizer, recipe, 32 if architecture in ("gpt2", "gptj") else 24, layer)
+    attached = untouched(model)
+    result = memoir.edit("The capital of France is", "Lyon")
+    assert result.learned and result.loss <= recipe.bar and 1 < result.steps < 200
+    ids = tiny_tokenizer("The capital of France is", return_tensors="pt").input_ids
+    wanted = tiny_tokenizer("The capital of France is Lyon").input_ids[ids.shape[1] :]
+    model.generation_config.eos_token_id = None
+    output = model.generate(ids, max_new_tokens=len(wanted), do_sample=False)
+    assert output[0, ids.shape[1] :].tolist() == wanted
+    assert memoir.last_routes == [(0, 1.0)]
+    assert untouched(model) == attached
+    memoir.detach()
+    assert untouched(model) == before
+
+
+@pytest.mark.parametrize("recipe", ["paper", "fast"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_learns(tiny_llama, tiny_tokenizer, dtype, recipe):
+    model = tiny_llama.to(dtype)
+    settings = dataclasses.replace(RECIPES[recipe], prefixes=1)
+    memoir = _attach(model, tiny_tokenizer, settings, 24)
+    start = memoir.edit("The capital of France is", "Lyon", recipe=dataclasses.replace(settings, steps=1))
+    assert memoir.layer.memory.weight.dtype == dtype
+    result = memoir.edit("The capital of France is", "Lyon")
+    assert result.loss < start.loss / 2 and result.replaced
+    assert memoir.layer.memory.weight.isfinite().all() and memoir.layer.memory.weight.any()
+
+
+@pytest.mark.parametrize("recipe", [SGD, RECIPES["fast"]], ids=["sgd", "adam"])
+def test_an_edit_that_cannot_be_learned_says_so(tiny_llama, tiny_tokenizer, recipe):
+    settings = dataclasses.replace(recipe, prefixes=0, steps=1, bar=1e-6)
+    results = _attach(tiny_llama, tiny_tokenizer, settings).edit(EDITS[:3], batch=2, progress=False)
+    assert [one.learned for one in results] == [False] * 3 and all(one.loss > 1e-6 for one in results)
+    assert [one.steps for one in results] == [1, 1, 1]
+
+
+def test_only_the_edits_own_rows_move(tiny_llama, tiny_tokenizer):
+    memoir = _attach(tiny_llama, tiny_tokenizer, dataclasses.replace(RECIPES["fast"], prefixes=1))
+    memoir.layer.memory.weight.normal_(std=0.01)
+    start = memoir.layer.memory.weight.clone()
+    memoir.edit(EDITS[:2], batch=2, progress=False)
+    owned = torch.zeros(48, dtype=torch.bool)
+    owned[memoir.layer.store.columns[:2].flatten().long()] = True
+    assert torch.equal(memoir.layer.memory.weight[~owned], start[~owned])
+    assert (memoir.layer.memory.weight[owned] != start[owned]).any()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("recipe", ["paper", "fast"])
+def test_an_exception_while_learning_leaves_no_patch_behind(tiny_llama, tiny_tokenizer, untouched, recipe, error):
+    memoir = _attach(tiny_llama, tiny_tokenizer, dataclasses.replace(RECIPES[recipe], prefixes=1))
+    memoir.edit(EDITS[0])
+    before, ids = untouched(tiny_llama), tiny_tokenizer("The sky", return_tensors="pt").input_ids
+    with torch.no_grad():
+        logits = tiny_llama(ids).logits
+    calls = []
+
+    def stop(*_):
+        calls.append(1)
+        if len(calls) == 4:
+            raise error("stop")
+
+    hook = tiny_llama.lm_head.register_forward_hook(stop)
+    with pytest.raises(error, match="stop"):
+        memoir.edit(EDITS[1])
+    hook.remove()
+    assert untouched(tiny_llama) == before and memoir.layer._draft is None
+    with torch.no_grad():
+        assert torch.equal(tiny_llama(ids).logits, logits)
+    assert memoir.layer.store.live == [0]
