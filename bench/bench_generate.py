@@ -1,0 +1,234 @@
+"""Tokens per second of a whole model: unedited, with edits that the prompt does not match, and with one that it does.
+
+    python bench/bench_generate.py [--json FILE] [--stored 7000] [--rounds 7] [--threads 1] [--gpu]
+
+On the CPU the packaged SmolLM2-135M in float32; with --gpu a Llama of LLaMA-3-8B's sizes with random bfloat16 weights,
+built on the device. All variants are over the same weights in one process and take turns token by token, so that
+whatever else the machine does hits all of them; a ratio is the median over steps of the ratio within a step. Greedy decoding by
+forward passes with a KV cache: the time of `generate`'s own loop, the same for all, would only hide differences.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any
+
+import measure
+import torch
+from bench_edit import sharing
+from cases import Settings
+from shapes import Layer, columns, masks
+
+from memoir_fast import Memoir
+from memoir_fast.errors import MemoirError
+from memoir_fast.generation import load_model
+
+VARIANTS = ("unedited", "unmatched", "matched")
+WANTED = {"decode": {"unmatched": 0.99, "matched": 0.95}, "prefill": {"unmatched": 0.95, "matched": 0.95}}
+PROMPT, PREFILL, STEPS = 16, 64, 24
+
+
+class Variants:
+    """One model three times over the same weights."""
+
+    def __init__(self, model: Any, tokenizer: Any, stored: int, tokens: torch.Tensor) -> None:
+        self.models = {"unedited": model}
+        self.memoirs: dict[str, Memoir] = {}
+        for name in VARIANTS[1:]:
+            memoir = Memoir.attach(sharing(model), tokenizer)
+            self._fill(memoir, stored)
+            self.models[name], self.memoirs[name] = memoir.model, memoir
+        for length in (PROMPT, PREFILL):
+            self._store_mask_of(self.memoirs["matched"], tokens[:, :length])
+
+    @staticmethod
+    def _fill(memoir: Memoir, stored: int) -> None:
+        layer, device = memoir.layer, str(memoir.layer.memory.weight.device)
+        shape = Layer("", layer.in_features, layer.out_features, layer.tophash.k)
+        own = columns(min(stored, 1024), shape, device)
+        layer.store.extend(masks(stored, shape, device), own.repeat(-(-stored // len(own)), 1)[:stored])
+        layer.memory.weight.normal_().mul_(1e-3)
+
+    @staticmethod
+    @torch.no_grad()
+    def _store_mask_of(memoir: Memoir, tokens: torch.Tensor) -> None:
+        """Adds an edit whose mask is that of these tokens."""
+        seen: list[torch.Tensor] = []
+        handle = memoir.layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        try:
+            with memoir.disabled():
+                memoir.model(input_ids=tokens, use_cache=False)
+        finally:
+            handle.remove()
+        mask, own = memoir.layer.tophash(seen[0])
+        memoir.layer.store.append(mask[0], own[0])
+
+    def require_routes(self, stored: int) -> None:
+        """Raises AssertionError where a prompt did not go where its variant says."""
+        for name, memoir in self.memoirs.items():
+            edit = memoir.last_routes[0].edit_id
+            assert (edit >= stored) if name == "matched" else edit == -1, f"{name}: went to edit {edit}"
+
+
+@torch.no_grad()
+def decode(variants: Variants, tokens: torch.Tensor, steps: int, synchronize: Callable[[], Any]) -> measure.Samples:
+    """Seconds of each of `steps` decode steps per variant, which take turns after a prefill of `tokens` each.
+
+    All are fed the unedited model's choice, so that they do the same work.
+    """
+    found: measure.Samples = {name: [] for name in VARIANTS}
+    outputs = {name: variants.models[name](input_ids=tokens, use_cache=True) for name in VARIANTS}
+    caches = {name: output.past_key_values for name, output in outputs.items()}
+    chosen = outputs["unedited"].logits[:, -1:].argmax(-1)
+    for step in range(steps):
+        following = chosen
+        for name in _order(step):
+            synchronize()
+            start = time.perf_counter()
+            output = variants.models[name](input_ids=chosen, past_key_values=caches[name], use_cache=True)
+            picked = output.logits[:, -1:].argmax(-1)
+            synchronize()
+            found[name].append(time.perf_counter() - start)
+            following = picked if name == "unedited" else following
+        chosen = following
+    return found
+
+
+@torch.no_grad()
+def prefill(variants: Variants, tokens: torch.Tensor, rounds: int, synchronize: Callable[[], Any]) -> measure.Samples:
+    """Seconds of each prefill."""
+    found: measure.Samples = {name: [] for name in VARIANTS}
+    for turn in range(rounds + 1):
+        for name in _order(turn):
+            synchronize()
+            start = time.perf_counter()
+            variants.models[name](input_ids=tokens, use_cache=True, logits_to_keep=1)
+            synchronize()
+            found[name].append(time.perf_counter() - start)
+    return {name: taken[1:] for name, taken in found.items()}
+
+
+def _order(turn: int) -> tuple[str, ...]:
+    """The variants, another one first every time: what runs first finds the cache as the last one left it."""
+    first = turn % len(VARIANTS)
+    return VARIANTS[first:] + VARIANTS[:first]
+
+
+def measure_model(model: Any, tokenizer: Any, stored: int, rounds: int) -> dict[str, Any]:
+    """All figures of one model with `stored` synthetic edits."""
+    device = next(model.parameters()).device
+    synchronize: Callable[[], Any] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    tokens = torch.randint(1000, 10_000, (1, PREFILL), generator=torch.Generator().manual_seed(0)).to(device)
+    variants = Variants(model, tokenizer, stored, tokens)
+    found: dict[str, Any] = {"stored": stored, "threads": torch.get_num_threads(), "device": device.type}
+    decoded: measure.Samples = {name: [] for name in VARIANTS}
+    for turn in range(rounds + 1):
+        taken = decode(variants, tokens[:, :PROMPT], STEPS, synchronize)
+        variants.require_routes(stored)
+        for name in VARIANTS if turn else ():
+            decoded[name] += taken[name]
+    found["decode"] = _summary(decoded, tokens=1)
+    found["prefill"] = _summary(prefill(variants, tokens, 3 * rounds, synchronize), tokens=PREFILL)
+    variants.require_routes(stored)
+    for memoir in variants.memoirs.values():
+        memoir.detach()
+    return found
+
+
+def _summary(samples: measure.Samples, tokens: int) -> dict[str, Any]:
+    return {
+        name: {
+            "tokens_per_second": tokens / median(taken),
+            "over_unedited": measure.ratio(samples, "unedited", name),
+            "seconds": vars(measure.spread(taken)),
+        }
+        for name, taken in samples.items()
+    }
+
+
+def llama_like(tokenizer_size: int = 128256) -> tuple[Any, Any]:
+    """LLaMA-3-8B's shape with random bfloat16 weights on the GPU, and a tokenizer that needs no file."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    config = LlamaConfig(
+        vocab_size=tokenizer_size,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=8192,
+        rope_theta=500000.0,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("cuda"):
+            model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(before)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    words = Tokenizer(models.BPE({"<pad>": 0, "</s>": 1} | {one: 2 + i for i, one in enumerate(alphabet)}, []))
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return model, PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>")
+
+
+def rows(settings: Settings) -> Iterator[dict[str, Any]]:
+    """A row for each number of stored edits."""
+    on_gpu = settings.device == "cuda"
+    name = "Llama-3-8B's shape, random" if on_gpu else "SmolLM2-135M"
+    numbers = {"model": name, "dtype": "bfloat16" if on_gpu else "float32", "device": settings.device}
+    try:
+        model, tokenizer = llama_like() if on_gpu else load_model("smollm2", "float32", "cpu")
+    except MemoirError as error:
+        yield {"bench": "generate", "case": name, "parameters": numbers, "absent": str(error)}
+        return
+    sizes = (1_000,) if settings.quick else (7_000, 1, 1_000, 100_000)
+    for stored in sizes:
+        figures = measure_model(model, tokenizer, stored, rounds=1 if settings.quick else 6 if stored == 7_000 else 2)
+        yield {
+            "bench": "generate",
+            "case": f"{name}, {stored:,} edits stored",
+            "parameters": numbers | {"N": stored},
+            "figures": figures,
+            "targets": targets(figures, on_gpu) if stored == 7_000 else [],
+        }
+
+
+def targets(figures: dict[str, Any], on_gpu: bool) -> list[dict[str, Any]]:
+    """What has to hold: a share of the unedited model's tokens per second."""
+    wanted = {"decode": {"unmatched": 0.999, "matched": 0.995}} if on_gpu else WANTED
+    return [
+        {"what": f"{phase}, {name}: of the unedited model", "value": figures[phase][name]["over_unedited"], "least": least}
+        for phase, least_of in wanted.items()
+        for name, least in least_of.items()
+    ]
+
+
+def main() -> None:
+    """Prints the figures, and writes them where --json says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--stored", type=int, default=7_000, help="synthetic edits (default: 7000)")
+    parser.add_argument("--rounds", type=int, default=7, help=f"runs of {STEPS} tokens each (default: 7)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    parser.add_argument("--gpu", action="store_true")
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    model, tokenizer = llama_like() if asked.gpu else load_model("smollm2", "float32", "cpu")
+    found = measure_model(model.requires_grad_(False), tokenizer, asked.stored, asked.rounds)
+    found["targets"] = targets(found, asked.gpu)
+    print(json.dumps(found, indent=1))
+    if asked.json:
+        with open(asked.json, "w", encoding="utf-8") as file:
+            json.dump(found, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

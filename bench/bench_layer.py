@@ -1,0 +1,105 @@
+"""Throughput of an edited layer: the base layer alone, with a memory that nothing matches, and with a matched edit.
+
+`decode` has the route given, as every decode step has; `prefill` decides it: mean, hash and search are in its time.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+import peers
+import torch
+from cases import Case, Peer, Prepared, Settings, Wrong, require_close
+from shapes import LLAMA, SMOLLM, TAU, Layer, columns, dtype_name, masks
+from torch import nn
+
+from memoir_fast.modules import MemoirLinear
+
+
+def edited_layer(layer: Layer, stored: int, dtype: torch.dtype, device: str) -> MemoirLinear:
+    """A layer with `stored` random edits and a random memory."""
+    base = nn.Linear(layer.width, layer.outputs, bias=False, device=device, dtype=dtype).requires_grad_(False)
+    edited = MemoirLinear(base, k=layer.k, tau=TAU, max_edits=stored)
+    edited.store.extend(masks(stored, layer, device), columns(1, layer, device).expand(stored, -1))
+    edited.memory.weight.normal_().mul_(0.01)
+    return edited
+
+
+def make(layer: Layer, step: str, matched: bool, batch: int, tokens: int, stored: int, settings: Settings) -> Prepared:
+    """bfloat16 on a GPU, float32 on a CPU. A matched prefill stores the prompt's own mask last."""
+    device = settings.device
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    edited = edited_layer(layer, stored, dtype, device)
+    x = torch.randn((batch, tokens, layer.width), device=device).to(dtype)
+    owner = stored - 1
+    if step == "decode":
+        route = torch.full((batch,), owner if matched else -1, dtype=torch.int32, device=device)
+        edited.router = lambda _: route
+    elif matched:
+        mask, own = edited.tophash(x[:1])
+        edited.store.masks[owner], edited.store.columns[owner] = mask[0], own[0]
+
+    def check(inputs: tuple, result: torch.Tensor) -> None:
+        (x,) = inputs
+        base = edited.base(x)
+        if not matched:
+            if not torch.equal(result, base):
+                raise Wrong("an unmatched sequence must get the base layer's output, bit for bit")
+            return
+        active = edited.store.columns[owner].long()
+        expected = x.double() @ edited.base.weight.double().T
+        expected += x[..., active].double() @ edited.memory.weight[active].double()
+        require_close(result, expected, "layer")
+        if torch.equal(result, base):
+            raise Wrong("the matched edit changed nothing")
+
+    rows, slab = batch * tokens, layer.k * layer.outputs
+    dense = layer.width * layer.outputs
+    found = {"base layer": Peer(edited.base, same=False)}
+    found |= _published(edited, layer, step, matched)
+    return Prepared(
+        run=edited,
+        draw=lambda: (x,),
+        check=check,
+        bytes=dtype.itemsize * (dense + slab * matched + rows * (layer.width + layer.outputs))
+        + 4 * layer.words * stored * (step == "prefill"),
+        operations=2 * rows * (dense + slab * matched),
+        ceiling="read",
+        dtype=dtype,
+        op="masked_linear_add_",
+        peers=found,
+    )
+
+
+def _published(edited: MemoirLinear, layer: Layer, step: str, matched: bool) -> dict[str, Peer]:
+    """The published layer: a bool bank searched through float32, then two dense products, one of a masked input."""
+    bank = peers.bool_bank(edited.store.masks)
+    if step == "decode" or not isinstance(bank, torch.Tensor):
+        return {}
+    residual = edited.memory.weight.T.contiguous()
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        feature = x[0].float().mean(dim=0) - edited.tophash.mu
+        chosen = edited.tophash.permutation[feature.abs().topk(layer.k).indices].long()
+        mask = torch.zeros(bank.shape[1], device=x.device).index_fill_(0, chosen, 1.0)
+        overlap = bank.float() @ mask
+        best = overlap.max(dim=0)
+        own = bank[best.indices] if best.values.item() / layer.k >= TAU else torch.zeros_like(bank[0])
+        kept = own[: layer.width]
+        return edited.base(x) + nn.functional.linear(x * kept, residual)
+
+    return {"torch eager, published": Peer(run, same=matched)}
+
+
+def cases(settings: Settings) -> Iterator[Case]:
+    """One token, a small batch, a prefill; each unmatched and matched."""
+    wanted = [(LLAMA, "decode", 1, 1, 7_000), (LLAMA, "decode", 4, 1, 7_000), (LLAMA, "prefill", 1, 64, 7_000)]
+    wanted += [(LLAMA, "prefill", 1, 2048, 7_000)] if settings.device == "cuda" else []
+    for layer, step, batch, tokens, stored in [(SMOLLM, "decode", 1, 1, 1_000)] if settings.quick else wanted:
+        for matched in (False, True):
+            name = f"{step}, {batch} x {tokens} token{'s' * (tokens > 1)}, D={layer.width}, N={stored:,}"
+            name += ", matched" if matched else ", unmatched"
+            dtype = dtype_name(torch.bfloat16 if settings.device == "cuda" else torch.float32)
+            numbers = {"step": step, "matched": matched, "B": batch, "S": tokens, "N": stored, "dtype": dtype}
+            yield Case(
+                "layer", name, layer.sizes | numbers, partial(make, layer, step, matched, batch, tokens, stored)
+            )

@@ -1,0 +1,247 @@
+"""A benchmark case: what is run, on which inputs, beside which peers, and the row of figures that comes of it.
+
+The result is compared with the reference before anything is timed; where it is wrong there is no time.
+"""
+
+import gc
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import measure
+import torch
+
+from memoir_fast import backends
+
+OWN = "memoir_fast"
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+class Absent(NamedTuple):
+    """A peer that cannot run, and why."""
+
+    reason: str
+
+
+class Peer(NamedTuple):
+    """A contender: takes the inputs of the case; `same` tells whether it computes the same thing, which is checked."""
+
+    run: Callable[..., Any]
+    same: bool = True
+
+
+class Wrong(Exception):
+    """A result that is not the reference's."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is asked for."""
+
+    device: str = "cpu"
+    quick: bool = False
+    compile: bool = True
+    seconds: float = 0.25
+    """Per contender and mode."""
+
+
+@dataclass
+class Prepared:
+    """A case with its tensors made."""
+
+    run: Callable[..., Any]
+    draw: Callable[[], tuple]
+    """A fresh input set, the arguments of `run`."""
+    check: Callable[[tuple, Any], None]
+    """Raises `Wrong` where a result for an input set is not the reference's."""
+    bytes: int
+    operations: int = 0
+    peers: dict[str, Peer | Absent] = field(default_factory=dict)
+    ceiling: str = "copy"
+    """What the bytes are compared with: `read` or `copy`."""
+    op: str | None = None
+    """The op whose backend is noted; the case's bench where None."""
+    dtype: torch.dtype = torch.float32
+    """Of the matrix products that the operations are compared with."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: `parameters` are its numbers (D, O, k, N, B, S, dtype ...)."""
+
+    bench: str
+    name: str
+    parameters: dict[str, Any]
+    make: Callable[[Settings], Prepared]
+    needs_bytes: int = 0
+    """Memory that it takes; where there is less, the row says so."""
+
+    def __str__(self) -> str:
+        return f"{self.bench}: {self.name}"
+
+
+def rows_of(cases: Iterable[Case], settings: Settings, timer: measure.Timer) -> Iterator[dict[str, Any]]:
+    """A row for each case; one that fails says why and does not stop the others."""
+    for case in cases:
+        try:
+            yield row_of(case, settings, timer)
+        except Exception as error:  # a driver of many cases: one that breaks becomes a failed row
+            yield blank(case, failed=f"{type(error).__name__}: {error}"[:300])
+        gc.collect()
+
+
+def blank(case: Case, **outcome: Any) -> dict[str, Any]:
+    """A row without figures."""
+    return {"bench": case.bench, "case": case.name, "parameters": case.parameters, **outcome}
+
+
+def row_of(case: Case, settings: Settings, timer: measure.Timer) -> dict[str, Any]:
+    """Checks, then times a case and its peers."""
+    free = _free_bytes(timer.device)
+    if case.needs_bytes > 0.9 * free:
+        return blank(case, absent=f"needs {case.needs_bytes / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
+    prepared = case.make(settings)
+    sets = [prepared.draw()]
+    try:
+        check(prepared, sets[0])
+    except Wrong as error:
+        return blank(case, failed=str(error))
+    backend = backends.last_used().get(prepared.op or case.bench)
+    sets += [prepared.draw() for _ in range(timer.sets_for(prepared.bytes) - 1)]
+    peers = {name: _usable(peer, prepared, sets[0]) for name, peer in prepared.peers.items()}
+    runs = {OWN: prepared.run} | {name: peer.run for name, peer in peers.items() if isinstance(peer, Peer)}
+    contenders: measure.Contenders = {name: lambda index, run=run: run(*sets[index]) for name, run in runs.items()}
+    contenders[measure.CEILING] = getattr(timer, prepared.ceiling)
+    modes = timer.modes(contenders, len(sets), settings.seconds)
+    headline = "graph cold" if OWN in modes.get("graph cold", {}) else "cold"
+    figures = _figures(modes, headline, prepared, timer)
+    return blank(
+        case,
+        backend=backend,
+        headline=headline,
+        input_sets=len(sets),
+        **figures,
+        peers={
+            name: _peer_row(name, peer, modes, headline) if isinstance(peer, Peer) else {"absent": peer.reason}
+            for name, peer in peers.items()
+        },
+    )
+
+
+def check(prepared: Prepared, inputs: tuple) -> None:
+    """Runs the case once over poisoned memory and compares; raises `Wrong`."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills what torch.empty returns with NaN
+    try:
+        result = prepared.run(*inputs)
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    prepared.check(inputs, result)
+
+
+def require_close(result: torch.Tensor, expected: torch.Tensor, what: str) -> None:
+    """Raises `Wrong` where the relative distance to `expected`, in float64, is above the dtype's tolerance or NaN."""
+    limit = TOLERANCE[result.dtype]
+    result, expected = result.double(), expected.double()
+    if result.shape != expected.shape:
+        raise Wrong(f"{what}: the shape is {list(result.shape)}, that of the reference {list(expected.shape)}")
+    error = float((result - expected).norm() / expected.norm().clamp(min=1e-30))
+    if not error <= limit:
+        raise Wrong(f"{what}: the relative error is {error:.1e}, allowed is {limit:.0e}")
+
+
+def require_equal(result: torch.Tensor, expected: torch.Tensor, what: str) -> None:
+    """Raises `Wrong` where any element differs."""
+    if result.shape != expected.shape or not torch.equal(result.cpu(), expected.cpu().to(result.dtype)):
+        raise Wrong(f"{what}: differs from the reference")
+
+
+def benchmarked(benchmark: Any, case: Case, settings: Settings) -> None:
+    """The body of a pytest-benchmark case: checks, then lets the plugin time the op, device waits included."""
+    prepared = case.make(settings)
+    inputs = prepared.draw()
+    check(prepared, inputs)
+
+    def synchronised() -> None:
+        prepared.run(*inputs)
+        if settings.device == "cuda":
+            torch.cuda.synchronize()
+
+    benchmark.pedantic(synchronised, rounds=5, iterations=1, warmup_rounds=1)
+    op = prepared.op or case.bench
+    benchmark.extra_info.update(
+        case.parameters, bytes=prepared.bytes, operations=prepared.operations, backend=backends.last_used().get(op)
+    )
+
+
+def _usable(peer: Peer | Absent, prepared: Prepared, inputs: tuple) -> Peer | Absent:
+    """The peer, or why it cannot run or what is wrong with its result."""
+    if isinstance(peer, Absent):
+        return peer
+    try:
+        result = peer.run(*inputs)
+        if peer.same:
+            prepared.check(inputs, result)
+    except Wrong as error:
+        return Absent(f"wrong result: {error}")
+    except Exception as error:  # whatever a peer dies of, it becomes a row
+        return Absent(" ".join(f"{type(error).__name__}: {error}".split())[:160])
+    return peer
+
+
+def _figures(modes: dict[str, measure.Samples], headline: str, prepared: Prepared, timer: measure.Timer) -> dict:
+    own = measure.spread(modes[headline][OWN])
+    ceiling = measure.spread(modes["cold"][measure.CEILING]).p50
+    bandwidth = timer.ceiling_bytes / ceiling
+    floor = {"bytes": prepared.bytes / bandwidth}
+    if prepared.operations:
+        floor["operations"] = prepared.operations / _rate(prepared, timer)
+    bound = max(floor, key=floor.__getitem__)
+    return {
+        "seconds": {
+            mode: vars(measure.spread(samples[OWN])) for mode, samples in modes.items() if OWN in samples
+        },
+        "bytes": prepared.bytes,
+        "operations": prepared.operations,
+        "bytes_per_second": prepared.bytes / own.p50,
+        "ceiling": prepared.ceiling,
+        "ceiling_bytes_per_second": bandwidth,
+        "share_of_ceiling": prepared.bytes / own.p50 / bandwidth,
+        "floor_seconds": floor[bound],
+        "bound": bound,
+        "times_floor": own.p50 / floor[bound],
+    }
+
+
+def _rate(prepared: Prepared, timer: measure.Timer) -> float:
+    """Operations per second that matrix products of the case's dtype reach here, measured once per process."""
+    key = timer.device.type, prepared.dtype
+    if key not in _rates:
+        _rates[key] = timer.matrix_rate(prepared.dtype)
+    return _rates[key]
+
+
+_rates: dict[tuple[str, torch.dtype], float] = {}
+
+
+def _peer_row(name: str, peer: Peer, modes: dict[str, measure.Samples], headline: str) -> dict[str, Any]:
+    """Times by mode, and how many times longer than the op it takes, in the headline's mode where it has that."""
+    mode = headline if name in modes[headline] else "cold"
+    samples = modes[mode]
+    return {
+        "same": peer.same,
+        "mode": mode,
+        "seconds": {mode: vars(measure.spread(taken[name])) for mode, taken in modes.items() if name in taken},
+        "ratio": measure.ratio(samples, name, OWN),
+    }
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info()[0]
+    try:
+        with open("/proc/meminfo") as file:
+            return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 1 << 62

@@ -1,0 +1,321 @@
+"""Times functions in turns, hot and cold, on the CPU and on a CUDA device, and measures the machine's own ceilings.
+
+Contenders of one comparison run in turns, A B A B, so that whatever disturbs the machine disturbs all of them; a ratio
+is the median over turns of the ratio within a turn. A contender takes the number of an input set.
+
+* hot: the same input set again and again, several calls per sample where one is short;
+* cold: the last-level cache is overwritten before every call;
+* graph hot, graph cold (CUDA): replays of a captured graph of calls over one input set, or over sets that together
+  exceed the cache. What a graph cannot capture is timed without.
+"""
+
+import datetime
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from memoir_fast import collect_env
+
+Contenders = dict[str, Callable[[int], object]]
+Samples = dict[str, list[float]]
+
+ROOT = Path(__file__).resolve().parent.parent
+LEAST_ROUNDS, MOST_ROUNDS = 5, 60
+CEILING = "ceiling"  # the contender that moves bytes and does nothing else
+_FALLBACK_CACHE = 32 << 20
+_GRAPH_CALLS = 100
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Seconds of one call: percentiles over the samples, and how many those were."""
+
+    p20: float
+    p50: float
+    p80: float
+    samples: int
+
+
+def spread(samples: list[float]) -> Spread:
+    """Percentiles by the nearest sample."""
+    ordered = sorted(samples)
+    at = [ordered[round(share * (len(ordered) - 1))] for share in (0.2, 0.5, 0.8)]
+    return Spread(*at, len(ordered))
+
+
+def ratio(samples: Samples, over: str, under: str) -> float:
+    """Median over turns of `over`'s time divided by `under`'s: above 1 where `under` is faster."""
+    return median(a / b for a, b in zip(samples[over], samples[under], strict=False))
+
+
+def in_turns(sample: dict[str, Callable[[], float]], seconds: float) -> Samples:
+    """Takes one sample of each contender per turn, for about `seconds` per contender and at least 5 turns.
+
+    A contender that has used up twice its share sits out after its second sample.
+    """
+    found: Samples = {name: [] for name in sample}
+    started = time.perf_counter()
+    spent = dict.fromkeys(sample, 0.0)
+    for turn in range(MOST_ROUNDS):
+        if turn >= LEAST_ROUNDS and time.perf_counter() - started > seconds * len(sample):
+            break
+        for name, take in sample.items():
+            if len(found[name]) >= 2 and spent[name] > 2 * seconds:
+                continue
+            before = time.perf_counter()
+            found[name].append(take())
+            spent[name] += time.perf_counter() - before
+    return found
+
+
+class CpuTimer:
+    """Wall-clock times on the CPU, in as many threads as torch is set to."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.cache_bytes = _cpu_cache_bytes()
+        self._flush = torch.ones(max(2 * self.cache_bytes, 64 << 20) // 8, dtype=torch.int64)
+        self._target = torch.empty_like(self._flush)
+
+    def sets_for(self, _: int) -> int:
+        """Input sets that a case shall draw: one, since the cache is flushed."""
+        return 1
+
+    def read(self, _: int = 0) -> Any:
+        """Reads as many bytes as `ceiling_bytes`."""
+        return self._flush.sum()
+
+    def copy(self, _: int = 0) -> Any:
+        """Reads and writes as many bytes as `ceiling_bytes`, half of them each."""
+        return self._target[: self._half].copy_(self._flush[: self._half])
+
+    @property
+    def _half(self) -> int:
+        return len(self._flush) // 2
+
+    @property
+    def ceiling_bytes(self) -> int:
+        """Bytes that one call of `read` or `copy` moves."""
+        return self._half * 2 * 8
+
+    def modes(self, contenders: Contenders, sets: int, seconds: float) -> dict[str, Samples]:
+        """Samples of every contender, by mode."""
+        return {"cold": self.cold(contenders, seconds), "hot": self.hot(contenders, seconds)}
+
+    def cold(self, contenders: Contenders, seconds: float) -> Samples:
+        """Seconds of single calls, each after the cache was overwritten."""
+
+        def take(run: Callable[[int], object]) -> Callable[[], float]:
+            def sample() -> float:
+                self._target.fill_(1)
+                start = time.perf_counter()
+                run(0)
+                return time.perf_counter() - start
+
+            return sample
+
+        return in_turns({name: take(run) for name, run in contenders.items()}, seconds)
+
+    def hot(self, contenders: Contenders, seconds: float) -> Samples:
+        """Seconds per call of calls in a row."""
+
+        def take(run: Callable[[int], object]) -> Callable[[], float]:
+            count = calls_per_sample(_once(run))
+
+            def sample() -> float:
+                run(0)
+                start = time.perf_counter()
+                for _ in range(count):
+                    run(0)
+                return (time.perf_counter() - start) / count
+
+            return sample
+
+        return in_turns({name: take(run) for name, run in contenders.items()}, seconds)
+
+    def matrix_rate(self, dtype: torch.dtype) -> float:
+        """Operations per second of a square matrix product, the best of several."""
+        return _matrix_rate(self.device, dtype, 768, _once)
+
+
+class CudaTimer:
+    """Times by CUDA events, with and without a graph."""
+
+    device = torch.device("cuda")
+
+    def __init__(self) -> None:
+        self.cache_bytes = torch.cuda.get_device_properties(0).L2_cache_size
+        self._flush = torch.empty(max(4 * self.cache_bytes, 1 << 30) // 8, dtype=torch.int64, device="cuda")
+
+    def sets_for(self, size: int) -> int:
+        """Input sets of `size` bytes that together exceed the cache three times, at most 64."""
+        return max(1, min(64, -(-3 * self.cache_bytes // max(size, 1))))
+
+    def copy(self, _: int = 0) -> Any:
+        """Reads and writes as many bytes as `ceiling_bytes`, half of them each."""
+        half = len(self._flush) // 2
+        return self._flush[:half].copy_(self._flush[half : 2 * half])
+
+    read = copy
+
+    @property
+    def ceiling_bytes(self) -> int:
+        """Bytes that one call of `copy` moves."""
+        return len(self._flush) // 2 * 2 * 8
+
+    def modes(self, contenders: Contenders, sets: int, seconds: float) -> dict[str, Samples]:
+        """Samples of every contender, by mode; a graph only of those that one can capture."""
+        found = {"cold": self._events(contenders, seconds, cold=True), "hot": self._events(contenders, seconds)}
+        alone = {name: run for name, run in contenders.items() if name != CEILING}
+        for mode, used in (("graph cold", sets), ("graph hot", 1)):
+            found[mode] = self._graphs(alone, used, seconds)
+        return found
+
+    def _events(self, contenders: Contenders, seconds: float, cold: bool = False) -> Samples:
+        def take(run: Callable[[int], object]) -> Callable[[], float]:
+            count = 1 if cold else calls_per_sample(self._seconds(lambda: run(0)))
+
+            def sample() -> float:
+                if cold:
+                    self._flush.zero_()  # long enough that the host is ahead when the first event is reached
+                return self._seconds(lambda: [run(0) for _ in range(count)]) / count
+
+            return sample
+
+        return in_turns({name: take(run) for name, run in contenders.items()}, seconds)
+
+    def _graphs(self, contenders: Contenders, sets: int, seconds: float) -> Samples:
+        samples: dict[str, Callable[[], float]] = {}
+        for name, run in contenders.items():
+            once = self._seconds(lambda run=run: run(0))
+            calls = max(sets, min(_GRAPH_CALLS, calls_per_sample(once, 5e-3)))
+            try:
+                graph = _captured(run, sets, calls)
+            except RuntimeError:  # it waits for the device, or allocates by data
+                torch.cuda.synchronize()
+                continue
+            graph.replay()
+            samples[name] = lambda graph=graph, calls=calls: self._seconds(graph.replay) / calls
+        return in_turns(samples, seconds)
+
+    def _seconds(self, run: Callable[[], object]) -> float:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    def matrix_rate(self, dtype: torch.dtype) -> float:
+        """Operations per second of a square matrix product, the best of several."""
+        return _matrix_rate(self.device, dtype, 8192, lambda run: self._seconds(lambda: run(0)))
+
+
+Timer = CpuTimer | CudaTimer
+
+
+def calls_per_sample(seconds: float, wanted: float = 2e-4) -> int:
+    """Calls of `seconds` each that together take about `wanted` seconds; 1 to 1,000."""
+    return max(1, min(1000, round(wanted / max(seconds, 1e-9))))
+
+
+def timer_for(device: str) -> Timer:
+    """The timer of a device, `cpu` or `cuda`."""
+    return CudaTimer() if device == "cuda" else CpuTimer()
+
+
+def ceilings(timer: Timer) -> dict[str, float]:
+    """Bytes per second of reading and of copying, and operations per second of matrix products, measured now."""
+    contenders: Contenders = {"read": timer.read, "copy": timer.copy}
+    samples = timer._events(contenders, 0.2) if isinstance(timer, CudaTimer) else timer.hot(contenders, 0.2)
+    found = {f"{name}_bytes_per_second": timer.ceiling_bytes / median(taken) for name, taken in samples.items()}
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        found[f"{name}_operations_per_second"] = timer.matrix_rate(dtype)
+    return found
+
+
+def machine(timer: Timer) -> dict[str, Any]:
+    """What the figures were measured on and with."""
+    found = collect_env.collect()
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": " ".join([Path(sys.executable).name, *sys.argv]),
+        "commit": _commit(),
+        "device": timer.device.type,
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1),
+        "cache_bytes": timer.cache_bytes,
+        "ceilings": ceilings(timer),
+        "python": found["python"],
+        "platform": platform.platform(),
+        "packages": found["packages"],
+        "processor": found["processor"],
+        "extension": found["extension"],
+        "gpu": found["gpu"],
+        "driver": _driver() if timer.device.type == "cuda" else None,
+    }
+
+
+def _captured(run: Callable[[int], object], sets: int, calls: int) -> torch.cuda.CUDAGraph:
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for index in range(min(sets, 3)):
+            run(index)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in range(calls):
+            run(call % sets)
+    return graph
+
+
+def _once(run: Callable[[int], object]) -> float:
+    run(0)
+    start = time.perf_counter()
+    run(0)
+    return time.perf_counter() - start
+
+
+def _matrix_rate(device: torch.device, dtype: torch.dtype, size: int, seconds: Callable) -> float:
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return 2 * size**3 / min(seconds(lambda _: torch.mm(a, b, out=out)) for _ in range(5))
+
+
+def _cpu_cache_bytes() -> int:
+    """The last-level cache that this processor says it has."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        sizes.append(int(text[:-1]) << {"K": 10, "M": 20}.get(text[-1], 0))
+    return max(sizes, default=_FALLBACK_CACHE)
+
+
+def _output(*command: str) -> str | None:
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return run.stdout.strip()
+
+
+def _commit() -> str | None:
+    head = _output("git", "rev-parse", "--short=12", "HEAD")
+    changed = _output("git", "status", "--porcelain", "--untracked-files=no", "memoir_fast", "kernels", "csrc")
+    return f"{head}{'+changes' if changed else ''}" if head else None
+
+
+def _driver() -> str | None:
+    return _output("nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.mem", "--format=csv,noheader")

@@ -1,0 +1,78 @@
+"""The sizes that are measured: edited layers of known models, and random masks of any number."""
+
+from dataclasses import dataclass
+
+import torch
+
+TAU = 0.5
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An edited layer: D inputs, O outputs, k active columns."""
+
+    model: str
+    width: int
+    outputs: int
+    k: int
+
+    @property
+    def words(self) -> int:
+        """int32 words of a packed mask."""
+        return 4 * -(-self.width // 128)
+
+    @property
+    def min_overlap(self) -> int:
+        """Bits that a match needs."""
+        return int(TAU * self.k)
+
+    @property
+    def sizes(self) -> dict[str, int | str]:
+        """What a row says of it."""
+        return {"model": self.model, "D": self.width, "O": self.outputs, "k": self.k}
+
+
+LLAMA = Layer("Llama-3-8B", 14336, 4096, 4096)
+SMOLLM = Layer("SmolLM2", 1536, 576, 440)
+LAYERS = (
+    LLAMA,
+    Layer("Mistral-7B", 14336, 4096, 4096),
+    Layer("Llama-2-7B", 11008, 4096, 4096),
+    Layer("GPT-J", 16384, 4096, 4096),
+    Layer("Qwen2.5-7B", 18944, 3584, 4096),
+    SMOLLM,
+)
+DISTINCT = tuple({(layer.width, layer.outputs, layer.k): layer for layer in reversed(LAYERS)}.values())[::-1]
+
+
+def masks(count: int, layer: Layer, device: str = "cpu") -> torch.Tensor:
+    """Random masks int32 [count, W]: each of the D bits set with probability 1/4, close to k/D; bits past D are 0."""
+    found = torch.empty((count, layer.words), dtype=torch.int32, device=device)
+    for start in range(0, count, 1 << 16):  # 64 Ki rows at a time: random words are drawn as int64
+        part = found[start : start + (1 << 16)]
+        part.copy_(_words(part.shape, device) & _words(part.shape, device))
+    if layer.width % 128:
+        bit = torch.arange(layer.words * 32, device=device).view(layer.words, 32) < layer.width
+        keep = (bit * (1 << torch.arange(32, device=device))).sum(1)
+        found &= torch.where(keep >= 1 << 31, keep - (1 << 32), keep).int()
+    return found
+
+
+def _words(shape: torch.Size, device: str) -> torch.Tensor:
+    return torch.randint(-(1 << 31), 1 << 31, shape, device=device, dtype=torch.int64).int()
+
+
+def columns(count: int, layer: Layer, device: str = "cpu") -> torch.Tensor:
+    """k random columns each, ascending, int32 [count, k]."""
+    scores = torch.rand((count, layer.width), device=device)
+    return scores.topk(layer.k, dim=1).indices.sort(dim=1).values.int()
+
+
+def count_of(rows: int, device: str) -> torch.Tensor:
+    """The number of stored masks as the ops take it, int32 []."""
+    return torch.tensor(rows, dtype=torch.int32, device=device)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`bfloat16` for torch.bfloat16."""
+    return str(dtype).removeprefix("torch.")

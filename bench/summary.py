@@ -1,0 +1,67 @@
+"""The table that a run ends with: one line per case, of at most 80 lines."""
+
+from typing import Any
+
+MOST_LINES = 72
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Text of a result file."""
+    machine = figures["machine"]
+    ceilings = machine["ceilings"]
+    head = [
+        f"{place(machine)}, {machine['threads']} thread(s), commit {machine['commit']}, {machine['date']}; "
+        f"read {ceilings['read_bytes_per_second'] / 1e9:.1f} GB/s, copy {ceilings['copy_bytes_per_second'] / 1e9:.1f}",
+        f"{'benchmark: case':64} {'p50':>9} {'p20':>9} {'p80':>9} {'GB/s':>7} {'ceil.':>6} {'/floor':>6}  peers, times slower",
+    ]
+    body = [line for row in figures["rows"] for line in lines(row)]
+    if len(body) > MOST_LINES:
+        body = [*body[: MOST_LINES - 1], f"... {len(body) - MOST_LINES + 1} more lines in the result file"]
+    return "\n".join(head + body)
+
+
+def place(machine: dict[str, Any]) -> str:
+    """The device's name."""
+    if machine["device"] == "cpu":
+        return machine["processor"].get("name", "CPU")
+    return machine["gpu"]["devices"][0]["name"]
+
+
+def lines(row: dict[str, Any]) -> list[str]:
+    """A row's lines."""
+    name = f"{row['bench']}: {row['case']}"[:64]
+    for word, shown in (("failed", "WRONG"), ("absent", "not measured")):
+        if word in row:
+            return [f"{name:64} {shown}: {row[word]}"[:140]]
+    if "figures" in row:
+        return [f"{name:64} {short(row)}", *(f"  {verdict(target)}" for target in row.get("targets", []))]
+    own = row["seconds"][row["headline"]]
+    times = " ".join(f"{time_of(own[at]):>9}" for at in ("p50", "p20", "p80"))
+    peers = ", ".join(f"{peer} {seen['ratio']:.3g}" for peer, seen in row["peers"].items() if "ratio" in seen)
+    rates = f"{row['bytes_per_second'] / 1e9:7.1f} {row['share_of_ceiling']:6.0%} {row['times_floor']:6.2f}"
+    return [f"{name:64} {times} {rates}  {peers}"]
+
+
+def short(row: dict[str, Any]) -> str:
+    """The gist of a row that is no op's."""
+    found = row["figures"]
+    if row["bench"] == "edit":
+        return ", ".join(f"{kind} {found[f'{kind}_seconds']:.2f} s per edit" for kind in ("paper", "fast", "batch"))
+    if row["bench"] == "generate":
+        speeds = {name: seen["tokens_per_second"] for name, seen in found["decode"].items()}
+        return "tokens/s: " + ", ".join(f"{name} {speed:.1f}" for name, speed in speeds.items())
+    return ", ".join(f"{name} {value:.4g}" for name, value in found.items() if isinstance(value, (int, float)))
+
+
+def verdict(target: dict[str, Any]) -> str:
+    """A target, reached or not."""
+    reached = "reached" if target["value"] >= target["least"] else "MISSED"
+    return f"{reached:8} {target['what']}: {target['value']:.3f} (wanted {target['least']})"
+
+
+def time_of(seconds: float) -> str:
+    """With a unit that leaves three digits or so."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 1e-9:.3g} ns"
