@@ -238,7 +238,7 @@ class BuildNative(build_ext):
 setup(
     packages=[*find_packages(include=["memoir_fast*"]), "memoir_fast.kernels"],
     package_dir={"memoir_fast": "memoir_fast", "memoir_fast.kernels": "kernels"},
-    package_data={"memoir_fast": ["py.typed", "data/*"]},
+    package_data={"memoir_fast": ["py.typed", "data/*"], "memoir_fast.kernels": ["*.json"]},
     ext_modules=[Extension("memoir_fast._C", sources=[])],
     cmdclass={"build_ext": BuildNative},
 )

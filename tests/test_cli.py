@@ -107,6 +107,23 @@ def test_env_tells_a_probe_that_failed(invoke, monkeypatch):
     assert result.exit_code == 0 and "no [report] today" in result.stdout
 
 
+def test_tune_needs_a_device_and_shows_what_it_chose(invoke, monkeypatch):
+    import torch
+
+    from memoir_fast import tuning
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = invoke("tune")
+    assert result.exit_code == 1 and "tuning needs a CUDA device, torch sees none" in result.stderr
+
+    row = {"kernel": "tophash", "key": "any", "configuration": {"num_warps": 16}, "tried": 3}
+    row |= {"microseconds": 1.25, "shipped_microseconds": 2.5}
+    asked = []
+    monkeypatch.setattr(tuning, "tune", lambda ops, quick: asked.append((ops, quick)) or [row])
+    result = invoke("tune", "tophash", "--quick", "--json", "-")
+    assert asked == [(["tophash"], True)] and json.loads(result.stdout) == [row]
+
+
 def test_edit_and_ask(invoke, memory, model, tmp_path):
     result = invoke("ask", EDITS[0]["prompt"], "-m", model, "--memory", memory, "--json", tmp_path / "answer.json")
     assert result.exit_code == 0, result.stderr
