@@ -90,7 +90,7 @@ def test_it_cannot_be_changed():
         ({"method": "paper", "batch": 2}, "published loop is SGD on one edit at a time"),
         ({"method": "paper", "optimizer": "adam"}, "published loop is SGD"),
         ({"weight_decay": 1e-5}, "only method='paper' has it"),
-        ({"batch": 0}, "batch .*1, got 0"),
+        ({"batch": 0}, "batch >= 1.*, got .*0"),
         ({"clip": 0.0}, "clip must be positive or None, got 0.0"),
     ],
 )
