@@ -6,6 +6,7 @@ import torch
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LARGEST_WIDTH = 65536
+_FEW = 32  # elements
 
 
 def describe(value: object) -> str:
@@ -65,6 +66,10 @@ def readable(value: torch.Tensor) -> bool:
 def index_range(name: str, value: torch.Tensor, low: int, high: int) -> None:
     """Checks low <= value < high for every element of a CPU tensor; values on a device are checked by the kernel."""
     if readable(value) and value.numel():
-        smallest, largest = (int(bound) for bound in torch.aminmax(value))
+        if value.numel() <= _FEW:  # reading them is quicker than two reductions
+            values = value.flatten().tolist()
+            smallest, largest = min(values), max(values)
+        else:
+            smallest, largest = (int(bound) for bound in torch.aminmax(value))
         if smallest < low or largest >= high:
             raise ValueError(f"{name} must lie in [{low}, {high}), got values from {smallest} to {largest}")

@@ -17,7 +17,8 @@ def _check(x: torch.Tensor, memory: torch.Tensor, columns: torch.Tensor, route: 
         raise ValueError(f"columns must be int32 [C, k] with 1 <= k <= D = {x.shape[2]}, got {list(columns.shape)}")
     _checks.index_range("route", route, -1, columns.shape[0])
     if _checks.readable(route) and _checks.readable(columns):
-        _checks.index_range("columns", columns[route[route >= 0].long()], 0, x.shape[2])
+        for edit in set(route.tolist()) - {-1}:
+            _checks.index_range("columns", columns[edit], 0, x.shape[2])
 
 
 def _check_add(
