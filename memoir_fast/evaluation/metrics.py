@@ -11,7 +11,7 @@ Source: the "token em" and neighborhood measures of EasyEdit, with which MEMOIR'
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -44,9 +44,23 @@ def agreement(first: Sequence[int], second: Sequence[int]) -> float:
     return sum(one == other for one, other in zip(first, second, strict=True)) / len(first)
 
 
+class Answered(NamedTuple):
+    """One pair after a forward pass of prompt and answer."""
+
+    place: int
+    """Its place among the pairs."""
+    target: torch.Tensor
+    """The answer's token ids, int64 [T], on the CPU."""
+    logits: torch.Tensor
+    """What the model predicts at each of them, [T, V], on the model's device."""
+    route: Route
+
+
 @torch.no_grad()
-def teacher_forced(memoir: "Memoir", pairs: Sequence[tuple[str, str]], batch: int = 8) -> list[Forced]:
-    """Runs (prompt, answer) pairs through the model, `batch` at a time, padded on the right.
+def forced_logits(memoir: "Memoir", pairs: Sequence[tuple[str, str]], batch: int = 8) -> Iterator[Answered]:
+    """Runs (prompt, answer) pairs through the model, `batch` of like length at a time, padded on the right.
+
+    They come in another order than they were given in; `place` tells.
 
     Raises:
         ValueError: an answer without tokens, or a pair longer than the model's context.
@@ -56,21 +70,30 @@ def teacher_forced(memoir: "Memoir", pairs: Sequence[tuple[str, str]], batch: in
     model, tokenizer = memoir.model, memoir.tokenizer
     longest = context_length(model)
     rows = [row(tokenizer, prompt, answer, longest) for prompt, answer in pairs]
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
     can_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
-    items = []
     for start in range(0, len(rows), batch):
-        part = rows[start : start + batch]
+        chosen = order[start : start + batch]
+        part = [rows[index] for index in chosen]
         input_ids, mask, labels = pad(part, padding_id(tokenizer), device_of(model))
         first = min(one.prompt for one in part) - 1  # the earliest position that predicts an answer's token
         options = {"logits_to_keep": input_ids.shape[1] - first} if can_keep else {}
         with memoir.prompts([one.prompt for one in part]):
             logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False, **options).logits
-        predicted = (logits if can_keep else logits[:, first:]).argmax(dim=-1)[:, :-1].cpu()
+        logits = logits if can_keep else logits[:, first:]
         answers = labels[:, first + 1 :].cpu()
-        for index, route in enumerate(memoir.last_routes):
-            marked = answers[index] != -100
-            items.append(Forced(answers[index][marked].tolist(), predicted[index][marked].tolist(), route))
-    return items
+        for index, (place, route) in enumerate(zip(chosen, memoir.last_routes, strict=True)):
+            at = (answers[index] != -100).nonzero().flatten()
+            yield Answered(place, answers[index][at], logits[index, at.to(logits.device)], route)
+
+
+def teacher_forced(memoir: "Memoir", pairs: Sequence[tuple[str, str]], batch: int = 8) -> list[Forced]:
+    """The arg-max at each of the answers' tokens, in the order of the pairs; see `forced_logits`."""
+    items = {
+        one.place: Forced(one.target.tolist(), one.logits.argmax(dim=-1).tolist(), one.route)
+        for one in forced_logits(memoir, pairs, batch)
+    }
+    return [items[index] for index in range(len(pairs))]
 
 
 def target_accuracy(memoir: "Memoir", pairs: Sequence[tuple[str, str]], batch: int = 8) -> list[float]:

@@ -1,0 +1,78 @@
+"""What the model says when nobody puts the right words into its mouth: free generation, exact match and F1."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from memoir_fast.editing.request import context_length, padding_id, row
+from memoir_fast.presets import device_of
+
+if TYPE_CHECKING:
+    from memoir_fast.memoir import Memoir
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalised(text: str) -> str:
+    """Lower case, without punctuation, articles and surplus white space, as SQuAD compares answers.
+
+    Example:
+        >>> normalised("The  University of Michigan.")
+        'university of michigan'
+    """
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(answer: str, target: str) -> float:
+    """1.0 where both are the same after `normalised`, else 0.0."""
+    return float(normalised(answer) == normalised(target))
+
+
+def f1(answer: str, target: str) -> float:
+    """Harmonic mean of precision and recall of the words of `answer`, after `normalised`.
+
+    Example:
+        >>> f1("the red house", "red car")
+        0.5
+    """
+    said, wanted = normalised(answer).split(), normalised(target).split()
+    shared = sum((Counter(said) & Counter(wanted)).values())
+    if not said or not wanted:
+        return float(said == wanted)
+    return 2 * shared / (len(said) + len(wanted))
+
+
+@torch.no_grad()
+def free_answers(memoir: "Memoir", pairs: Sequence[tuple[str, str]], batch: int = 8) -> list[str]:
+    """Per (prompt, target): what the model says, greedily, in as many tokens as the target has; ends are stripped.
+
+    The length is all that it is told of the target. Batches are padded on the left; the route is that of generation.
+    """
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
+    model, tokenizer = memoir.model, memoir.tokenizer
+    rows = [row(tokenizer, prompt, target, context_length(model)) for prompt, target in pairs]
+    order = sorted(range(len(rows)), key=lambda index: (len(rows[index].ids) - rows[index].prompt, rows[index].prompt))
+    fill, device = padding_id(tokenizer), device_of(model)
+    found: dict[int, str] = {}
+    for start in range(0, len(rows), batch):
+        part = order[start : start + batch]
+        width = max(rows[index].prompt for index in part)
+        prompts = [rows[index].ids[: rows[index].prompt] for index in part]
+        output = model.generate(
+            input_ids=torch.tensor([[fill] * (width - len(ids)) + ids for ids in prompts], device=device),
+            attention_mask=torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device),
+            max_new_tokens=max(len(rows[index].ids) - rows[index].prompt for index in part),
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=fill,
+        )
+        for index, said in zip(part, output[:, width:].tolist(), strict=True):
+            wanted = len(rows[index].ids) - rows[index].prompt
+            found[index] = tokenizer.decode(said[:wanted], skip_special_tokens=True).strip()
+    return [found[index] for index in range(len(pairs))]
