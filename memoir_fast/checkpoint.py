@@ -5,6 +5,7 @@ A folder holds `memory_config.json` (settings, fingerprint of the base model, na
 (the edits' texts, one JSON object per live edit).
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from memoir_fast.atomic import leftover, locked, publish
 from memoir_fast.config import MemoirConfig
 from memoir_fast.editing.request import Edit
 from memoir_fast.errors import CheckpointError, WrongModelError
+from memoir_fast.evaluation.calibration import Calibration
 from memoir_fast.ops._checks import words
 from memoir_fast.presets import find_layer
 from memoir_fast.reference.tophash import unpack
@@ -47,6 +49,7 @@ _KEYS = {
     "config",
     "tau",
     "prefixes",
+    "calibration",
     "fingerprint",
     "files",
     "checksum",
@@ -64,10 +67,12 @@ class SavedMemory:
     config: MemoirConfig
     tau: float
     prefixes: list[str]
+    calibration: Calibration | None
     fingerprint: dict[str, Any]
     edits: dict[int, Edit]
     tensors: dict[str, torch.Tensor]
-    """permutation int32 [D], mu float32 [D], masks int32 [N, W], memory_rows int32 [R], memory_values [R, O]."""
+    """permutation int32 [D], mu float32 [D], masks int32 [N, W], memory_rows int32 [R], memory_values [R, O],
+    and, where tau was chosen by calibration, background int32 [M, W]."""
     sizes: dict[str, int]
     """Bytes of each file, by its name."""
 
@@ -88,6 +93,8 @@ def save(memoir: "Memoir", folder: str | os.PathLike) -> None:
         "memory_rows": rows.int(),
         "memory_values": weight[rows],
     }
+    if memoir.background is not None:
+        tensors["background"] = memoir.background
     contents = {
         "memory": safetensors.torch.save(
             {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
@@ -106,6 +113,7 @@ def save(memoir: "Memoir", folder: str | os.PathLike) -> None:
         "config": memoir.config.to_dict(),
         "tau": float(memoir.tau),
         "prefixes": memoir.prefixes,
+        "calibration": memoir.calibration and memoir.calibration.to_dict(),
         "fingerprint": fingerprint(memoir.model, memoir.config.layer or ""),
         "files": files,
     }
@@ -164,6 +172,7 @@ def read(folder: str | os.PathLike, **hub: Any) -> SavedMemory:
             config=MemoirConfig.from_dict(values["config"]),
             tau=_threshold(values["tau"]),
             prefixes=_texts(values["prefixes"]),
+            calibration=_calibration(values.get("calibration")),
             fingerprint=dict(values["fingerprint"]),
             edits=_parse_edits(contents["edits"], path / entries["edits"]["name"]),
             tensors=_parse_tensors(contents["memory"], path / entries["memory"]["name"]),
@@ -284,6 +293,12 @@ def _threshold(value: Any) -> float:
     return value
 
 
+def _calibration(values: Any) -> Calibration | None:
+    if values is None:
+        return None
+    return Calibration(**{field.name: values[field.name] for field in dataclasses.fields(Calibration)})
+
+
 def _texts(value: Any) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise ValueError(f"prefixes must be a list of texts, got {value!r}")
@@ -321,6 +336,8 @@ def _require_consistent(saved: SavedMemory, path: Path) -> None:
             "memory_rows": (torch.int32, (len(rows),)),
             "memory_values": (None, (len(rows), outputs)),
         }
+        if "background" in saved.tensors:
+            expected["background"] = (torch.int32, (len(saved.tensors["background"]), words(width)))
         for name, (dtype, shape) in expected.items():
             tensor = saved.tensors[name]
             if tensor.shape != shape or dtype not in (None, tensor.dtype):
@@ -379,6 +396,9 @@ def _fill(memoir: "Memoir", saved: SavedMemory) -> None:
     weight.zero_()
     weight[tensors["memory_rows"].long().to(weight.device)] = tensors["memory_values"].to(weight)
     memoir.prefixes = list(saved.prefixes)
+    memoir.calibration = saved.calibration
+    if "background" in tensors:
+        memoir.background = tensors["background"].to(weight.device)
     memoir.edits = dict(saved.edits)
 
 

@@ -5,8 +5,10 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
+import torch
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -22,6 +24,9 @@ from memoir_fast.errors import MemoirError
 from memoir_fast.modules import MemoirLinear
 from memoir_fast.presets import complete, find_layer
 from memoir_fast.routing import Route, Router
+
+if TYPE_CHECKING:
+    from memoir_fast.evaluation.calibration import Calibration
 
 _TAU_BEFORE_CALIBRATION = 0.5
 
@@ -70,10 +75,15 @@ class Memoir:
         self.layer = MemoirLinear(base, self.config.k, tau, self.config.seed, self.config.max_edits)
         self.prefixes: list[str] = []
         self.edits: dict[int, Edit] = {}
+        self.calibration: Calibration | None = None
+        """How tau was chosen; None where it was given, or there are too few edits yet."""
+        self.background: torch.Tensor | None = None
+        """Masks int32 [M, W] of the irrelevant prompts of the latest calibration."""
         self._put(self.layer)
         self._router = Router(model, getattr(model, "base_model", model), self.layer)
 
     @classmethod
+    @torch.inference_mode(False)  # tensors made in inference mode could not be changed outside of it
     def attach(
         cls,
         model: Any,
@@ -108,6 +118,7 @@ class Memoir:
         return memoir
 
     @classmethod
+    @torch.inference_mode(False)
     def from_pretrained(cls, model: Any, tokenizer: Any, folder: str | os.PathLike, **hub: Any) -> "Memoir":
         """Gives `model` the memory that `save_pretrained` wrote.
 
@@ -176,6 +187,7 @@ class Memoir:
             results = []
             for result in teacher.stream(wanted, settings):
                 results.append(result)
+                self._recalibrate()
                 shown.update()
         return results[0] if single else results
 
@@ -199,6 +211,7 @@ class Memoir:
         settings, teacher = self._recipe(recipe, batch), self._teacher()
         with tqdm(total=total, desc="editing", unit="edit", disable=not progress) as shown:
             for result in teacher.stream((_as_edit(one) for one in edits), settings):
+                self._recalibrate()
                 shown.update()
                 yield result
 
@@ -210,6 +223,25 @@ class Memoir:
         """
         self.layer.store.delete(edit_id)
         del self.edits[edit_id]
+
+    def calibrate(
+        self, irrelevant_prompts: Sequence[str] | None = None, false_match_rate: float = 1e-3
+    ) -> "Calibration":
+        """Sets tau so that no more than `false_match_rate` of irrelevant prompts match an edit.
+
+        With the config's tau "auto" this happens by itself, from 16 edits on, whenever the store has grown by a
+        quarter. What was chosen is saved with the memory. Warns where slightly reworded prompts of stored edits do not
+        match any more: then paraphrases and irrelevant prompts cannot be told apart.
+
+        Args:
+            irrelevant_prompts (sequence of str, optional): 20 or more, unlike any edit; the more like real traffic, the
+                better. Default: those of the latest calibration, at first sentences that come with the package.
+            false_match_rate (float): in (0, 0.5]. Default: 1e-3.
+
+        Raises:
+            ValueError: the memory is empty, or an argument is out of range; tau is as before.
+        """
+        return self._calibrate(irrelevant_prompts, false_match_rate, holds_until=None, probe=True)
 
     def disabled(self) -> AbstractContextManager[None]:
         """Within the block, the model answers as if it had no memory."""
@@ -279,6 +311,26 @@ class Memoir:
             with self.disabled():
                 self.prefixes = write_prefixes(self.model, self.tokenizer, count, self.config.prefix_tokens)
         return self.prefixes[:count]
+
+    def _calibrate(
+        self, prompts: Sequence[str] | None, false_match_rate: float, holds_until: int | None, probe: bool
+    ) -> "Calibration":
+        from memoir_fast.evaluation import calibration
+
+        masks = self.background
+        if masks is None or prompts is not None:
+            masks = calibration.prompt_masks(self, prompts)
+        found = calibration.calibrate(self, masks, false_match_rate, holds_until=holds_until, probe=probe)
+        self.calibration, self.background, self.layer.tau = found, masks, found.tau
+        return found
+
+    def _recalibrate(self) -> None:
+        """Where tau is "auto": chooses it, when its time has come."""
+        from memoir_fast.evaluation import calibration
+
+        if self.config.tau == "auto" and calibration.due(self):
+            last, until = self.calibration, round(calibration.GROWTH * len(self.edits))
+            self._calibrate(None, last.false_match_rate if last else 1e-3, until, probe=last is None)
 
     def _teacher(self) -> Teacher:
         ids = prompt_ids(self.tokenizer, irrelevant_prompts()[0])

@@ -33,14 +33,14 @@ PRESETS = {
 }
 
 _PUBLISHED_SHARE = 4096 / 14336  # k / D on LLaMA-3-8B
-_TAU = 0.5
 
 
 def complete(config: MemoirConfig, model: nn.Module) -> MemoirConfig:
     """Fills in what `config` leaves open for `model`.
 
     The layer is the MLP output projection at about 0.85 of the depth (27 of 32 blocks as published), k the published
-    share of its inputs, 4096 / 14336, rounded to a multiple of 8 (GPT-J: 4096 of 16384, as published).
+    share of its inputs, 4096 / 14336, rounded to a multiple of 8 (GPT-J: 4096 of 16384, as published). tau is chosen by
+    calibration.
 
     Raises:
         UnsupportedModelError: where no preset knows the model and `config.layer` is None.
@@ -51,7 +51,7 @@ def complete(config: MemoirConfig, model: nn.Module) -> MemoirConfig:
     k = config.k or (4096 if width == 16384 else min(width, max(1, 8 * round(_PUBLISHED_SHARE * width / 8))))
     if k > width:
         raise ValueError(f"k must lie in [1, D = {width}] for the layer {layer!r}, got {k}")
-    return config.replace(layer=layer, k=k, tau=_TAU if config.tau is None else config.tau)
+    return config.replace(layer=layer, k=k, tau="auto" if config.tau is None else config.tau)
 
 
 def find_layer(model: nn.Module, name: str) -> Any:

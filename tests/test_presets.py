@@ -32,7 +32,7 @@ def test_every_preset_names_the_mlps_output_projection(kind):
     config = complete(MemoirConfig(), model)
     width, outputs = linear_shape(find_layer(model, config.layer))
     assert (width, outputs) == ((224, 56) if kind in ("gpt2", "gptj") else (224, 64))
-    assert config.k == 64 and config.tau == 0.5
+    assert config.k == 64 and config.tau == "auto"
     assert f".{6}." in config.layer
 
 
