@@ -11,6 +11,7 @@ from torch import nn
 from memoir_fast.modules.mask_store import MaskStore
 from memoir_fast.modules.residual_memory import ResidualMemory
 from memoir_fast.modules.tophash import TopHash
+from memoir_fast.ops._checks import readable
 
 
 def linear_shape(layer: Any) -> tuple[int, int]:
@@ -127,7 +128,7 @@ class MemoirLinear(nn.Module):
             raise ValueError(f"x must be [B, S, D] or [B, D], got {list(x.shape)}")
         tokens = x if x.dim() == 3 else x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
         route = self.router(tokens) if self.router else self.match(tokens)[0]
-        if route is None or len(self.store) == 0:
+        if route is None or len(self.store) == 0 or _follows_nothing(route):
             return y
         mixed = not y.dtype == tokens.dtype == self.memory.weight.dtype  # under autocast, or over a quantised base
         if mixed or torch.is_grad_enabled() and (y.requires_grad or tokens.requires_grad):
@@ -138,6 +139,11 @@ class MemoirLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"tau={self.tau}"
+
+
+def _follows_nothing(route: torch.Tensor) -> bool:
+    """True where every sequence is known to follow no edit; a device is not asked, which would wait for it."""
+    return readable(route) and max(route.tolist(), default=-1) < 0
 
 
 def _base_keys_as_own(_module: nn.Module, state: dict, prefix: str, _metadata: dict) -> None:
