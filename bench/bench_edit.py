@@ -104,7 +104,7 @@ def rows(settings: Settings) -> Iterator[dict[str, Any]]:
         yield {"bench": "edit", "case": name, "parameters": numbers, "absent": str(error)}
         return
     targets = [
-        {"what": f"{kind}: seconds of the published loop over its own", "value": found[f"{kind}_speedup"], "least": least}
+        {"what": f"{kind}: times the published loop's speed", "value": found[f"{kind}_speedup"], "least": least}
         for kind, least in WANTED.items()
     ]
     yield {"bench": "edit", "case": name, "parameters": numbers, "figures": found, "targets": targets}

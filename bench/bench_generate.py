@@ -4,8 +4,8 @@
 
 On the CPU the packaged SmolLM2-135M in float32; with --gpu a Llama of LLaMA-3-8B's sizes with random bfloat16 weights,
 built on the device. All variants are over the same weights in one process and take turns token by token, so that
-whatever else the machine does hits all of them; a ratio is the median over steps of the ratio within a step. Greedy decoding by
-forward passes with a KV cache: the time of `generate`'s own loop, the same for all, would only hide differences.
+whatever else the machine does hits all of them; a ratio is the median over steps of the ratio within a step. Tokens are
+decoded by forward passes with a KV cache: the time of `generate`'s own loop would only hide differences.
 """
 
 import argparse
@@ -205,7 +205,7 @@ def targets(figures: dict[str, Any], on_gpu: bool) -> list[dict[str, Any]]:
     """What has to hold: a share of the unedited model's tokens per second."""
     wanted = {"decode": {"unmatched": 0.999, "matched": 0.995}} if on_gpu else WANTED
     return [
-        {"what": f"{phase}, {name}: of the unedited model", "value": figures[phase][name]["over_unedited"], "least": least}
+        {"what": f"{phase}, {name}", "value": figures[phase][name]["over_unedited"], "least": least}
         for phase, least_of in wanted.items()
         for name, least in least_of.items()
     ]

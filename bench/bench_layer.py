@@ -100,6 +100,4 @@ def cases(settings: Settings) -> Iterator[Case]:
             name += ", matched" if matched else ", unmatched"
             dtype = dtype_name(torch.bfloat16 if settings.device == "cuda" else torch.float32)
             numbers = {"step": step, "matched": matched, "B": batch, "S": tokens, "N": stored, "dtype": dtype}
-            yield Case(
-                "layer", name, layer.sizes | numbers, partial(make, layer, step, matched, batch, tokens, stored)
-            )
+            yield Case("layer", name, layer.sizes | numbers, partial(make, layer, step, matched, batch, tokens, stored))

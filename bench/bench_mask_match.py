@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from match_cases import cases
+from match_cases import cases  # noqa: F401 (what bench/run.py takes)
 from torch.nn import functional
 
 from memoir_fast import backends, native

@@ -45,5 +45,3 @@ def cases(settings: Settings) -> Iterator[Case]:
         name = f"{batch} x {tokens} tokens, D={layer.width}, {dtype_name(dtype)}"
         numbers = layer.sizes | {"B": batch, "S": tokens, "dtype": dtype_name(dtype)}
         yield Case("prompt_feature", name, numbers, partial(make, layer, batch, tokens, dtype))
-
-

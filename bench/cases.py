@@ -198,9 +198,7 @@ def _figures(modes: dict[str, measure.Samples], headline: str, prepared: Prepare
         floor["operations"] = prepared.operations / _rate(prepared, timer)
     bound = max(floor, key=floor.__getitem__)
     return {
-        "seconds": {
-            mode: vars(measure.spread(samples[OWN])) for mode, samples in modes.items() if OWN in samples
-        },
+        "seconds": {mode: vars(measure.spread(samples[OWN])) for mode, samples in modes.items() if OWN in samples},
         "bytes": prepared.bytes,
         "operations": prepared.operations,
         "bytes_per_second": prepared.bytes / own.p50,

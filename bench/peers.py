@@ -243,5 +243,3 @@ def update_dense(memory: torch.Tensor, columns: torch.Tensor, a: torch.Tensor, c
     gradient = torch.zeros_like(memory)
     gradient[columns.long()] = a.T @ c
     return memory.add_(gradient)
-
-

@@ -12,7 +12,7 @@ def table(figures: dict[str, Any]) -> str:
     head = [
         f"{place(machine)}, {machine['threads']} thread(s), commit {machine['commit']}, {machine['date']}; "
         f"read {ceilings['read_bytes_per_second'] / 1e9:.1f} GB/s, copy {ceilings['copy_bytes_per_second'] / 1e9:.1f}",
-        f"{'benchmark: case':64} {'p50':>9} {'p20':>9} {'p80':>9} {'GB/s':>7} {'ceil.':>6} {'/floor':>6}  peers, times slower",
+        f"{'benchmark: case':64} {'p50':>9} {'p20':>9} {'p80':>9} {'GB/s':>7} {'ceil.':>6} {'/floor':>6}  times slower",
     ]
     body = [line for row in figures["rows"] for line in lines(row)]
     if len(body) > MOST_LINES:
