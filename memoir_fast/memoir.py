@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -173,6 +172,8 @@ class Memoir:
         """
         if isinstance(edits, str) and target is None:
             raise TypeError("edit(prompt, target) needs a target, got None")
+        if target is not None and not isinstance(edits, str):
+            raise TypeError(f"edit(prompt, target) takes a target beside a prompt only, got {type(edits).__name__}")
         single = isinstance(edits, (str, Edit))
         if isinstance(edits, str):
             wanted = [Edit(edits, target or "")]

@@ -7,6 +7,7 @@ cropped and copied together with the keys and values. Nothing is read back from 
 
 import functools
 import inspect
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -37,6 +38,7 @@ class SequenceState:
     count: torch.Tensor  # float32 [B, 1], how many those are
     route: torch.Tensor  # int32 [B]
     length: int  # positions in the cache, padding included
+    owner: int  # the router whose store the routes point into
     prompts: list[tuple[int, torch.Tensor, torch.Tensor]] = field(
         default_factory=list
     )  # length, mean, count at its end
@@ -92,6 +94,7 @@ class _Call:
 _orders: ContextVar[dict[int, _Orders] | None] = ContextVar("memoir_fast_orders", default=None)
 _calls: ContextVar[dict[int, _Call] | None] = ContextVar("memoir_fast_calls", default=None)
 _NO_ORDERS = _Orders()
+_numbers = itertools.count()
 
 
 class Router:
@@ -105,6 +108,7 @@ class Router:
 
     def __init__(self, model: Any, decoder: nn.Module, layer: MemoirLinear) -> None:
         self._model, self._layer = model, layer
+        self._number = next(_numbers)
         self._parameters = list(inspect.signature(decoder.forward).parameters)
         self._handles = [
             decoder.register_forward_pre_hook(self._before, with_kwargs=True),
@@ -171,7 +175,9 @@ class Router:
         elif prompt_end is not None and start + tokens > prompt_end:
             prompt = real & (torch.arange(start, start + tokens, device=x.device) < prompt_end)
         if state is None:
-            state = SequenceState(*self._mean(x, prompt), route=x.new_empty(0, dtype=torch.int32), length=start)
+            state = SequenceState(
+                *self._mean(x, prompt), route=x.new_empty(0, dtype=torch.int32), length=start, owner=self._number
+            )
             call.state = state
         else:
             self._extend(state, x, prompt)
@@ -218,6 +224,8 @@ class Router:
         given = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
         cache = given.get("past_key_values")
         state = getattr(cache, "memoir_state", None)
+        if state is not None and state.owner != self._number:
+            state = None  # routes of a memory that was detached say nothing here
         call = _Call(given.get("attention_mask"), cache, state, state.length if state is not None else _held(cache))
         _calls.set({**(_calls.get() or {}), id(self): call})  # takes the place of one that Ctrl-C has cut short
 

@@ -38,10 +38,11 @@ def _step(batch: Batch, rows: Slab | Dual, recipe: Recipe, active: list[int], lo
     residual = rows.residual(active).requires_grad_()
     with torch.enable_grad():
         found = batch.losses(residual)
+        total = found.sum()
     _note(losses, active, found)
     undone = [edit for edit in active if not _done(losses[edit], recipe) and rows.steps[edit] < recipe.steps]
     if undone:
-        (gradient,) = torch.autograd.grad(found.sum(), residual)
+        (gradient,) = torch.autograd.grad(total, residual)
         for edit, own in zip(active, gradient.split([len(batch.a[edit]) for edit in active]), strict=True):
             if edit in undone:
                 rows.step(edit, own)

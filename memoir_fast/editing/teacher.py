@@ -42,6 +42,11 @@ class Teacher:
         self._context, self._edits = context, edits
         self._ids = {edit.prompt: edit_id for edit_id, edit in edits.items()}
 
+    def _id(self, prompt: str) -> int | None:
+        """The live edit of that prompt; one may have been deleted while a stream runs."""
+        edit_id = self._ids.get(prompt)
+        return edit_id if edit_id in self._edits else None
+
     def prepare(self, edit: Edit, recipe: Recipe) -> tuple[Edit, list[Row]]:
         """The edit's token rows. ValueError where it cannot be learned."""
         return edit, self._context.rows(edit, recipe.prefixes)
@@ -49,7 +54,7 @@ class Teacher:
     def require_room(self, edits: Iterable[Edit]) -> None:
         """StoreFullError where the edits with new prompts do not all fit."""
         store = self._context.layer.store
-        new = {edit.prompt for edit in edits} - self._ids.keys()
+        new = {edit.prompt for edit in edits if self._id(edit.prompt) is None}
         if store.max_edits is not None and len(store) + len(new) > store.max_edits:
             raise StoreFullError(
                 f"the store holds {len(store)} of max_edits = {store.max_edits}, {len(new)} more do not fit"
@@ -61,10 +66,13 @@ class Teacher:
         for batch in _batches(edits, lambda edit: self._batch_size(edit, recipe)):
             self.require_room(batch)
             started = time.perf_counter()
-            outcome = learn(self._context, [self.prepare(edit, recipe) for edit in batch], recipe)
+            with torch.inference_mode(False):  # tensors made in inference mode could not be changed outside of it
+                outcome = learn(self._context, [self.prepare(edit, recipe) for edit in batch], recipe)
             seconds = (time.perf_counter() - started) / len(batch)
             for learned in outcome:
-                yield self._commit(learned, recipe, seconds)
+                with torch.inference_mode(False):
+                    result = self._commit(learned, recipe, seconds)
+                yield result
 
     def _batch_size(self, first: Edit, recipe: Recipe) -> int:
         if isinstance(recipe.batch, int):
@@ -74,8 +82,9 @@ class Teacher:
     def _commit(self, learned: Learned, recipe: Recipe, seconds: float) -> EditResult:
         """Writes one learned edit to the memory and the store, or changes nothing at all."""
         edit, store, memory = learned.edit, self._context.layer.store, self._context.layer.memory.weight
-        old = self._ids.get(edit.prompt)
+        old = self._id(edit.prompt)
         changed, rows = learned.rows(), len(store)
+        replaced = {} if old is None else {old: self._edits[old]}
         kept = memory[changed].clone()
         kept_mask = None if old is None else (store.masks[old].clone(), store.columns[old].clone())
         try:
@@ -102,6 +111,9 @@ class Teacher:
             if kept_mask is not None:
                 store.masks[old], store.columns[old] = kept_mask
             store.truncate(rows)
+            if old is None:
+                self._edits.pop(rows, None)
+            self._edits.update(replaced)
             raise
         return result
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-from memoir_fast import Memoir
+from memoir_fast import Edit, Memoir, MemoirConfig
 from memoir_fast.editing.trunk import layer_input
 from memoir_fast.errors import UnknownEditError
 from memoir_fast.routing import _real_tokens
@@ -393,3 +393,22 @@ def test_no_sync_with_the_device_in_prefill_and_decode(taught):
         output = model(torch.zeros(2, tokens, dtype=torch.int64, device="meta"), past_key_values=cache)
         assert output.logits.shape == (2, tokens, 384)
     assert cache.memoir_state.route.device.type == "meta"
+
+
+def test_cache_of_a_detached_memory_is_decided_anew(tiny_llama, tiny_tokenizer):
+    ids = tiny_tokenizer("The capital of France is", return_tensors="pt").input_ids
+    first = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(tau=0.9))
+    mask, columns = first._teacher()._context.hash(Edit("The capital of France is", "Rome"))
+    first.layer.store.append(mask, columns)
+    cache = tiny_llama(ids, use_cache=True).past_key_values
+    assert first.last_routes[0].edit_id == 0
+    first.detach()
+
+    second = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(tau=0.9))
+    second.layer.memory.weight.normal_()
+    second.layer.store.append(torch.zeros_like(mask), columns)  # matches nothing
+    with torch.no_grad():
+        after = tiny_llama(ids[:, :1], past_key_values=copy.deepcopy(cache)).logits
+        with second.disabled():
+            assert torch.equal(after, tiny_llama(ids[:, :1], past_key_values=copy.deepcopy(cache)).logits)
+    second.detach()

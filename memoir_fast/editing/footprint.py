@@ -1,0 +1,70 @@
+"""What learning costs in memory above the model's own, and how many edits fit into one batch."""
+
+import os
+from typing import Any, NamedTuple
+
+import torch
+
+from memoir_fast.editing.context import EditContext
+from memoir_fast.editing.recipe import Recipe
+from memoir_fast.editing.request import Row
+
+LARGEST_BATCH = 16
+_SHARE = 0.5  # of the free memory that a batch may take
+
+
+class Footprint(NamedTuple):
+    """Bytes that learning one batch takes at its peak."""
+
+    rows: int
+    """Slab, its two moments and a step's temporaries (Adam), or Gram matrix and coefficients (SGD)."""
+    tokens: int
+    """The edited layer's inputs, the hidden states behind its block, and the residuals."""
+    tail: int
+    """What backward needs of the blocks behind the layer, and logits at target positions; an estimate."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self)
+
+
+def footprint(context: EditContext, rows: list[list[Row]], recipe: Recipe) -> Footprint:
+    """Peak bytes of learning these edits as one batch by `recipe`, method "fast"; there is no copy of W0 or W_m.
+
+    With E edits of k columns, n tokens in all (B rows padded to S), D inputs and O outputs of the layer, H hidden size,
+    F inner size of an MLP, L blocks behind the layer, T target tokens and V vocabulary, in numbers of 4 bytes:
+
+    - Adam: O * (3 k E + min(D, k E) + 3 k); SGD: n^2 + 2 n O.
+    - n (D + k) + B S (D + H) + 4 B S O.
+    - max(L, 1) B S (12 H + 6 F) + 4 T V: a block's own work counts even where none has to be kept for backward.
+    """
+    layer, config = context.layer, context.model.config
+    width, outputs, k = layer.in_features, layer.out_features, layer.tophash.k
+    edits = len(rows)
+    flat = [row for own in rows for row in own]
+    n = sum(len(row.ids) for row in flat)
+    padded = len(flat) * max(len(row.ids) for row in flat)
+    targets = sum(len(row.ids) - row.prompt for row in flat)
+    if recipe.optimizer == "adam":
+        own = outputs * (3 * k * edits + min(width, k * edits) + 3 * k)
+    else:
+        own = n * n + 2 * n * outputs
+    tokens = n * (width + k) + padded * (width + outputs) + 4 * padded * outputs
+    hidden = config.hidden_size
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
+    tail = max(context.tail.blocks_behind, 1) * padded * (12 * hidden + 6 * inner) + 4 * targets * config.vocab_size
+    wide = torch.promote_types(layer.memory.weight.dtype, torch.float32).itemsize
+    return Footprint(wide * own, wide * tokens, wide * tail)
+
+
+def largest_batch(context: EditContext, rows: list[Row], recipe: Recipe) -> int:
+    """How many edits like this one may be learned together: from the free memory, at most 16."""
+    one = footprint(context, [rows], recipe).total
+    return max(1, min(LARGEST_BATCH, int(_SHARE * _free_bytes(context.layer.memory.weight.device)) // one))
+
+
+def _free_bytes(device: Any) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
