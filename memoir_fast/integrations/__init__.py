@@ -1,0 +1,1 @@
+"""Bridges to other libraries. Each imports its library only where it must."""
