@@ -38,17 +38,17 @@ def write_json(json_file: Path | None, values: Any) -> None:
         json_file.write_text(text, encoding="utf-8")
 
 
-def require_writable(json_file: Path | None) -> None:
-    """OSError now, not after the work, where `--json` names a file that cannot be written."""
-    if json_file is None or str(json_file) == "-":
+def require_writable(file: Path | None, option: str = "--json") -> None:
+    """OSError now, not after the work, where `option` names a file that cannot be written."""
+    if file is None or str(file) == "-":
         return
-    if json_file.is_dir():
-        raise IsADirectoryError(f"--json must name a file, {json_file} is a folder")
-    target = json_file if json_file.exists() else json_file.absolute().parent
+    if file.is_dir():
+        raise IsADirectoryError(f"{option} must name a file, {file} is a folder")
+    target = file if file.exists() else file.absolute().parent
     if not target.exists():
-        raise FileNotFoundError(f"--json {json_file}: there is no folder {target}")
+        raise FileNotFoundError(f"{option} {file}: there is no folder {target}")
     if not os.access(target, os.W_OK):
-        raise PermissionError(f"--json {json_file}: {target} is not writable")
+        raise PermissionError(f"{option} {file}: {target} is not writable")
 
 
 def _standard(values: Any) -> Any:

@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 from memoir_fast.editing.request import Edit
@@ -86,6 +87,25 @@ def read_cases(path: str | os.PathLike, format: str | None = None, limit: int | 
             yield read(_Fields(values), row)
         except ValueError as error:
             raise ValueError(f"{path}, line {line} (row {row}): {error}") from None
+
+
+def read_prompts(path: str | os.PathLike) -> list[str]:
+    """The prompts of a file: the lines that are not blank, where its name ends in .txt, else those of its cases.
+
+    Raises:
+        ValueError: as `read_cases`; a byte that is not UTF-8; no prompt at all.
+        OSError: the file cannot be read.
+    """
+    if Path(path).suffix != ".txt":
+        return [case.prompt for case in read_cases(path)]
+    try:
+        prompts = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: byte 0x{error.object[error.start]:02x} is not UTF-8") from error
+    if not prompts:
+        raise ValueError(f"{path} is empty")
+    return prompts
 
 
 def detect(values: dict[str, Any]) -> str:

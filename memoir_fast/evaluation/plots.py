@@ -1,0 +1,163 @@
+"""Plots of an evaluation's result. They need matplotlib, the extra `plots`."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+from memoir_fast.errors import MemoirError
+from memoir_fast.evaluation.roc import roc_curve
+
+_SIZE = (6.4, 3.8)
+_COLOURS = {"edits": "#1b6ca8", "paraphrases": "#e08e0b", "irrelevant": "#777777"}
+
+
+def draw_all(result: dict[str, Any]) -> dict[str, Any]:
+    """Name -> matplotlib figure, for each plot that the result has data for.
+
+    Raises:
+        MemoirError: matplotlib is not installed.
+    """
+    drawn = {name: make(result) for name, make in PLOTS.items()}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def rendered(figure: Any, kind: str) -> bytes:
+    """A figure as `svg` or `png`."""
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else None  # the same result gives the same file
+    figure.savefig(buffer, format=kind, dpi=130, bbox_inches="tight", metadata=metadata)
+    return buffer.getvalue()
+
+
+def overlaps(result: dict[str, Any]) -> dict[str, list[float]]:
+    """Best overlap ratios by kind of prompt."""
+    each = result["per_edit"]
+    return {
+        "edits": [one["overlap"] for one in each if one["overlap"] is not None],
+        "paraphrases": [value for one in each for value in one["paraphrase_overlaps"]],
+        "irrelevant": [value for one in each for value in one["locality_overlaps"]] + result["irrelevant_overlaps"],
+    }
+
+
+def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MemoirError("plots need matplotlib: pip install 'memoir-fast[plots]'") from error
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _histogram(result: dict[str, Any]) -> Any:
+    kinds = {name: values for name, values in overlaps(result).items() if values}
+    figure, axes = _axes("Which prompts reach an edit", "best overlap ratio with a stored edit", "share of prompts")
+    low = min(min(values) for values in kinds.values())
+    bins = [low - 0.01 + (1.01 - low) * step / 60 for step in range(61)]
+    for name, values in kinds.items():
+        weights = [1 / len(values)] * len(values)
+        axes.hist(values, bins, weights=weights, alpha=0.65, color=_COLOURS[name], label=f"{name} ({len(values)})")
+    axes.axvline(result["tau"], color="black", linestyle="--", linewidth=1, label=f"tau = {result['tau']:.3f}")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _roc(result: dict[str, Any]) -> Any:
+    kinds = overlaps(result)
+    if not kinds["paraphrases"] or not kinds["irrelevant"]:
+        return None
+    curve = roc_curve(kinds["paraphrases"], kinds["irrelevant"])
+    title = f"Routing: area under the curve {result['roc_area']:.4f}"
+    figure, axes = _axes(title, "irrelevant prompts that match", "paraphrases that match")
+    least = 0.5 / len(kinds["irrelevant"])
+    axes.plot([max(false, least) for _, false, _ in curve], [true for _, _, true in curve], color=_COLOURS["edits"])
+    matched = [sum(value >= result["tau"] for value in kinds[name]) for name in ("irrelevant", "paraphrases")]
+    place = max(matched[0] / len(kinds["irrelevant"]), least), matched[1] / len(kinds["paraphrases"])
+    axes.plot(*place, "o", color="black", label=f"tau = {result['tau']:.3f}")
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.02)
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def _growth(result: dict[str, Any]) -> Any:
+    steps = result["milestones"]
+    if len(steps) < 2:
+        return None
+    figure, axes = _axes("All edits so far, after so many", "edits", "mean over edits")
+    names = ("reliability", "generalization", "locality")
+    for name, colour in zip(names, _COLOURS.values(), strict=True):
+        points = [(one["edits"], one[name]) for one in steps if one[name] is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name)
+    _log_edits(axes, steps)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _retention(result: dict[str, Any]) -> Any:
+    first = result["milestones"][-1]["first"]["cases"] if result["milestones"] else 0
+    steps = [one for one in result["milestones"] if one["first"]["cases"] == first]
+    if len(steps) < 2:
+        return None
+    figure, axes = _axes(f"What is left of the first {first} edits", "edits", "mean over the first edits")
+    for name, colour in zip(("reliability", "generalization"), _COLOURS.values(), strict=False):
+        points = [(one["edits"], one["first"][name]) for one in steps if one["first"][name] is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name)
+    _log_edits(axes, steps)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _sweep(result: dict[str, Any]) -> Any:
+    swept = {int(name[2:]): figures for name, figures in result["baselines"].items() if name.startswith("k=")}
+    if not swept:
+        return None
+    counts = {figures["cases"] for figures in swept.values()}
+    if counts == {result["edits"]}:
+        swept[result["config"]["k"]] = result["all_rows"]
+    figure, axes = _axes(f"Columns per edit, D = {result['status']['width']}", "k", f"mean over {max(counts)} edits")
+    for name, colour in zip(("reliability", "generalization", "locality"), _COLOURS.values(), strict=True):
+        points = [(k, figures[name]) for k, figures in sorted(swept.items()) if figures[name] is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name)
+    axes.set_ylim(0, 1.03)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _compared(result: dict[str, Any]) -> Any:
+    shown = {"edited": result["all_rows"], **result["baselines"]}
+    if len(shown) < 2:
+        return None
+    figure, axes = _axes("Beside what", "", "mean over edits")
+    names = ("reliability", "generalization", "locality")
+    for place, (name, colour) in enumerate(zip(names, _COLOURS.values(), strict=True)):
+        heights = [figures[name] or 0.0 for figures in shown.values()]
+        axes.bar([x + 0.27 * (place - 1) for x in range(len(shown))], heights, 0.25, color=colour, label=name)
+    axes.set_xticks(range(len(shown)), list(shown), rotation=25, ha="right")
+    axes.set_ylim(0, 1.2)
+    axes.legend(frameon=False, ncols=3, loc="upper center")
+    return figure
+
+
+def _log_edits(axes: Any, steps: list[dict[str, Any]]) -> None:
+    axes.set_xscale("log")
+    axes.set_xticks([one["edits"] for one in steps], [str(one["edits"]) for one in steps])
+    axes.minorticks_off()
+    axes.set_ylim(0, 1.03)
+
+
+PLOTS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "overlaps": _histogram,
+    "roc": _roc,
+    "edits": _growth,
+    "retention": _retention,
+    "k_sweep": _sweep,
+    "baselines": _compared,
+}

@@ -1,0 +1,340 @@
+"""One evaluation from a file of edits to a dictionary of figures; a run that was cut off goes on where it stopped."""
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from memoir_fast import __version__
+from memoir_fast.config import MemoirConfig
+from memoir_fast.evaluation import baselines, calibration
+from memoir_fast.evaluation.json_stream import objects
+from memoir_fast.evaluation.likelihood import text_perplexity
+from memoir_fast.evaluation.measure import Measured, figures, from_json, locality_predictions, measure, to_json
+from memoir_fast.evaluation.readers import Case, conflicting_rows, conflicts, detect, read_cases, read_prompts
+from memoir_fast.evaluation.roc import roc_area
+from memoir_fast.evaluation.run_folder import RunFolder
+from memoir_fast.memoir import Memoir
+
+_MILESTONES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
+_FIRST = 0.1  # share of the edits that retention follows, the first ones
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is evaluated, and how."""
+
+    model: str
+    data: Path
+    edits: int = 100
+    format: str | None = None
+    when: str = "end"
+    """"end": every case after all edits. "each": every case right after its own edit, as EasyEdit does."""
+    recipe: str | None = None
+    tau: float | str | None = None
+    k: int | None = None
+    layer: str | None = None
+    seed: int = 0
+    batch: int = 8
+    baselines: tuple[str, ...] = ("unedited",)
+    baseline_edits: int | None = None
+    """Give baselines that have to learn only so many edits, the first ones. None: all."""
+    irrelevant: Path | None = None
+    """A file of further irrelevant prompts, in any format or a line each: they must match no edit."""
+    text: Path | None = None
+    """A text whose perplexity is taken before and after."""
+    free: bool = True
+    """Let the model answer freely too."""
+    checkpoint_every: int = 25
+    dtype: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.when not in ("end", "each"):
+            raise ValueError(f"when must be 'end' or 'each', got {self.when!r}")
+        for name in ("edits", "batch", "checkpoint_every", "baseline_edits"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        baselines.names(",".join(self.baselines))
+
+    @property
+    def config(self) -> MemoirConfig:
+        """The memory's settings."""
+        given: dict[str, Any] = {"recipe": self.recipe, "tau": self.tau, "k": self.k, "layer": self.layer}
+        return MemoirConfig(seed=self.seed, **{name: value for name, value in given.items() if value is not None})
+
+    def params(self) -> dict[str, Any]:
+        """Plain values of everything that decides the results, the files' contents included."""
+        values = {
+            name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+        for name in ("data", "irrelevant", "text"):
+            path = getattr(self, name)
+            values[f"{name}_sha256"] = None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
+        return {**values, "memoir_fast": __version__}
+
+
+@dataclass
+class Data:
+    """What the files hold, read in full before any work begins."""
+
+    cases: list[Case]
+    format: str
+    conflicts: list[Any]
+    irrelevant: list[str] = field(default_factory=list)
+    text: str | None = None
+
+    @property
+    def free_of_conflict(self) -> set[int]:
+        """Rows that no other row contradicts."""
+        return {case.row for case in self.cases} - conflicting_rows(self.conflicts)
+
+
+def load_data(settings: Settings) -> Data:
+    """Reads and checks every file. ValueError, naming file, line and field; OSError."""
+    cases = list(read_cases(settings.data, settings.format, settings.edits))
+    irrelevant = read_prompts(settings.irrelevant) if settings.irrelevant else []
+    try:
+        text = settings.text.read_text(encoding="utf-8") if settings.text else None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{settings.text}: byte 0x{error.object[error.start]:02x} is not UTF-8") from error
+    kind = settings.format or detect(next(objects(settings.data))[1])
+    return Data(cases, kind, conflicts(cases), irrelevant, text)
+
+
+def evaluate(
+    settings: Settings,
+    data: Data,
+    load_model: Callable[[], tuple[Any, Any]],
+    folder: RunFolder,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Runs what `folder` does not hold yet, and returns all figures in plain values.
+
+    Args:
+        settings (Settings): what to do.
+        data (Data): from `load_data`.
+        load_model: returns (model, tokenizer).
+        folder (RunFolder): where the run keeps what it has.
+        progress (bool): show progress bars. Default: False.
+    """
+    model, tokenizer = load_model()
+    run = _Run(settings, data, model, tokenizer, folder, progress)
+    before = folder.stage("unedited", run.unedited)
+    main = folder.stage("main", lambda: run.learn_and_measure(before["predictions"]))
+    compared = {"unedited": before["figures"]} if "unedited" in settings.baselines else {}
+    for name in settings.baselines:
+        if name != "unedited":
+            compared[name] = folder.stage(f"baseline-{name}", partial(run.baseline, name, before["predictions"]))
+    return _result(settings, data, main, compared, before)
+
+
+@dataclass
+class _Run:
+    """A model, the cases, and the stages of an evaluation."""
+
+    settings: Settings
+    data: Data
+    model: Any
+    tokenizer: Any
+    folder: RunFolder
+    progress: bool
+    _irrelevant: torch.Tensor | None = field(default=None, init=False)
+
+    def unedited(self) -> dict[str, Any]:
+        """Figures of the model as it came, and what it says on unrelated prompts."""
+        with self._attached(self.settings.config) as memoir:
+            predictions = locality_predictions(memoir, self.data.cases, self.settings.batch)
+            measured = self._measure(memoir, self.data.cases, predictions, thorough=True)
+            text = text_perplexity(memoir, self.data.text) if self.data.text else None
+        return {"predictions": predictions, "figures": self._figures(measured), "text_perplexity": text}
+
+    def learn_and_measure(self, predictions: list[Any]) -> dict[str, Any]:
+        """Learns all edits, measuring on the way, and measures in the end."""
+        _, saved = self.folder.memory
+        results = self.folder.edits
+        if saved is None:
+            attached: AbstractContextManager[Memoir] = self._attached(self.settings.config)
+        else:
+            attached = _detaching(Memoir.from_pretrained(self.model, self.tokenizer, saved))
+        with attached as memoir:
+            self._learn(memoir, results, predictions)
+            cases = self.data.cases
+            measured = self._measure(memoir, cases, predictions, thorough=True)
+            overlaps = self._irrelevant_overlaps(memoir)
+            text = text_perplexity(memoir, self.data.text) if self.data.text else None
+            status = dataclasses.asdict(memoir.status())
+            config, tau = memoir.config.to_dict(), memoir.tau
+        return {
+            "measured": to_json(measured),
+            "results": results,
+            "irrelevant_overlaps": overlaps,
+            "text_perplexity": text,
+            "tau": tau,
+            "config": config,
+            "status": status,
+            "threads": torch.get_num_threads(),
+        }
+
+    def _learn(self, memoir: Memoir, results: list[dict[str, Any]], predictions: list[Any]) -> None:
+        """Learns the edits that are not in `results` yet, and appends what became of them."""
+        cases, every = self.data.cases, self.settings.checkpoint_every
+        milestones = {count for count in _MILESTONES if count < len(cases)} | {len(cases)}
+        with tqdm(total=len(cases), initial=len(results), desc="editing", disable=not self.progress) as bar:
+            while len(results) < len(cases):
+                start = len(results)
+                stops = [count for count in milestones if count > start]
+                end = start + 1 if self.settings.when == "each" else min(*stops, start + every, len(cases))
+                learned = memoir.edit([case.edit for case in cases[start:end]], progress=False)
+                results += [dataclasses.asdict(one) for one in learned]
+                if self.settings.when == "each":
+                    (one,) = self._measure(memoir, cases[start:end], predictions[start:end], thorough=True)
+                    results[-1]["measured"] = dataclasses.asdict(one)
+                if end in milestones:
+                    self.folder.stage(f"after-{end:06d}", partial(self._milestone, memoir, end, predictions))
+                if end in milestones or end % every == 0:
+                    self.folder.checkpoint(results, memoir.save_pretrained)
+                bar.update(end - start)
+
+    def _milestone(self, memoir: Memoir, count: int, predictions: list[Any]) -> dict[str, Any]:
+        """Figures of the first `count` cases after as many edits, and of the first of them all."""
+        measured = self._measure(memoir, self.data.cases[:count], predictions[:count], thorough=False)
+        first = max(1, round(_FIRST * len(self.data.cases)))
+        overlaps = self._irrelevant_overlaps(memoir)
+        return {
+            "edits": count,
+            "tau": memoir.tau,
+            "first": figures(measured[:first]),
+            "false_matches": sum(overlap >= memoir.tau for overlap in overlaps),
+            **self._figures(measured),
+        }
+
+    def _irrelevant_overlaps(self, memoir: Memoir) -> list[float]:
+        if not self.data.irrelevant:
+            return []
+        if self._irrelevant is None:  # edits do not change what lies below the edited layer
+            self._irrelevant = calibration.prompt_masks(memoir, self.data.irrelevant)
+        return calibration.overlap_ratios(memoir, self._irrelevant)
+
+    def baseline(self, name: str, predictions: list[Any]) -> dict[str, Any]:
+        """Figures of one baseline."""
+        cases = self.data.cases[: self.settings.baseline_edits]
+        predictions = predictions[: len(cases)]
+        started = time.perf_counter()
+        with ExitStack() as stack:
+            if name == "ft":
+                memoir = stack.enter_context(self._attached(self.settings.config))
+                stack.enter_context(baselines.fine_tuned(memoir, [case.edit for case in cases]))
+            else:
+                memoir = stack.enter_context(self._ablated(name))
+                memoir.edit([case.edit for case in cases], progress=False)
+            seconds = (time.perf_counter() - started) / len(cases)
+            measured = self._measure(memoir, cases, predictions, thorough=False)
+            return {**self._figures(measured), "tau": memoir.tau, "k": memoir.config.k, "seconds_per_edit": seconds}
+
+    def _ablated(self, name: str) -> AbstractContextManager[Memoir]:
+        with self._attached(self.settings.config) as memoir:
+            width = memoir.layer.in_features
+        changed = baselines.settings(name, self.settings.config, width)
+        if name in ("always-on", "random-mask"):
+            changed = changed.replace(tau=0.5)  # no calibration: it would find a threshold again
+        attached = Memoir.attach(self.model, self.tokenizer, changed)
+        baselines.ablate(attached, name)
+        return _detaching(attached)
+
+    def _attached(self, config: MemoirConfig) -> AbstractContextManager[Memoir]:
+        return _detaching(Memoir.attach(self.model, self.tokenizer, config))
+
+    def _measure(
+        self, memoir: Memoir, cases: Sequence[Case], predictions: Sequence[Any], *, thorough: bool
+    ) -> list[Measured]:
+        likelihood = thorough and self.data.format in ("hallucination", "temporal")
+        free = thorough and self.settings.free
+        return measure(memoir, cases, predictions, batch=self.settings.batch, free=free, likelihood=likelihood)
+
+    def _figures(self, measured: Sequence[Measured]) -> dict[str, Any]:
+        """Figures on all rows, and on those that no other row contradicts."""
+        clean = [one for one in measured if one.row in self.data.free_of_conflict]
+        return {**figures(measured), "conflict_free": figures(clean) if clean else None}
+
+
+class _detaching(AbstractContextManager[Memoir]):
+    """The memory, taken off at the block's end."""
+
+    def __init__(self, memoir: Memoir) -> None:
+        self._memoir = memoir
+
+    def __enter__(self) -> Memoir:
+        return self._memoir
+
+    def __exit__(self, *_: object) -> None:
+        self._memoir.detach()
+
+
+def _result(
+    settings: Settings, data: Data, main: dict[str, Any], compared: dict[str, Any], before: dict[str, Any]
+) -> dict[str, Any]:
+    """Everything in one dictionary: first the fields that are always there, then what explains them."""
+    results = main["results"]
+    at_end = from_json(main["measured"])
+    chosen = at_end
+    if settings.when == "each":
+        chosen = [Measured(**one["measured"]) for one in results]
+    clean = [one for one in chosen if one.row in data.free_of_conflict]
+    total = figures(chosen)
+    matched = sum(overlap >= main["tau"] for overlap in main["irrelevant_overlaps"])
+    negative = [overlap for one in at_end for overlap in one.locality_overlaps] + main["irrelevant_overlaps"]
+    positive = [overlap for one in at_end for overlap in one.paraphrase_overlaps]
+    return {
+        "model": settings.model,
+        "data": str(settings.data),
+        "edits": len(data.cases),
+        "seed": settings.seed,
+        **{name: total[name] for name in ("reliability", "generalization", "locality", "average")},
+        **{name: total[name] for name in ("exact_match", "f1")},
+        "false_matches": total["false_matches"] + matched,
+        "tau": main["tau"],
+        "seconds_per_edit": sum(one["seconds"] for one in results) / len(results),
+        "baselines": compared,
+        "per_edit": [
+            {**_learned(one), **dataclasses.asdict(measured)} for one, measured in zip(results, chosen, strict=True)
+        ],
+        "irrelevant": total["irrelevant"] + len(main["irrelevant_overlaps"]),
+        "when": settings.when,
+        "format": data.format,
+        "all_rows": total,
+        "conflict_free": figures(clean) if clean else None,
+        "conflicts": [{"reason": one.reason, "rows": list(one.rows)} for one in data.conflicts],
+        "at_end": figures(at_end) if settings.when == "each" else None,
+        "roc_area": roc_area(positive, negative) if positive and negative else None,
+        "irrelevant_overlaps": main["irrelevant_overlaps"],
+        "text_perplexity": {"before": before["text_perplexity"], "after": main["text_perplexity"]}
+        if data.text
+        else None,
+        "learned": sum(one["learned"] for one in results),
+        "steps_per_edit": sum(one["steps"] for one in results) / len(results),
+        "threads": main["threads"],
+        "config": main["config"],
+        "status": main["status"],
+        "params": settings.params(),
+    }
+
+
+def _learned(result: dict[str, Any]) -> dict[str, Any]:
+    """What became of one edit, without what was measured of it."""
+    return {name: value for name, value in result.items() if name not in ("measured", "edit_id")}
+
+
+def milestones(folder: RunFolder) -> list[dict[str, Any]]:
+    """What was measured on the way, by number of edits."""
+    return [folder.stage(path.stem, dict) for path in sorted(folder.path.glob("after-*.json"))]
