@@ -400,7 +400,8 @@ def test_cache_of_a_detached_memory_is_decided_anew(tiny_llama, tiny_tokenizer):
     first = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(tau=0.9))
     mask, columns = first._teacher()._context.hash(Edit("The capital of France is", "Rome"))
     first.layer.store.append(mask, columns)
-    cache = tiny_llama(ids, use_cache=True).past_key_values
+    with torch.no_grad():
+        cache = tiny_llama(ids, use_cache=True).past_key_values
     assert first.last_routes[0].edit_id == 0
     first.detach()
 
