@@ -1,4 +1,4 @@
-# venv | demo | test | lint | bench | gpu | clean. ARGS="..." is handed on to the command of a target.
+# venv | demo | test | sanitize | lint | bench | gpu | clean. ARGS="..." is handed on to the command of a target.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 # Where there is no GPU the version is pinned, so that the environment is the same everywhere.
 TORCH ?= $(if $(shell nvidia-smi -L 2>/dev/null),torch>=2.10,torch==2.13.0)
 
-.PHONY: venv demo test lint bench gpu clean
+.PHONY: venv demo test sanitize lint bench gpu clean
 
 venv: $(STAMP)
 
@@ -26,6 +26,10 @@ demo: venv
 
 test: venv
 	$(BIN)/pytest -q -n 2 --timeout=600 --cov=memoir_fast --cov-report=term $(ARGS)
+
+# The extension's CPU part and its emulated CUDA kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: venv
+	PYTHON="$(CURDIR)/$(BIN)/python" tests/native/sanitize.sh
 
 lint: venv
 	$(BIN)/ruff check .
