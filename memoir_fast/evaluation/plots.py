@@ -8,7 +8,7 @@ from memoir_fast.errors import MemoirError
 from memoir_fast.evaluation.roc import roc_curve
 
 _SIZE = (6.4, 3.8)
-_COLOURS = {"edits": "#1b6ca8", "paraphrases": "#e08e0b", "irrelevant": "#777777"}
+_COLOURS = {"edits": "#1b6ca8", "paraphrases": "#e08e0b", "irrelevant": "#777777", "locality": "#a23b72"}
 
 
 def draw_all(result: dict[str, Any]) -> dict[str, Any]:
@@ -35,7 +35,8 @@ def overlaps(result: dict[str, Any]) -> dict[str, list[float]]:
     return {
         "edits": [one["overlap"] for one in each if one["overlap"] is not None],
         "paraphrases": [value for one in each for value in one["paraphrase_overlaps"]],
-        "irrelevant": [value for one in each for value in one["locality_overlaps"]] + result["irrelevant_overlaps"],
+        "irrelevant": result["irrelevant_overlaps"],
+        "locality": [value for one in each for value in one["locality_overlaps"]],
     }
 
 
@@ -68,15 +69,16 @@ def _histogram(result: dict[str, Any]) -> Any:
 
 def _roc(result: dict[str, Any]) -> Any:
     kinds = overlaps(result)
-    if not kinds["paraphrases"] or not kinds["irrelevant"]:
+    paraphrases, unrelated = kinds["paraphrases"], kinds["irrelevant"] + kinds["locality"]
+    if not paraphrases or not unrelated:
         return None
-    curve = roc_curve(kinds["paraphrases"], kinds["irrelevant"])
+    curve = roc_curve(paraphrases, unrelated)
     title = f"Routing: area under the curve {result['roc_area']:.4f}"
-    figure, axes = _axes(title, "irrelevant prompts that match", "paraphrases that match")
-    least = 0.5 / len(kinds["irrelevant"])
+    figure, axes = _axes(title, "irrelevant and locality prompts that match", "paraphrases that match")
+    least = 0.5 / len(unrelated)
     axes.plot([max(false, least) for _, false, _ in curve], [true for _, _, true in curve], color=_COLOURS["edits"])
-    matched = [sum(value >= result["tau"] for value in kinds[name]) for name in ("irrelevant", "paraphrases")]
-    place = max(matched[0] / len(kinds["irrelevant"]), least), matched[1] / len(kinds["paraphrases"])
+    false, true = (sum(value >= result["tau"] for value in kind) / len(kind) for kind in (unrelated, paraphrases))
+    place = max(false, least), true
     axes.plot(*place, "o", color="black", label=f"tau = {result['tau']:.3f}")
     axes.set_xscale("log")
     axes.set_ylim(0, 1.02)
@@ -90,7 +92,7 @@ def _growth(result: dict[str, Any]) -> Any:
         return None
     figure, axes = _axes("All edits so far, after so many", "edits", "mean over edits")
     names = ("reliability", "generalization", "locality")
-    for name, colour in zip(names, _COLOURS.values(), strict=True):
+    for name, colour in zip(names, _COLOURS.values(), strict=False):
         points = [(one["edits"], one[name]) for one in steps if one[name] is not None]
         if points:
             axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name)
@@ -122,7 +124,7 @@ def _sweep(result: dict[str, Any]) -> Any:
     if counts == {result["edits"]}:
         swept[result["config"]["k"]] = result["all_rows"]
     figure, axes = _axes(f"Columns per edit, D = {result['status']['width']}", "k", f"mean over {max(counts)} edits")
-    for name, colour in zip(("reliability", "generalization", "locality"), _COLOURS.values(), strict=True):
+    for name, colour in zip(("reliability", "generalization", "locality"), _COLOURS.values(), strict=False):
         points = [(k, figures[name]) for k, figures in sorted(swept.items()) if figures[name] is not None]
         if points:
             axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name)
@@ -135,9 +137,9 @@ def _compared(result: dict[str, Any]) -> Any:
     shown = {"edited": result["all_rows"], **result["baselines"]}
     if len(shown) < 2:
         return None
-    figure, axes = _axes("Beside what", "", "mean over edits")
+    figure, axes = _axes("The edited model and its baselines", "", "mean over edits")
     names = ("reliability", "generalization", "locality")
-    for place, (name, colour) in enumerate(zip(names, _COLOURS.values(), strict=True)):
+    for place, (name, colour) in enumerate(zip(names, _COLOURS.values(), strict=False)):
         heights = [figures[name] or 0.0 for figures in shown.values()]
         axes.bar([x + 0.27 * (place - 1) for x in range(len(shown))], heights, 0.25, color=colour, label=name)
     axes.set_xticks(range(len(shown)), list(shown), rotation=25, ha="right")
