@@ -110,6 +110,26 @@ def prefill(variants: Variants, tokens: torch.Tensor, rounds: int, synchronize: 
     return {name: taken[1:] for name, taken in found.items()}
 
 
+@torch.no_grad()
+def graph_decode(variants: Variants, tokens: torch.Tensor, turns: int) -> measure.Samples:
+    """Seconds of a decode step replayed from a CUDA graph, per variant; as `decode` otherwise, with a static cache."""
+    from transformers import StaticCache
+
+    replays = {}
+    for name in VARIANTS:
+        model = variants.models[name]
+        cache = StaticCache(config=model.config, max_cache_len=PROMPT + 2 * turns + 64)
+        model(input_ids=tokens, past_key_values=cache, use_cache=True)
+        step = {"input_ids": tokens[:, -1:].clone(), "past_key_values": cache, "use_cache": True}
+        replays[name] = measure.captured(lambda _, model=model, step=step: model(**step), sets=3, calls=1)
+    found: measure.Samples = {name: [] for name in VARIANTS}
+    for turn in range(turns + 3):
+        for name in _order(turn):
+            taken = measure.event_seconds(replays[name].replay)
+            found[name] += [taken] if turn >= 3 else []
+    return found
+
+
 def _order(turn: int) -> tuple[str, ...]:
     """The variants, another one first every time: what runs first finds the cache as the last one left it."""
     first = turn % len(VARIANTS)
@@ -130,6 +150,12 @@ def measure_model(model: Any, tokenizer: Any, stored: int, rounds: int) -> dict[
         for name in VARIANTS if turn else ():
             decoded[name] += taken[name]
     found["decode"] = _summary(decoded, tokens=1)
+    if device.type == "cuda":
+        try:
+            found["decode, graph"] = _summary(graph_decode(variants, tokens[:, :PROMPT], 10 * rounds), tokens=1)
+        except RuntimeError as error:
+            torch.cuda.synchronize()
+            found["decode, graph"] = {"absent": " ".join(str(error).split())[:200]}
     found["prefill"] = _summary(prefill(variants, tokens, 3 * rounds, synchronize), tokens=PREFILL)
     variants.require_routes(stored)
     for memoir in variants.memoirs.values():
@@ -148,13 +174,12 @@ def _summary(samples: measure.Samples, tokens: int) -> dict[str, Any]:
     }
 
 
-def llama_like(tokenizer_size: int = 128256) -> tuple[Any, Any]:
+def llama_like() -> tuple[Any, Any]:
     """LLaMA-3-8B's shape with random bfloat16 weights on the GPU, and a tokenizer that needs no file."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=tokenizer_size,
+        vocab_size=128256,
         hidden_size=4096,
         intermediate_size=14336,
         num_hidden_layers=32,
@@ -173,13 +198,21 @@ def llama_like(tokenizer_size: int = 128256) -> tuple[Any, Any]:
             model = LlamaForCausalLM(config).eval().requires_grad_(False)
     finally:
         torch.set_default_dtype(before)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    return model, bare_tokenizer()
+
+
+def bare_tokenizer() -> Any:
+    """A tokenizer of single bytes, made of no file."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = Tokenizer(models.BPE({"<pad>": 0, "</s>": 1} | {one: 2 + i for i, one in enumerate(alphabet)}, []))
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return model, PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>")
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>")
 
 
-def rows(settings: Settings) -> Iterator[dict[str, Any]]:
+def rows(settings: Settings, _: object) -> Iterator[dict[str, Any]]:
     """A row for each number of stored edits."""
     on_gpu = settings.device == "cuda"
     name = "Llama-3-8B's shape, random" if on_gpu else "SmolLM2-135M"
@@ -189,7 +222,7 @@ def rows(settings: Settings) -> Iterator[dict[str, Any]]:
     except MemoirError as error:
         yield {"bench": "generate", "case": name, "parameters": numbers, "absent": str(error)}
         return
-    sizes = (1_000,) if settings.quick else (7_000, 1, 1_000, 100_000)
+    sizes = (1_000,) if settings.quick else (7_000, 1, 100_000)
     for stored in sizes:
         figures = measure_model(model, tokenizer, stored, rounds=1 if settings.quick else 6 if stored == 7_000 else 2)
         yield {
@@ -203,9 +236,10 @@ def rows(settings: Settings) -> Iterator[dict[str, Any]]:
 
 def targets(figures: dict[str, Any], on_gpu: bool) -> list[dict[str, Any]]:
     """What has to hold: a share of the unedited model's tokens per second."""
-    wanted = {"decode": {"unmatched": 0.999, "matched": 0.995}} if on_gpu else WANTED
+    phase = "decode" if "absent" in figures.get("decode, graph", {"absent": ""}) else "decode, graph"
+    wanted = {phase: {"unmatched": 0.999, "matched": 0.995}} if on_gpu else WANTED
     return [
-        {"what": f"{phase}, {name}", "value": figures[phase][name]["over_unedited"], "least": least}
+        {"what": f"{phase}, {name}, share of unedited", "value": figures[phase][name]["over_unedited"], "least": least}
         for phase, least_of in wanted.items()
         for name, least in least_of.items()
     ]

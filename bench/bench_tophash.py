@@ -34,7 +34,9 @@ def make(layer: Layer, rows: int, settings: Settings) -> Prepared:
         "torch eager, published": Peer(peers.tophash_published),
         "torch.topk and packing": Peer(peers.tophash_topk_pack),
         "torch.topk alone": peers.torch_topk(),
-        "torch.compile": peers.compiled(peers.tophash_topk_pack, settings),
+        "torch.compile": peers.compiled(peers.tophash_topk_pack, settings)
+        if layer == LLAMA
+        else Absent(f"compiled for {LLAMA.model} only"),
         "numpy": Peer(peers.tophash_numpy) if device == "cpu" else Absent("runs on the CPU"),
     }
     if device == "cuda":

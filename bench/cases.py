@@ -41,6 +41,7 @@ class Settings:
     device: str = "cpu"
     quick: bool = False
     compile: bool = True
+    peers: bool = True
     seconds: float = 0.25
     """Per contender and mode."""
 
@@ -191,8 +192,12 @@ def _usable(peer: Peer | Absent, prepared: Prepared, inputs: tuple) -> Peer | Ab
 
 def _figures(modes: dict[str, measure.Samples], headline: str, prepared: Prepared, timer: measure.Timer) -> dict:
     own = measure.spread(modes[headline][OWN])
-    ceiling = measure.spread(modes["cold"][measure.CEILING]).p50
-    bandwidth = timer.ceiling_bytes / ceiling
+    if measure.CEILING in modes[headline]:  # within a turn, so that a busy machine slows both sides
+        share = prepared.bytes / timer.ceiling_bytes * measure.ratio(modes[headline], measure.CEILING, OWN)
+    else:
+        ceiling = measure.spread(modes["cold"][measure.CEILING]).p50
+        share = prepared.bytes / own.p50 / (timer.ceiling_bytes / ceiling)
+    bandwidth = prepared.bytes / own.p50 / share
     floor = {"bytes": prepared.bytes / bandwidth}
     if prepared.operations:
         floor["operations"] = prepared.operations / _rate(prepared, timer)
@@ -204,7 +209,7 @@ def _figures(modes: dict[str, measure.Samples], headline: str, prepared: Prepare
         "bytes_per_second": prepared.bytes / own.p50,
         "ceiling": prepared.ceiling,
         "ceiling_bytes_per_second": bandwidth,
-        "share_of_ceiling": prepared.bytes / own.p50 / bandwidth,
+        "share_of_ceiling": share,
         "floor_seconds": floor[bound],
         "bound": bound,
         "times_floor": own.p50 / floor[bound],
@@ -215,7 +220,8 @@ def _rate(prepared: Prepared, timer: measure.Timer) -> float:
     """Operations per second that matrix products of the case's dtype reach here, measured once per process."""
     key = timer.device.type, prepared.dtype
     if key not in _rates:
-        _rates[key] = timer.matrix_rate(prepared.dtype)
+        dtypes = {prepared.dtype, torch.float32} if timer.device.type == "cpu" else {prepared.dtype}
+        _rates[key] = max(timer.matrix_rate(dtype) for dtype in dtypes)  # a CPU may lack products of two bytes
     return _rates[key]
 
 

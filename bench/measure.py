@@ -60,16 +60,16 @@ def ratio(samples: Samples, over: str, under: str) -> float:
 def in_turns(sample: dict[str, Callable[[], float]], seconds: float) -> Samples:
     """Takes one sample of each contender per turn, for about `seconds` per contender and at least 5 turns.
 
-    A contender that has used up twice its share sits out after its second sample.
+    A contender that has used up twice its share sits out after its second sample; the first, the own one, never does.
     """
     found: Samples = {name: [] for name in sample}
     started = time.perf_counter()
-    spent = dict.fromkeys(sample, 0.0)
+    spent, first = dict.fromkeys(sample, 0.0), next(iter(sample), "")
     for turn in range(MOST_ROUNDS):
         if turn >= LEAST_ROUNDS and time.perf_counter() - started > seconds * len(sample):
             break
         for name, take in sample.items():
-            if len(found[name]) >= 2 and spent[name] > 2 * seconds:
+            if len(found[name]) >= 2 and spent[name] > 2 * seconds and name != first:
                 continue
             before = time.perf_counter()
             found[name].append(take())
@@ -84,7 +84,7 @@ class CpuTimer:
 
     def __init__(self) -> None:
         self.cache_bytes = _cpu_cache_bytes()
-        self._flush = torch.ones(max(2 * self.cache_bytes, 64 << 20) // 8, dtype=torch.int64)
+        self._flush = torch.ones(max(4 * self.cache_bytes, 128 << 20) // 8, dtype=torch.int64)
         self._target = torch.empty_like(self._flush)
 
     def sets_for(self, _: int) -> int:
@@ -110,7 +110,12 @@ class CpuTimer:
 
     def modes(self, contenders: Contenders, sets: int, seconds: float) -> dict[str, Samples]:
         """Samples of every contender, by mode."""
-        return {"cold": self.cold(contenders, seconds), "hot": self.hot(contenders, seconds)}
+        cold = self.cold(contenders, seconds)
+        slow = [name for name, taken in cold.items() if len(taken) < LEAST_ROUNDS]
+        return {
+            "cold": cold,
+            "hot": self.hot({name: contenders[name] for name in contenders if name not in slow}, seconds),
+        }
 
     def cold(self, contenders: Contenders, seconds: float) -> Samples:
         """Seconds of single calls, each after the cache was overwritten."""
@@ -130,10 +135,12 @@ class CpuTimer:
         """Seconds per call of calls in a row."""
 
         def take(run: Callable[[int], object]) -> Callable[[], float]:
-            count = calls_per_sample(_once(run))
+            once = _once(run)
+            count = calls_per_sample(once)
 
             def sample() -> float:
-                run(0)
+                if once < 0.02:  # what the others left in the cache is gone after a call
+                    run(0)
                 start = time.perf_counter()
                 for _ in range(count):
                     run(0)
@@ -155,7 +162,9 @@ class CudaTimer:
 
     def __init__(self) -> None:
         self.cache_bytes = torch.cuda.get_device_properties(0).L2_cache_size
-        self._flush = torch.empty(max(4 * self.cache_bytes, 1 << 30) // 8, dtype=torch.int64, device="cuda")
+        words = max(4 * self.cache_bytes, 1 << 29) // 8
+        self._source = torch.randint(1 << 62, (words,), device="cuda")
+        self._target = torch.empty_like(self._source)
 
     def sets_for(self, size: int) -> int:
         """Input sets of `size` bytes that together exceed the cache three times, at most 64."""
@@ -163,32 +172,39 @@ class CudaTimer:
 
     def copy(self, _: int = 0) -> Any:
         """Reads and writes as many bytes as `ceiling_bytes`, half of them each."""
-        half = len(self._flush) // 2
-        return self._flush[:half].copy_(self._flush[half : 2 * half])
+        return self._target.copy_(self._source)
 
     read = copy
 
     @property
     def ceiling_bytes(self) -> int:
         """Bytes that one call of `copy` moves."""
-        return len(self._flush) // 2 * 2 * 8
+        return 2 * self._source.nbytes
 
     def modes(self, contenders: Contenders, sets: int, seconds: float) -> dict[str, Samples]:
         """Samples of every contender, by mode; a graph only of those that one can capture."""
-        found = {"cold": self._events(contenders, seconds, cold=True), "hot": self._events(contenders, seconds)}
+        found = {"cold": self.cold(contenders, seconds), "hot": self.hot(contenders, seconds)}
         alone = {name: run for name, run in contenders.items() if name != CEILING}
         for mode, used in (("graph cold", sets), ("graph hot", 1)):
             found[mode] = self._graphs(alone, used, seconds)
         return found
 
-    def _events(self, contenders: Contenders, seconds: float, cold: bool = False) -> Samples:
+    def cold(self, contenders: Contenders, seconds: float) -> Samples:
+        """Seconds of single calls, each after the cache was overwritten."""
+        return self._events(contenders, seconds, cold=True)
+
+    def hot(self, contenders: Contenders, seconds: float) -> Samples:
+        """Seconds per call of calls in a row."""
+        return self._events(contenders, seconds, cold=False)
+
+    def _events(self, contenders: Contenders, seconds: float, cold: bool) -> Samples:
         def take(run: Callable[[int], object]) -> Callable[[], float]:
-            count = 1 if cold else calls_per_sample(self._seconds(lambda: run(0)))
+            count = 1 if cold else calls_per_sample(event_seconds(lambda: run(0)))
 
             def sample() -> float:
                 if cold:
-                    self._flush.zero_()  # long enough that the host is ahead when the first event is reached
-                return self._seconds(lambda: [run(0) for _ in range(count)]) / count
+                    self._target.zero_()  # long enough that the host is ahead when the first event is reached
+                return event_seconds(lambda: [run(0) for _ in range(count)]) / count
 
             return sample
 
@@ -197,28 +213,20 @@ class CudaTimer:
     def _graphs(self, contenders: Contenders, sets: int, seconds: float) -> Samples:
         samples: dict[str, Callable[[], float]] = {}
         for name, run in contenders.items():
-            once = self._seconds(lambda run=run: run(0))
+            once = event_seconds(lambda run=run: run(0))
             calls = max(sets, min(_GRAPH_CALLS, calls_per_sample(once, 5e-3)))
             try:
-                graph = _captured(run, sets, calls)
+                graph = captured(run, sets, calls)
             except RuntimeError:  # it waits for the device, or allocates by data
                 torch.cuda.synchronize()
                 continue
             graph.replay()
-            samples[name] = lambda graph=graph, calls=calls: self._seconds(graph.replay) / calls
+            samples[name] = lambda graph=graph, calls=calls: event_seconds(graph.replay) / calls
         return in_turns(samples, seconds)
-
-    def _seconds(self, run: Callable[[], object]) -> float:
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
 
     def matrix_rate(self, dtype: torch.dtype) -> float:
         """Operations per second of a square matrix product, the best of several."""
-        return _matrix_rate(self.device, dtype, 8192, lambda run: self._seconds(lambda: run(0)))
+        return _matrix_rate(self.device, dtype, 8192, lambda run: event_seconds(lambda: run(0)))
 
 
 Timer = CpuTimer | CudaTimer
@@ -237,7 +245,7 @@ def timer_for(device: str) -> Timer:
 def ceilings(timer: Timer) -> dict[str, float]:
     """Bytes per second of reading and of copying, and operations per second of matrix products, measured now."""
     contenders: Contenders = {"read": timer.read, "copy": timer.copy}
-    samples = timer._events(contenders, 0.2) if isinstance(timer, CudaTimer) else timer.hot(contenders, 0.2)
+    samples = timer.cold(contenders, 0.2)
     found = {f"{name}_bytes_per_second": timer.ceiling_bytes / median(taken) for name, taken in samples.items()}
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
@@ -267,7 +275,18 @@ def machine(timer: Timer) -> dict[str, Any]:
     }
 
 
-def _captured(run: Callable[[int], object], sets: int, calls: int) -> torch.cuda.CUDAGraph:
+def event_seconds(run: Callable[[], object]) -> float:
+    """Seconds between two CUDA events around `run`."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def captured(run: Callable[[int], object], sets: int, calls: int) -> torch.cuda.CUDAGraph:
+    """A graph of `calls` calls over `sets` input sets in turns. RuntimeError where a call cannot be captured."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -1,8 +1,8 @@
-"""The table that a run ends with: one line per case, of at most 80 lines."""
+"""The table that a run ends with: one line per case, of at most 66 lines."""
 
 from typing import Any
 
-MOST_LINES = 72
+MOST_LINES = 62
 
 
 def table(figures: dict[str, Any]) -> str:

@@ -1,0 +1,116 @@
+"""How cost grows: with stored edits (search, store, saved file), k, D, queries and prompt length.
+
+Every row is beside its own formula: bytes over the bandwidth measured in the same turns for times, and the layout's
+bytes for sizes.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import bench_masked_linear
+import bench_prompt_feature
+import bench_tophash
+import match_cases
+import measure
+import torch
+from bench_generate import bare_tokenizer
+from cases import Case, Prepared, Settings, rows_of
+from shapes import LLAMA, SMOLLM, Layer, columns
+
+from memoir_fast import Memoir, MemoirConfig
+from memoir_fast.editing import Edit
+from memoir_fast.reference.tophash import pack
+
+STORED = (1_000, 10_000, 100_000)
+
+
+def sweep() -> Iterator[Case]:
+    """One number at a time, no peers."""
+
+    def case(op: str, name: str, numbers: dict[str, Any], maker: Any, *arguments: Any, needs_bytes: int = 0) -> Case:
+        def make(settings: Settings) -> Prepared:
+            return replace(maker(*arguments, replace(settings, compile=False, peers=False)), peers={}, op=op)
+
+        return Case("scaling", f"{op}, {name}", {"op": op} | numbers, make, needs_bytes)
+
+    for stored in (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000):
+        numbers = LLAMA.sizes | {"N": stored, "B": 1}
+        need = 2 * 4 * LLAMA.words * stored + (1 << 30)
+        yield case("mask_match", f"N={stored:,}", numbers, match_cases.make, LLAMA, 1, stored, needs_bytes=need)
+    for queries in (1, 2, 4, 8, 16, 32):
+        numbers = LLAMA.sizes | {"N": 7_000, "B": queries}
+        yield case("mask_match", f"B={queries}", numbers, match_cases.make, LLAMA, queries, 7_000)
+    products = [(f"k={k}", replace(LLAMA, k=k), 1) for k in (512, 1024, 2048, 4096, 8192)]
+    products += [(f"S={tokens}", LLAMA, tokens) for tokens in (1, 4, 16, 64)]
+    for name, layer, tokens in products:
+        numbers = layer.sizes | {"S": tokens, "dtype": "bfloat16"}
+        yield case("masked_linear", name, numbers, bench_masked_linear.make, layer, 1, tokens, torch.bfloat16)
+    for width in (1536, 4096, 8192, 14336, 28672):
+        layer = Layer("-", width, 4096, width * 2 // 7)
+        yield case("tophash", f"D={width}", layer.sizes, bench_tophash.make, layer, 1)
+    for tokens in (16, 64, 256, 1024, 4096):
+        numbers = LLAMA.sizes | {"S": tokens, "dtype": "bfloat16"}
+        yield case(
+            "prompt_feature", f"S={tokens}", numbers, bench_prompt_feature.make, LLAMA, 1, tokens, torch.bfloat16
+        )
+
+
+def sizes(stored: int, layer: Layer) -> dict[str, Any]:
+    """Bytes of a memory with `stored` synthetic edits in memory and saved, beside the layout's own formula."""
+    memoir = _tiny_memoir(layer)
+    store = memoir.layer.store
+    own = columns(min(stored, 256), layer)
+    mask_rows = _masks_of(own, layer)
+    repeats = -(-stored // len(own))
+    store.extend(mask_rows.repeat(repeats, 1)[:stored], own.repeat(repeats, 1)[:stored])
+    memoir.edits.update({edit: Edit(f"prompt {edit}", "target") for edit in range(stored)})
+    with tempfile.TemporaryDirectory() as folder:
+        memoir.save_pretrained(folder)
+        saved = {path.suffix: path.stat().st_size for path in Path(folder).iterdir() if path.is_file()}
+    return {
+        "N": stored,
+        "store_bytes": store.nbytes,
+        "store_bytes_formula": 4 * (layer.words + layer.k) * len(store.masks),
+        "saved_tensor_bytes": saved.get(".safetensors", 0),
+        "saved_tensor_bytes_formula": 4 * layer.words * stored + 8 * layer.width,
+        "saved_text_bytes": saved.get(".jsonl", 0),
+    }
+
+
+def _tiny_memoir(layer: Layer) -> Memoir:
+    """A memory on a layer of the given sizes, in a model of one random block."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=layer.outputs,
+        intermediate_size=layer.width,
+        num_hidden_layers=1,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=128,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    settings = MemoirConfig(layer="model.layers.0.mlp.down_proj", k=layer.k, background=1)
+    return Memoir.attach(model, bare_tokenizer(), settings)
+
+
+def _masks_of(own: torch.Tensor, layer: Layer) -> torch.Tensor:
+    """The packed masks of these columns: a saved memory is checked for that."""
+    return pack(torch.zeros((len(own), layer.width), dtype=torch.bool).scatter_(1, own.long(), True))
+
+
+def rows(settings: Settings, timer: measure.Timer) -> Iterator[dict[str, Any]]:
+    """Times, then sizes."""
+    some = 1 if settings.quick else None
+    yield from rows_of(list(sweep())[:some], replace(settings, seconds=settings.seconds / 2), timer)
+    for stored in STORED[:some]:
+        numbers = SMOLLM.sizes | {"N": stored}
+        name = f"size of a memory, N={stored:,}, D={SMOLLM.width}"
+        yield {"bench": "scaling", "case": name, "parameters": numbers, "figures": sizes(stored, SMOLLM)}

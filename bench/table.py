@@ -1,0 +1,137 @@
+"""The README's performance section, made of result files: run it after a run, and commit what it changed.
+
+    python bench/table.py [--check]
+
+For each device the newest file of bench/results/ counts. What no file has is "not measured". --check writes nothing
+and exits with 1 where the README differs.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from summary import place, time_of
+
+ROOT = Path(__file__).resolve().parent.parent
+README, RESULTS = ROOT / "README.md", ROOT / "bench" / "results"
+BEGIN, END = "<!-- bench/table.py: begin -->", "<!-- bench/table.py: end -->"
+NOT_MEASURED = "not measured"
+
+# What is said of an op: the case's name on the CPU, on a GPU, and the peers it is compared with.
+OPS = (
+    ("mask_match, 1 query, 7,000 edits", "mask_match", "1 query, N=7,000, D=14336"),
+    ("mask_match, 1 query, 100,000 edits", "mask_match", "1 query, N=100,000, D=14336"),
+    ("mask_match, 1 query, 1,000,000 edits", "mask_match", "1 query, N=1,000,000, D=14336"),
+    ("mask_match, 2,048 queries, 7,000 edits", "mask_match", "2048 queries, N=7,000, D=14336"),
+    ("tophash, 1 feature", "tophash", "1 row, D=14336, k=4096"),
+    ("tophash, 8,192 features", "tophash", "8192 rows, D=14336, k=4096"),
+    ("prompt_feature, 512 tokens, bf16", "prompt_feature", "1 x 512 tokens, D=14336, bfloat16"),
+    ("masked_linear, 1 token, bf16", "masked_linear", "1 x 1 token, D=14336, bfloat16"),
+    ("masked_linear, 2,048 tokens, bf16", "masked_linear", "1 x 2048 tokens, D=14336, bfloat16"),
+    ("layer, 1 token, matched", "layer", "decode, 1 x 1 token, D=14336, N=7,000, matched"),
+    ("layer, 1 token, unmatched", "layer", "decode, 1 x 1 token, D=14336, N=7,000, unmatched"),
+    ("layer, prefill of 2,048 tokens, matched", "layer", "prefill, 1 x 2048 tokens, D=14336, N=7,000, matched"),
+)
+
+
+def newest(results: Path = RESULTS) -> dict[str, tuple[str, dict[str, Any]]]:
+    """File name and figures of the newest whole run of each device, by `cpu` and the GPUs' names, the CPU first."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for path in sorted(results.glob("*.json")):
+        figures = json.loads(path.read_text(encoding="utf-8"))
+        if "machine" not in figures or "rows" not in figures or figures.get("quick"):
+            continue
+        device = "cpu" if figures["machine"]["device"] == "cpu" else place(figures["machine"])
+        if device not in found or figures["machine"]["date"] >= found[device][1]["machine"]["date"]:
+            found[device] = path.name, figures
+    return dict(sorted(found.items(), key=lambda item: item[0] != "cpu"))
+
+
+def section(runs: dict[str, tuple[str, dict[str, Any]]]) -> str:
+    """The text between the markers."""
+    columns = list(runs)
+    gpus = [device for device in columns if device != "cpu"]
+    head = [*(["CPU"] if "cpu" in runs else []), *gpus, *([] if gpus else ["GPU"])]
+    lines = [
+        "Time of one call at LLaMA-3-8B's layer (D=14336, O=4096, k=4096) with nothing of it in the cache, neither inputs",
+        "nor code (in brackets: called again and again), the share of the bandwidth that the machine reached meanwhile, and",
+        "how many times longer the peers of the same turns take. A peer below 1x is faster.",
+        "",
+        f"| | {' | '.join(head)} |",
+        f"| --- |{' --- |' * len(head)}",
+    ]
+    for label, bench, case in OPS:
+        cells = [_cell(_row(runs[device][1], bench, case)) for device in columns]
+        cells += [NOT_MEASURED] * (len(head) - len(cells))
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    lines += ["", *_whole(runs), "", *_sources(runs)]
+    return "\n".join(lines)
+
+
+def _row(figures: dict[str, Any], bench: str, case: str) -> dict[str, Any] | None:
+    return next((row for row in figures["rows"] if (row["bench"], row["case"]) == (bench, case)), None)
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None or "seconds" not in row:
+        return NOT_MEASURED
+    peers = [f"{name} {seen['ratio']:.3g}x" for name, seen in row["peers"].items() if "ratio" in seen]
+    own, hot = row["seconds"][row["headline"]]["p50"], row["seconds"].get(row["headline"].replace("cold", "hot"))
+    again = f" ({time_of(hot['p50'])} hot)" if hot else ""
+    return f"**{time_of(own)}**{again}, {row['share_of_ceiling']:.0%}; " + "; ".join(peers)
+
+
+def _whole(runs: dict[str, tuple[str, dict[str, Any]]]) -> list[str]:
+    """Whole models: tokens per second, and learning."""
+    lines = ["| whole models | figure | target |", "| --- | --- | --- |"]
+    for device, (_, figures) in runs.items():
+        for row in figures["rows"]:
+            for target in row.get("targets", ()):
+                reached = "reached" if target["value"] >= target["least"] else "missed"
+                where = "" if device == "cpu" else f", {device}"
+                case = f"{row['case']}{where}: {target['what']}"
+                lines.append(f"| {case} | {target['value']:.3g}x | >= {target['least']}x, {reached} |")
+    if len(lines) == 2:
+        lines.append(f"| all | {NOT_MEASURED} | |")
+    return lines
+
+
+def _sources(runs: dict[str, tuple[str, dict[str, Any]]]) -> list[str]:
+    """Where every column comes from."""
+    lines = []
+    for name, figures in runs.values():
+        machine = figures["machine"]
+        threads = f", {machine['threads']} thread(s)" if machine["device"] == "cpu" else ""
+        lines.append(
+            f"{place(machine)}{threads}, torch {machine['packages']['torch']}, {machine['date']}: "
+            f"[bench/results/{name}](bench/results/{name})."
+        )
+    return lines or ["No result file is in bench/results yet."]
+
+
+def rewritten(text: str, runs: dict[str, tuple[str, dict[str, Any]]]) -> str:
+    """A page with the section between its markers replaced. ValueError where it has none."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page lacks {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{section(runs)}\n{END}{after}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    asked = parser.parse_args(arguments)
+    old = README.read_text(encoding="utf-8")
+    new = rewritten(old, newest())
+    if asked.check:
+        print("the README agrees with the result files" if new == old else "the README is out of date: bench/table.py")
+        return int(new != old)
+    README.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,115 @@
+"""What a benchmark promises: no time without a right result, peers that say why they are absent, true percentiles."""
+
+import dataclasses
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def settings(bench):
+    return bench("cases").Settings(quick=True, compile=False, seconds=0.005)
+
+
+def test_right_case_has_times_and_figures(bench, doubling, timer, settings):
+    (row,) = bench("cases").rows_of([doubling()], settings, timer)
+    assert set(row["seconds"]) == {"cold", "hot"}
+    for spread in row["seconds"].values():
+        assert 0 < spread["p20"] <= spread["p50"] <= spread["p80"] and spread["samples"] >= 5
+    own = row["seconds"]["cold"]["p50"]
+    assert row["bytes_per_second"] == pytest.approx(8000 / own)
+    assert row["share_of_ceiling"] == pytest.approx(8000 / own / row["ceiling_bytes_per_second"])
+    assert row["ceiling"] == "copy"
+    assert row["times_floor"] == pytest.approx(1 / row["share_of_ceiling"])
+
+
+def test_wrong_kernel_gets_no_time(bench, doubling, timer, settings):
+    (row,) = bench("cases").rows_of([doubling(off=0.01)], settings, timer)
+    assert "relative error" in row["failed"]
+    assert "seconds" not in row and "peers" not in row
+
+
+def test_nan_is_wrong(bench, doubling, timer, settings):
+    (row,) = bench("cases").rows_of([doubling(off=float("nan"))], settings, timer)
+    assert "failed" in row and "seconds" not in row
+
+
+def test_unwritten_output_is_seen(bench, doubling, timer, settings):
+    """A kernel that leaves its output as it was: memory is poisoned while the result is checked."""
+    case = doubling()
+    prepared = dataclasses.replace(case.make(settings), run=lambda x: torch.empty_like(x))
+    (row,) = bench("cases").rows_of([dataclasses.replace(case, make=lambda _: prepared)], settings, timer)
+    assert "failed" in row and "seconds" not in row
+
+
+def test_a_case_that_raises_does_not_stop_the_next(bench, doubling, timer, settings):
+    def broken(_):
+        raise RuntimeError("no such thing")
+
+    case = doubling()
+    first, second = bench("cases").rows_of([dataclasses.replace(case, make=broken), case], settings, timer)
+    assert first["failed"] == "RuntimeError: no such thing" and "seconds" in second
+
+
+def test_peers_are_checked_too(bench, doubling, timer, settings):
+    (row,) = bench("cases").rows_of([doubling()], settings, timer)
+    peers = row["peers"]
+    assert peers["right"]["ratio"] > 0 and set(peers["right"]["seconds"]) == {"cold", "hot"}
+    assert peers["wrong"]["absent"].startswith("wrong result")
+    assert "no_such_method" in peers["dies"]["absent"]
+    assert peers["none"] == {"absent": "not here"}
+
+
+def test_more_memory_than_there_is(bench, doubling, timer, settings):
+    case = dataclasses.replace(doubling(), needs_bytes=1 << 60)
+    (row,) = bench("cases").rows_of([case], settings, timer)
+    assert "GB of memory" in row["absent"] and "seconds" not in row
+
+
+def test_spread_is_by_nearest_sample(bench):
+    measure = bench("measure")
+    assert measure.spread([5.0, 1.0, 2.0, 3.0, 4.0, 6.0]) == measure.Spread(2.0, 3.0, 5.0, 6)
+    assert measure.spread([7.0]) == measure.Spread(7.0, 7.0, 7.0, 1)
+
+
+def test_contenders_take_turns_and_slow_ones_sit_out(bench):
+    order = []
+
+    def sample(name, seconds):
+        def take():
+            order.append(name)
+            end = measure.time.perf_counter() + seconds
+            while measure.time.perf_counter() < end:
+                pass
+            return seconds
+
+        return take
+
+    measure = bench("measure")
+    samples = measure.in_turns({"own": sample("own", 0.001), "slow": sample("slow", 0.02)}, seconds=0.005)
+    assert order[:4] == ["own", "slow", "own", "slow"]
+    assert len(samples["slow"]) == 2 and len(samples["own"]) >= measure.LEAST_ROUNDS
+    assert measure.ratio(samples, "slow", "own") == pytest.approx(20)
+
+
+def test_cold_means_after_a_flush(bench, timer):
+    """Each cold sample of the CPU timer calls once, with the buffer overwritten before."""
+    calls = []
+
+    def run(_):
+        calls.append(int(timer._target[0]))
+        timer._target[0] = 0
+
+    samples = timer.cold({"own": run}, seconds=0.001)
+    assert len(calls) == len(samples["own"]) and set(calls) == {1}
+
+
+@pytest.mark.gpu
+def test_cuda_modes(bench, doubling):
+    cases, measure = bench("cases"), bench("measure")
+    case = doubling()
+    prepared = dataclasses.replace(case.make(None), draw=lambda: (torch.randn(1000, device="cuda"),))
+    settings = cases.Settings(device="cuda", compile=False, seconds=0.01)
+    (row,) = cases.rows_of([dataclasses.replace(case, make=lambda _: prepared)], settings, measure.CudaTimer())
+    assert set(row["seconds"]) == {"cold", "hot", "graph cold", "graph hot"} and row["headline"] == "graph cold"
+    assert row["input_sets"] > 1

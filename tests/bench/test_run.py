@@ -1,0 +1,102 @@
+"""The driver, on one small case per benchmark; its table, result file and exit codes."""
+
+import json
+
+import pytest
+
+OPS = ("mask_match", "tophash", "masked_linear", "layer", "prompt_feature", "mask_overlap", "memory_update")
+
+
+@pytest.fixture
+def small_timer(bench, timer, monkeypatch):
+    monkeypatch.setattr(bench("measure"), "timer_for", lambda _: timer)
+    monkeypatch.setattr(timer, "matrix_rate", lambda _: 1e9)
+
+
+def test_every_op_has_its_benchmark(bench):
+    from memoir_fast import backends
+
+    names = set(bench("run").BENCHES)
+    assert names >= {op for op in backends.OPS if not op.startswith("masked_linear_") and "sketch" not in op}
+    for name in names:
+        module = bench(f"bench_{name}")
+        assert hasattr(module, "cases") or hasattr(module, "rows")
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_quick_run_of_each(bench, small_timer, name, tmp_path, capsys):
+    path = tmp_path / "result.json"
+    assert bench("run").main(["--quick", "--only", name, "--json", str(path)]) == 0
+    figures = json.loads(path.read_text())
+    assert figures["quick"] and figures["machine"]["threads"] == 1 and figures["machine"]["commit"]
+    for row in figures["rows"]:
+        assert row["bench"] == name and row["seconds"]["cold"]["p50"] > 0, row
+        measured = [peer for peer in row["peers"].values() if "ratio" in peer]
+        assert measured, f"no peer ran: {row['peers']}"
+        for peer in row["peers"].values():
+            assert "ratio" in peer or peer["absent"]
+            assert "wrong result" not in peer.get("absent", "")
+    assert len(capsys.readouterr().out.splitlines()) <= 80
+
+
+def test_wrong_result_is_said_and_fails(bench, small_timer, monkeypatch, tmp_path, capsys):
+    from memoir_fast import ops
+
+    module = bench("bench_mask_overlap")
+    right = ops.mask_overlap
+    monkeypatch.setattr(module.ops, "mask_overlap", lambda *inputs: right(*inputs) + 1)
+    path = tmp_path / "result.json"
+    assert bench("run").main(["--quick", "--only", "mask_overlap", "--json", str(path)]) == 1
+    (row,) = json.loads(path.read_text())["rows"]
+    assert "failed" in row and "seconds" not in row
+    assert "WRONG" in capsys.readouterr().out
+
+
+def test_a_run_out_of_time_says_so(bench, small_timer, tmp_path):
+    path = tmp_path / "result.json"
+    assert bench("run").main(["--quick", "--limit", "0", "--json", str(path)]) == 0
+    rows = json.loads(path.read_text())["rows"]
+    assert {row["bench"] for row in rows} == set(bench("run").BENCHES)
+    assert all("time limit" in row["absent"] for row in rows)
+
+
+def test_without_a_gpu_it_ends(bench, monkeypatch, capsys):
+    monkeypatch.setattr(bench("run").torch.cuda, "is_available", lambda: False)
+    assert bench("run").main(["--gpu"]) == 2
+    assert "needs a CUDA device" in capsys.readouterr().err
+
+
+def test_table_is_short_whatever_the_run_held(bench):
+    row = {"bench": "tophash", "case": "x", "parameters": {}, "absent": "no"}
+    machine = {
+        "device": "cpu",
+        "processor": {"name": "a processor"},
+        "threads": 1,
+        "commit": "0",
+        "date": "today",
+        "ceilings": {"read_bytes_per_second": 1e9, "copy_bytes_per_second": 1e9},
+    }
+    text = bench("summary").table({"machine": machine, "rows": [row] * 500})
+    assert len(text.splitlines()) <= 80 and "more lines" in text
+
+
+def test_masks_keep_bits_past_the_width_clear(bench):
+    from memoir_fast.reference.tophash import unpack
+
+    shapes = bench("shapes")
+    layer = shapes.Layer("-", 1000, 8, 285)
+    bits = unpack(shapes.masks(200, layer), layer.words * 32)
+    assert not bits[:, 1000:].any() and 0.2 < bits[:, :1000].float().mean() < 0.3
+
+
+def test_match_oracle_is_the_reference(bench):
+    from memoir_fast.reference import mask_match as reference
+
+    shapes, match_cases = bench("shapes"), bench("match_cases")
+    layer = shapes.SMOLLM
+    store, query = shapes.masks(1300, layer), shapes.masks(3, layer)
+    store[700] = store[1299] = query[0]  # equal in two blocks: the lower one counts
+    arguments = query, store, shapes.count_of(1300, "cpu"), layer.min_overlap
+    for found, expected in zip(match_cases.in_blocks(*arguments), reference.mask_match(*arguments), strict=True):
+        assert found.tolist() == expected.tolist()
+    assert match_cases.in_blocks(*arguments)[0][0] == 700
