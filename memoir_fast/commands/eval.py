@@ -83,6 +83,11 @@ def eval(
     settings.config  # noqa: B018  (checked before the model is loaded)
     for file, option in ((json_file, "--json"), (html, "--html")):
         require_writable(file, option)
+    if html is not None or plots is not None:
+        from memoir_fast.evaluation import plots as drawing
+        from memoir_fast.evaluation import report
+
+        drawing.require()
     read = load_data(settings)
     screen = console(json_file, quiet)
     with ExitStack() as stack:
@@ -96,8 +101,6 @@ def eval(
             for one in result["per_edit"]
         ]
     if html is not None or plots is not None:
-        from memoir_fast.evaluation import report
-
         figures = report.draw(result, plots)
         if html is not None:
             write_text(html, report.page(result, figures, _command()))

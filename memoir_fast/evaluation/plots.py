@@ -1,5 +1,6 @@
 """Plots of an evaluation's result. They need matplotlib, the extra `plots`."""
 
+import importlib.util
 import io
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,12 @@ def draw_all(result: dict[str, Any]) -> dict[str, Any]:
     """
     drawn = {name: make(result) for name, make in PLOTS.items()}
     return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def require() -> None:
+    """MemoirError where matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MemoirError("plots need matplotlib: pip install 'memoir-fast[plots]'")
 
 
 def rendered(figure: Any, kind: str) -> bytes:
@@ -41,10 +48,9 @@ def overlaps(result: dict[str, Any]) -> dict[str, list[float]]:
 
 
 def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MemoirError("plots need matplotlib: pip install 'memoir-fast[plots]'") from error
+    require()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title)

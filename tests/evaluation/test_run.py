@@ -1,6 +1,7 @@
 """Whole evaluations on a tiny model: figures, baselines, a run that is cut off, the page, the command line."""
 
 import dataclasses
+import importlib.util
 import json
 import re
 
@@ -305,6 +306,13 @@ def test_page_escapes_what_it_shows(data, tiny_llama, tiny_tokenizer, tmp_path):
     page = report.page(result, {}, ["memoir", "eval", "<x>"])
     assert "<script" not in page and "&lt;script&gt;" in page and "&lt;b&gt;&amp;" in page and "&lt;x&gt;" in page
     assert markdown(result).splitlines()[0].startswith("| | Rel | Gen | Loc | Avg |")
+
+
+def test_a_report_without_matplotlib_is_refused_before_any_work(data, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "matplotlib" else find(name))
+    done = memoir_eval("-m", "no-such-model", "-d", data, "--html", tmp_path / "out.html")
+    assert done.exit_code == 1 and "plots need matplotlib: pip install 'memoir-fast[plots]'" in done.output
 
 
 @pytest.mark.parametrize(
