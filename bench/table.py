@@ -54,8 +54,8 @@ def section(runs: dict[str, tuple[str, dict[str, Any]]]) -> str:
     gpus = [device for device in columns if device != "cpu"]
     head = [*(["CPU"] if "cpu" in runs else []), *gpus, *([] if gpus else ["GPU"])]
     lines = [
-        "Time of one call at LLaMA-3-8B's layer (D=14336, O=4096, k=4096) with nothing of it in the cache, neither inputs",
-        "nor code (in brackets: called again and again), the share of the bandwidth that the machine reached meanwhile, and",
+        "Time of one call at LLaMA-3-8B's layer (D=14336, O=4096, k=4096) with neither inputs nor code in the cache;",
+        "in brackets, called again and again; then the share of the bandwidth that the machine reached meanwhile, and",
         "how many times longer the peers of the same turns take. A peer below 1x is faster.",
         "",
         f"| | {' | '.join(head)} |",
