@@ -45,7 +45,8 @@ def roofline(figures: dict[str, Any], axes: Any) -> None:
         rows = timed(figures, op)
         points = [(_operations(row) / row["bytes"], _operations(row) / own_seconds(row) / 1e9) for row in rows]
         if points:
-            axes.scatter(*zip(*points, strict=True), s=28, color=COLOURS[op], label=op, zorder=3)
+            label = f"{op} (bit operations)" if op.startswith("mask_") else op
+            axes.scatter(*zip(*points, strict=True), s=28, color=COLOURS[op], label=label, zorder=3)
     axes.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="10^9 operations per second")
     axes.set_title("Roofline: ops on cold inputs")
     axes.legend(fontsize=7, loc="lower right")
@@ -66,7 +67,9 @@ def search(figures: dict[str, Any], axes: Any) -> None:
     rows = [row for row in timed(figures, "scaling") if row["parameters"]["op"] == "mask_match"]
     rows = sorted((row for row in rows if row["parameters"]["B"] == 1), key=lambda row: row["parameters"]["N"])
     stored = [row["parameters"]["N"] for row in rows]
-    axes.plot(stored, [own_seconds(row) * 1e3 for row in rows], "o-", color="C3", label="mask_match")
+    axes.set_prop_cycle(color=[f"C{index}" for index in (0, 1, 2, 4, 5, 6)])
+    mine = [own_seconds(row) * 1e3 for row in rows]
+    axes.plot(stored, mine, "o-", color="crimson", linewidth=2, zorder=5, label="mask_match")
     axes.plot(stored, [row["floor_seconds"] * 1e3 for row in rows], "k--", linewidth=1, label="bytes / bandwidth")
     peers: dict[str, list[tuple[int, float]]] = {}
     for row in timed(figures, "mask_match"):
@@ -93,7 +96,8 @@ def product(figures: dict[str, Any], axes: Any) -> None:
             axes.plot(numbers, [one * 1e3 for one in floors], "--", linewidth=1, color=line.get_color(), label="floor")
     axes.set(xscale="log", yscale="log", xlabel="tokens S, or columns k", ylabel="ms")
     axes.set_title("masked_linear, D = 14336, bfloat16")
-    axes.legend(fontsize=7)
+    if rows:
+        axes.legend(fontsize=7)
 
 
 def generation(figures: dict[str, Any], axes: Any) -> None:
@@ -109,8 +113,8 @@ def generation(figures: dict[str, Any], axes: Any) -> None:
     if rows:
         speed = rows[0]["figures"]["decode"]["unedited"]["tokens_per_second"]
         axes.set_title(f"Decoding, {rows[0]['parameters']['model']}: 100 % is {speed:.0f} tokens/s")
+        axes.legend(fontsize=7, loc="lower left")
     axes.set(xscale="log", xlabel="stored edits N", ylabel="% of the unedited model's tokens/s", ylim=(80, 110))
-    axes.legend(fontsize=7, loc="lower left")
 
 
 PLOTS = {"roofline": roofline, "search": search, "product": product, "generation": generation}
