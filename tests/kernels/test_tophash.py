@@ -41,7 +41,7 @@ def _assert_equal(feature: torch.Tensor, k: int, permutation: torch.Tensor) -> N
 @pytest.mark.parametrize("seed", range(200))
 def test_random_features(draw, seed):
     width = draw.pick(1, 31, 32, 33, 63, 65, 127, 128, 129, draw.size(1, 400))
-    rows = draw.pick(0, 1, 1, 2)
+    rows = draw.pick(0, 1, 1, 2, 9)  # from 9 on, columns fetch their flags instead of being flagged
     k = draw.pick(1, width, max(1, width // 4), draw.size(1, width))
     _assert_equal(draw.layout(_feature(draw, rows, width)), k, draw.layout(draw.permutation(width)))
 
@@ -52,6 +52,13 @@ def test_random_features(draw, seed):
 )
 def test_sizes_of_real_layers(draw, width, k):
     _assert_equal(draw.normal(1, width), k, draw.permutation(width))
+
+
+def test_many_rows_of_a_real_size(draw):
+    rows = draw.normal(9, 1536)
+    rows[3], rows[5, 7] = rows[3].bfloat16().float().round(), float("nan")
+    _assert_equal(draw.layout(rows), 440, draw.layout(draw.permutation(1536)))
+    _assert_equal(draw.normal(9, 16384).round(decimals=2), 4096, draw.permutation(16384))
 
 
 def test_ties_at_a_real_size_go_to_the_lower_index(draw):
@@ -69,12 +76,13 @@ def test_a_row_that_is_not_finite_is_empty_and_leaves_the_others_alone(draw, val
     assert bool((tophash(feature, 5, draw.permutation(width))[1][1] == -1).all())
 
 
-def test_a_permutation_out_of_range_never_writes_outside(draw):
-    feature, permutation = draw.normal(2, 100), draw.permutation(100)
+@pytest.mark.parametrize("rows", [2, 9])
+def test_a_permutation_out_of_range_never_writes_outside(draw, rows):
+    feature, permutation = draw.normal(rows, 100), draw.permutation(100)
     wrong = torch.where(permutation % 5 == 0, permutation + 10**6, permutation).where(permutation % 7 > 0, -3)
     mask, _ = tophash(feature, 100, wrong)
     expected = permutation[(permutation % 5 > 0) & (permutation % 7 > 0)].long()
-    bits = torch.zeros((2, 100), dtype=torch.bool, device=draw.device)
+    bits = torch.zeros((rows, 100), dtype=torch.bool, device=draw.device)
     bits[:, expected] = True
     assert torch.equal(mask, reference.pack(bits))
 
