@@ -5,7 +5,7 @@ from functools import partial
 
 import peers
 import torch
-from cases import Absent, Case, Peer, Prepared, Settings, require_equal
+from cases import Absent, Case, Peer, Prepared, Settings, require_equal, rotated
 from shapes import LLAMA, SMOLLM, Layer, masks
 
 from memoir_fast import ops
@@ -18,7 +18,7 @@ def make(layer: Layer, queries: int, stored: int, settings: Settings) -> Prepare
     bank = peers.bool_bank(store)
 
     def draw() -> tuple:
-        return masks(queries, layer, settings.device), store
+        return masks(queries, layer, settings.device), rotated(store)
 
     def check(inputs: tuple, result: torch.Tensor) -> None:
         require_equal(result, reference.mask_overlap(*inputs), "mask_overlap")

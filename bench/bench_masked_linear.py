@@ -5,7 +5,7 @@ from functools import partial
 
 import peers
 import torch
-from cases import Case, Peer, Prepared, Settings, require_close
+from cases import Case, Peer, Prepared, Settings, require_close, rotated
 from shapes import LLAMA, SMOLLM, Layer, columns, dtype_name
 
 from memoir_fast import ops
@@ -19,7 +19,7 @@ def make(layer: Layer, batch: int, tokens: int, dtype: torch.dtype, settings: Se
 
     def draw() -> tuple:
         x = torch.randn((batch, tokens, layer.width), device=device).to(dtype)
-        return x, memory, columns(1, layer, device), route
+        return x, rotated(memory), columns(1, layer, device), route
 
     def check(inputs: tuple, result: torch.Tensor) -> None:
         x, memory, owned, _ = inputs

@@ -140,6 +140,11 @@ def check(prepared: Prepared, inputs: tuple) -> None:
     prepared.check(inputs, result)
 
 
+def rotated(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that a kernel shall find outside of the cache: a copy per input set on a GPU, which rotates the sets."""
+    return tensor.clone() if tensor.is_cuda else tensor
+
+
 def require_close(result: torch.Tensor, expected: torch.Tensor, what: str) -> None:
     """Raises `Wrong` where the relative distance to `expected`, in float64, is above the dtype's tolerance or NaN."""
     limit = TOLERANCE[result.dtype]

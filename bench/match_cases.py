@@ -6,7 +6,7 @@ from typing import Any
 
 import peers
 import torch
-from cases import Absent, Case, Peer, Prepared, Settings, Wrong, require_equal
+from cases import Absent, Case, Peer, Prepared, Settings, Wrong, require_equal, rotated
 from shapes import LLAMA, SMOLLM, Layer, count_of, masks
 
 from memoir_fast import ops
@@ -37,7 +37,7 @@ def make(layer: Layer, queries: int, stored: int, settings: Settings) -> Prepare
         chosen = torch.randint(stored, (queries,), device=device)
         lost = masks(queries, layer, device) & masks(queries, layer, device)  # 1/16 of all bits
         query[::2] = (store[chosen] & ~lost)[::2]
-        return query, store, count, layer.min_overlap
+        return query, rotated(store), count, layer.min_overlap
 
     def check(inputs: tuple, result: Any) -> None:
         edit, overlap = in_blocks(*inputs)

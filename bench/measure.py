@@ -167,8 +167,8 @@ class CudaTimer:
         self._target = torch.empty_like(self._source)
 
     def sets_for(self, size: int) -> int:
-        """Input sets of `size` bytes that together exceed the cache three times, at most 64."""
-        return max(1, min(64, -(-3 * self.cache_bytes // max(size, 1))))
+        """Input sets of `size` bytes that together exceed the cache three times, at most 1,024."""
+        return max(1, min(1024, -(-3 * self.cache_bytes // max(size, 1))))
 
     def copy(self, _: int = 0) -> Any:
         """Reads and writes as many bytes as `ceiling_bytes`, half of them each."""

@@ -67,7 +67,7 @@ def search(figures: dict[str, Any], axes: Any) -> None:
     rows = [row for row in timed(figures, "scaling") if row["parameters"]["op"] == "mask_match"]
     rows = sorted((row for row in rows if row["parameters"]["B"] == 1), key=lambda row: row["parameters"]["N"])
     stored = [row["parameters"]["N"] for row in rows]
-    axes.set_prop_cycle(color=[f"C{index}" for index in (0, 1, 2, 4, 5, 6)])
+    axes.set_prop_cycle(color=[COLOURS[op] for op in OPS if op != "mask_match"])
     mine = [own_seconds(row) * 1e3 for row in rows]
     axes.plot(stored, mine, "o-", color="crimson", linewidth=2, zorder=5, label="mask_match")
     axes.plot(stored, [row["floor_seconds"] * 1e3 for row in rows], "k--", linewidth=1, label="bytes / bandwidth")

@@ -1,0 +1,64 @@
+"""Every benchmark as a case of pytest-benchmark: `pytest bench --benchmark-only`; on the GPU where there is one.
+
+The result is checked before it is timed, as in bench/run.py; peers, cold caches and graphs are that driver's.
+"""
+
+import importlib
+
+import pytest
+import torch
+from bench_edit import seconds_of, sharing
+from bench_generate import PROMPT, Variants, decode
+from cases import Case, Settings, benchmarked
+
+from memoir_fast import Memoir
+from memoir_fast.errors import MemoirError
+from memoir_fast.generation import load_model
+from memoir_fast.jsonl import facts
+
+SETTINGS = Settings(device="cuda" if torch.cuda.is_available() else "cpu", compile=False, peers=False)
+OPS = ("prompt_feature", "tophash", "mask_overlap", "mask_match", "masked_linear", "memory_update", "layer")
+CASES = [case for op in OPS for case in importlib.import_module(f"bench_{op}").cases(SETTINGS)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def smollm():
+    try:
+        model, tokenizer = load_model("smollm2", "float32", SETTINGS.device)
+    except MemoirError as error:
+        pytest.skip(str(error))
+    return model.requires_grad_(False), tokenizer
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_case(benchmark, case: Case):
+    benchmarked(benchmark, case, SETTINGS)
+
+
+def test_edit(benchmark, smollm):
+    """One fact by the fast recipe, learned anew each time."""
+    model, tokenizer = smollm
+    memoir, fact = Memoir.attach(sharing(model), tokenizer), facts()[0]
+    seconds_of(memoir, [fact])
+    benchmark.pedantic(seconds_of, (memoir, [fact]), rounds=3)
+
+
+@pytest.mark.parametrize("name", ["unedited", "unmatched", "matched"])
+def test_decode(benchmark, smollm, name):
+    """One token of a model with 7,000 stored edits."""
+    model, tokenizer = smollm
+    tokens = torch.randint(1000, 10_000, (1, 64), device=model.device)
+    variants = Variants(model, tokenizer, 7_000, tokens)
+    decode(variants, tokens[:, :PROMPT], 1, lambda: None)
+    variants.require_routes(7_000)
+    step = variants.models[name]
+    with torch.no_grad():
+        cache = step(input_ids=tokens[:, :PROMPT], use_cache=True).past_key_values
+        one = {"input_ids": tokens[:, :1], "past_key_values": cache, "use_cache": True}
+        benchmark.pedantic(lambda: step(**one).logits.argmax(-1).cpu(), rounds=20, warmup_rounds=2)
