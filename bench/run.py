@@ -2,9 +2,9 @@
 
     python bench/run.py [--only NAME]... [--quick] [--gpu] [--json FILE] [--limit SECONDS] [--threads 1]
 
-NAME is one of those that --list prints. Without --json the figures go to bench/results/cpu-<date>.json (not those of
-a --quick run). The file is written after every benchmark, so that a run that is cut off leaves what it has. Exit
-code 1 where a result was wrong.
+NAME is one of those that --list prints. Without --json the figures of a whole run go to bench/results/cpu-<date>.json.
+The file is written after every benchmark, so that a run that is cut off leaves what it has. Exit code 1 where a result
+was wrong.
 """
 
 import argparse
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     until = time.monotonic() + asked.limit
     timer = measure.timer_for(settings.device)
     figures: dict[str, Any] = {"format": FORMAT, "quick": asked.quick, "machine": measure.machine(timer), "rows": []}
-    path = asked.json or (None if asked.quick else RESULTS / default_name(figures["machine"]))
+    path = asked.json or (None if asked.quick or asked.only else RESULTS / default_name(figures["machine"]))
     started = time.monotonic()
     for name in [name for name in BENCHES if not asked.only or name in asked.only]:
         for row in rows(name, settings, timer, until):

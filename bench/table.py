@@ -2,8 +2,8 @@
 
     python bench/table.py [--check]
 
-For each device the newest file of bench/results/ counts. What no file has is "not measured". --check writes nothing
-and exits with 1 where the README differs.
+For each device the newest file of bench/results/ that has a row counts. What no file has is "not measured". --check
+writes nothing and exits with 1 where the README differs.
 """
 
 import argparse
@@ -35,20 +35,52 @@ OPS = (
 )
 
 
-def newest(results: Path = RESULTS) -> dict[str, tuple[str, dict[str, Any]]]:
-    """File name and figures of the newest whole run of each device, by `cpu` and the GPUs' names, the CPU first."""
-    found: dict[str, tuple[str, dict[str, Any]]] = {}
+Runs = dict[str, dict[str, tuple[str, dict[str, Any]]]]
+
+
+def newest(results: Path = RESULTS) -> Runs:
+    """Per device, `cpu` first, file name and figures of each run on it, the newest first; quick runs do not count.
+
+    Runs on other processors, or in another number of threads, than the newest one on the CPU are left out.
+    """
+    found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for path in sorted(results.glob("*.json")):
         figures = json.loads(path.read_text(encoding="utf-8"))
         if "machine" not in figures or "rows" not in figures or figures.get("quick"):
             continue
         device = "cpu" if figures["machine"]["device"] == "cpu" else place(figures["machine"])
-        if device not in found or figures["machine"]["date"] >= found[device][1]["machine"]["date"]:
-            found[device] = path.name, figures
-    return dict(sorted(found.items(), key=lambda item: item[0] != "cpu"))
+        found.setdefault(device, []).append((path.name, figures))
+    runs: Runs = {}
+    for device in sorted(found, key=lambda device: (device != "cpu", device)):
+        ordered = sorted(found[device], key=lambda run: run[1]["machine"]["date"], reverse=True)
+        kind = _kind(ordered[0][1]["machine"])
+        runs[device] = {name: (name, figures) for name, figures in ordered if _kind(figures["machine"]) == kind}
+    return runs
 
 
-def section(runs: dict[str, tuple[str, dict[str, Any]]]) -> str:
+def _kind(machine: dict[str, Any]) -> tuple[str, int]:
+    return place(machine), machine["threads"]
+
+
+def _row(runs: dict[str, tuple[str, dict[str, Any]]], bench: str, case: str) -> dict[str, Any] | None:
+    """The newest timed row of that name."""
+    for _, figures in runs.values():
+        for row in figures["rows"]:
+            if (row["bench"], row["case"]) == (bench, case) and "seconds" in row:
+                return row
+    return None
+
+
+def _rows_with_targets(runs: dict[str, tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for _, figures in runs.values():
+        for row in figures["rows"]:
+            if row.get("targets"):
+                found.setdefault((row["bench"], row["case"]), row)
+    return list(found.values())
+
+
+def section(runs: Runs) -> str:
     """The text between the markers."""
     columns = list(runs)
     gpus = [device for device in columns if device != "cpu"]
@@ -62,19 +94,15 @@ def section(runs: dict[str, tuple[str, dict[str, Any]]]) -> str:
         f"| --- |{' --- |' * len(head)}",
     ]
     for label, bench, case in OPS:
-        cells = [_cell(_row(runs[device][1], bench, case)) for device in columns]
+        cells = [_cell(_row(runs[device], bench, case)) for device in columns]
         cells += [NOT_MEASURED] * (len(head) - len(cells))
         lines.append(f"| {label} | {' | '.join(cells)} |")
     lines += ["", *_whole(runs), "", *_sources(runs)]
     return "\n".join(lines)
 
 
-def _row(figures: dict[str, Any], bench: str, case: str) -> dict[str, Any] | None:
-    return next((row for row in figures["rows"] if (row["bench"], row["case"]) == (bench, case)), None)
-
-
 def _cell(row: dict[str, Any] | None) -> str:
-    if row is None or "seconds" not in row:
+    if row is None:
         return NOT_MEASURED
     peers = [f"{name} {seen['ratio']:.3g}x" for name, seen in row["peers"].items() if "ratio" in seen]
     own, hot = row["seconds"][row["headline"]]["p50"], row["seconds"].get(row["headline"].replace("cold", "hot"))
@@ -82,12 +110,12 @@ def _cell(row: dict[str, Any] | None) -> str:
     return f"**{time_of(own)}**{again}, {row['share_of_ceiling']:.0%}; " + "; ".join(peers)
 
 
-def _whole(runs: dict[str, tuple[str, dict[str, Any]]]) -> list[str]:
+def _whole(runs: Runs) -> list[str]:
     """Whole models: tokens per second, and learning."""
     lines = ["| whole models | figure | target |", "| --- | --- | --- |"]
-    for device, (_, figures) in runs.items():
-        for row in figures["rows"]:
-            for target in row.get("targets", ()):
+    for device, own in runs.items():
+        for row in _rows_with_targets(own):
+            for target in row["targets"]:
                 reached = "reached" if target["value"] >= target["least"] else "missed"
                 where = "" if device == "cpu" else f", {device}"
                 case = f"{row['case']}{where}: {target['what']}"
@@ -97,10 +125,10 @@ def _whole(runs: dict[str, tuple[str, dict[str, Any]]]) -> list[str]:
     return lines
 
 
-def _sources(runs: dict[str, tuple[str, dict[str, Any]]]) -> list[str]:
+def _sources(runs: Runs) -> list[str]:
     """Where every column comes from."""
     lines = []
-    for name, figures in runs.values():
+    for name, figures in (run for own in runs.values() for run in own.values()):
         machine = figures["machine"]
         threads = f", {machine['threads']} thread(s)" if machine["device"] == "cpu" else ""
         lines.append(
@@ -110,7 +138,7 @@ def _sources(runs: dict[str, tuple[str, dict[str, Any]]]) -> list[str]:
     return lines or ["No result file is in bench/results yet."]
 
 
-def rewritten(text: str, runs: dict[str, tuple[str, dict[str, Any]]]) -> str:
+def rewritten(text: str, runs: Runs) -> str:
     """A page with the section between its markers replaced. ValueError where it has none."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)

@@ -41,19 +41,27 @@ def figures():
 
 
 def test_measured_is_shown_with_its_source(bench, figures):
-    text = bench("table").section({"cpu": ("cpu-2026-01-01.json", figures)})
+    text = bench("table").section({"cpu": {"x": ("cpu-2026-01-01.json", figures)}})
     assert "| mask_match, 1 query, 7,000 edits | **2.34 ms** (1 ms hot), 91%; numpy 6.54x | not measured |" in text
     assert "| m: decode | 0.98x | >= 0.99x, missed |" in text
     assert "(bench/results/cpu-2026-01-01.json)" in text and "faiss" not in text
 
 
-def test_newest_whole_run_counts(bench, figures, tmp_path):
-    for name, date, quick in (("a", "2026-01-03", True), ("b", "2026-01-02", False), ("c", "2026-01-01", False)):
+def test_newest_run_that_has_a_row_counts(bench, figures, tmp_path):
+    for name, date, quick in (("a", "2026-01-04", True), ("b", "2026-01-02", False), ("c", "2026-01-01", False)):
         one = copy.deepcopy(figures) | {"quick": quick}
         one["machine"]["date"] = date
+        one["rows"][0]["seconds"]["cold"]["p50"] = int(date[-1]) * 1e-3
         (tmp_path / f"cpu-{name}.json").write_text(json.dumps(one))
+    part = copy.deepcopy(figures) | {"rows": []}
+    part["machine"]["date"] = "2026-01-03"
+    (tmp_path / "cpu-d.json").write_text(json.dumps(part))
+    part["machine"] |= {"date": "2025-12-31", "processor": {"name": "another"}}
+    (tmp_path / "cpu-e.json").write_text(json.dumps(part))
     (tmp_path / "other.json").write_text("{}")
-    assert bench("table").newest(tmp_path)["cpu"][0] == "cpu-b.json"
+    runs = bench("table").newest(tmp_path)
+    assert list(runs["cpu"]) == ["cpu-d.json", "cpu-b.json", "cpu-c.json"]
+    assert "**2 ms**" in bench("table").section(runs)
 
 
 def test_page_without_markers_is_refused(bench):
@@ -63,6 +71,7 @@ def test_page_without_markers_is_refused(bench):
 
 def test_plots_of_the_newest_results(bench, tmp_path):
     pytest.importorskip("matplotlib", reason="plots are drawn by matplotlib, the extra `plots`")
-    for _, figures in bench("table").newest().values():
+    runs = bench("table").newest()
+    for _, figures in (run for own in runs.values() for run in own.values()):
         files = bench("plot").draw(figures, tmp_path)
         assert len(files) == 4 and all(file.read_text().startswith("<?xml") for file in files)
