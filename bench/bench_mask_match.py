@@ -24,8 +24,8 @@ from torch.nn import functional
 
 from memoir_fast import backends, native
 from memoir_fast.ops import mask_match, masked_linear, tophash
-from memoir_fast.ops.mask_match_sketch import mask_match_sketch, miss_probability
 from memoir_fast.reference.tophash import unpack
+from memoir_fast.sketch import mask_match_sketch, miss_probability
 
 WIDTH, OUTPUTS, ACTIVE = 14336, 4096, 4096
 ROW_BYTES = WIDTH // 8

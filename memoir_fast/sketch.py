@@ -46,7 +46,7 @@ def mask_match_sketch(
 
     Example:
         >>> import torch
-        >>> from memoir_fast.ops.mask_match_sketch import mask_match_sketch
+        >>> from memoir_fast.sketch import mask_match_sketch
         >>> store = torch.arange(4000).int()[:, None].repeat(1, 64)
         >>> edit, overlap = mask_match_sketch(store[2047:2048], store, torch.tensor(4000).int(), 1, tiles=1)
         >>> edit.item(), overlap.item()
@@ -80,7 +80,7 @@ def miss_probability(
     partial overlap that at most `candidates` of them are expected to reach; whether a row does is hypergeometric.
 
     Example:
-        >>> from memoir_fast.ops.mask_match_sketch import miss_probability
+        >>> from memoir_fast.sketch import miss_probability
         >>> miss_probability(14336, 4096, round(0.465 * 4096), 1_000_000, base=0.30) < 1e-12
         True
     """
