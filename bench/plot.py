@@ -1,8 +1,8 @@
-"""Plots of a result file, as SVG for a README: roofline, search against N, product against tokens, tokens per second.
+"""Plots of results, as SVG for a README: roofline, search against N, product against tokens, tokens per second.
 
     python bench/plot.py [RESULT.json] [--folder bench/plots] [--format svg]
 
-Without a file, the newest of bench/results/.
+Without a file, of each device's newest rows in bench/results/, as in the README.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from summary import place
+from table import merged, newest
 
 HERE = Path(__file__).resolve().parent
 OPS = ("prompt_feature", "tophash", "mask_overlap", "mask_match", "masked_linear", "memory_update", "layer")
@@ -138,14 +139,6 @@ def draw(figures: dict[str, Any], folder: Path, kind: str = "svg") -> list[Path]
     return written
 
 
-def newest() -> Path:
-    """The result file written last. FileNotFoundError where there is none."""
-    found = sorted((HERE / "results").glob("*.json"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise FileNotFoundError("bench/results holds no result file; python bench/run.py writes one")
-    return found[-1]
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -153,9 +146,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=HERE / "plots")
     parser.add_argument("--format", choices=("svg", "png"), default="svg")
     asked = parser.parse_args(arguments)
-    figures = json.loads((asked.result or newest()).read_text(encoding="utf-8"))
-    for path in draw(figures, asked.folder, asked.format):
-        print(path)
+    if asked.result:
+        wanted = [json.loads(asked.result.read_text(encoding="utf-8"))]
+    else:
+        wanted = [merged(runs) for runs in newest().values()]
+    for figures in wanted:
+        for path in draw(figures, asked.folder, asked.format):
+            print(path)
 
 
 if __name__ == "__main__":

@@ -58,26 +58,22 @@ def newest(results: Path = RESULTS) -> Runs:
     return runs
 
 
+def merged(runs: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """One device's runs as one: each row from the newest that has it, the machine from the newest."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for _, figures in runs.values():
+        for row in figures["rows"]:
+            if "seconds" in row or "figures" in row:
+                rows.setdefault((row["bench"], row["case"]), row)
+    return {"machine": next(iter(runs.values()))[1]["machine"], "rows": list(rows.values())}
+
+
 def _kind(machine: dict[str, Any]) -> tuple[str, int]:
     return place(machine), machine["threads"]
 
 
-def _row(runs: dict[str, tuple[str, dict[str, Any]]], bench: str, case: str) -> dict[str, Any] | None:
-    """The newest timed row of that name."""
-    for _, figures in runs.values():
-        for row in figures["rows"]:
-            if (row["bench"], row["case"]) == (bench, case) and "seconds" in row:
-                return row
-    return None
-
-
-def _rows_with_targets(runs: dict[str, tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for _, figures in runs.values():
-        for row in figures["rows"]:
-            if row.get("targets"):
-                found.setdefault((row["bench"], row["case"]), row)
-    return list(found.values())
+def _row(figures: dict[str, Any], bench: str, case: str) -> dict[str, Any] | None:
+    return next((row for row in figures["rows"] if (row["bench"], row["case"]) == (bench, case)), None)
 
 
 def section(runs: Runs) -> str:
@@ -94,7 +90,7 @@ def section(runs: Runs) -> str:
         f"| --- |{' --- |' * len(head)}",
     ]
     for label, bench, case in OPS:
-        cells = [_cell(_row(runs[device], bench, case)) for device in columns]
+        cells = [_cell(_row(merged(runs[device]), bench, case)) for device in columns]
         cells += [NOT_MEASURED] * (len(head) - len(cells))
         lines.append(f"| {label} | {' | '.join(cells)} |")
     lines += ["", *_whole(runs), "", *_sources(runs)]
@@ -114,8 +110,8 @@ def _whole(runs: Runs) -> list[str]:
     """Whole models: tokens per second, and learning."""
     lines = ["| whole models | figure | target |", "| --- | --- | --- |"]
     for device, own in runs.items():
-        for row in _rows_with_targets(own):
-            for target in row["targets"]:
+        for row in merged(own)["rows"]:
+            for target in row.get("targets", ()):
                 reached = "reached" if target["value"] >= target["least"] else "missed"
                 where = "" if device == "cpu" else f", {device}"
                 case = f"{row['case']}{where}: {target['what']}"
@@ -130,7 +126,10 @@ def _sources(runs: Runs) -> list[str]:
     lines = []
     for name, figures in (run for own in runs.values() for run in own.values()):
         machine = figures["machine"]
-        threads = f", {machine['threads']} thread(s)" if machine["device"] == "cpu" else ""
+        threads = ""
+        if machine["device"] == "cpu":
+            load, cores = machine["load"], machine["processor"].get("cores", "?")
+            threads = f", {machine['threads']} thread(s), load {load} on {cores} cores when it began"
         lines.append(
             f"{place(machine)}{threads}, torch {machine['packages']['torch']}, {machine['date']}: "
             f"[bench/results/{name}](bench/results/{name})."

@@ -30,8 +30,9 @@ def figures():
     }
     machine = {
         "device": "cpu",
-        "processor": {"name": "a processor"},
+        "processor": {"name": "a processor", "cores": 2},
         "threads": 1,
+        "load": 0.1,
         "packages": {"torch": "2"},
         "date": "2026-01-01 00:00 UTC",
     }
@@ -71,7 +72,6 @@ def test_page_without_markers_is_refused(bench):
 
 def test_plots_of_the_newest_results(bench, tmp_path):
     pytest.importorskip("matplotlib", reason="plots are drawn by matplotlib, the extra `plots`")
-    runs = bench("table").newest()
-    for _, figures in (run for own in runs.values() for run in own.values()):
-        files = bench("plot").draw(figures, tmp_path)
+    for runs in bench("table").newest().values():
+        files = bench("plot").draw(bench("table").merged(runs), tmp_path)
         assert len(files) == 4 and all(file.read_text().startswith("<?xml") for file in files)
