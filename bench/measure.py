@@ -269,7 +269,7 @@ def machine(timer: Timer) -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": found["packages"],
         "processor": found["processor"],
-        "extension": found["extension"],
+        "extension": {name: value for name, value in found["extension"].items() if name != "file"},
         "gpu": found["gpu"],
         "driver": _driver() if timer.device.type == "cuda" else None,
     }
