@@ -16,6 +16,7 @@ from memoir_fast.config import MemoirConfig
 from memoir_fast.editing import RECIPES, Edit, Recipe
 from memoir_fast.editing.background import background_mean, irrelevant_prompts
 from memoir_fast.editing.context import EditContext
+from memoir_fast.editing.needs import Needs
 from memoir_fast.editing.prefixes import write_prefixes
 from memoir_fast.editing.request import Row, prompt_ids
 from memoir_fast.editing.teacher import EditResult, Teacher
@@ -73,6 +74,7 @@ class Memoir:
         base = find_layer(model, self.config.layer)
         self.layer = MemoirLinear(base, self.config.k, tau, self.config.seed, self.config.max_edits)
         self.prefixes: list[str] = []
+        self._needs = Needs()
         self.edits: dict[int, Edit] = {}
         self.calibration: Calibration | None = None
         """How tau was chosen; None where it was given, or there are too few edits yet."""
@@ -336,7 +338,8 @@ class Memoir:
     def _teacher(self) -> Teacher:
         ids = prompt_ids(self.tokenizer, irrelevant_prompts()[0])
         row = Row(ids, len(ids))
-        return Teacher(EditContext(self.model, self.tokenizer, self.layer, self._first_prefixes, row), self.edits)
+        context = EditContext(self.model, self.tokenizer, self.layer, self._first_prefixes, row, self._needs)
+        return Teacher(context, self.edits)
 
     def _recipe(self, recipe: str | Recipe | None, batch: int | str | None) -> Recipe:
         if isinstance(recipe, str) and recipe not in RECIPES:

@@ -7,9 +7,17 @@ import torch.nn.functional as F
 
 from memoir_fast.editing.context import EditContext
 from memoir_fast.editing.request import Edit, Row, pad, padding_id, prompt_ids
+from memoir_fast.editing.trunk import layer_input
 from memoir_fast.presets import device_of
 
 Wanted = Sequence[tuple[Edit, list[Row]]]
+
+
+def inputs_of(context: EditContext, rows: list[Row]) -> list[torch.Tensor]:
+    """The edited layer's inputs [tokens, D] on each row."""
+    input_ids, mask, _ = pad(rows, padding_id(context.tokenizer), device_of(context.model))
+    x = layer_input(context.model, context.layer, input_ids=input_ids, attention_mask=mask)
+    return [inputs[: len(row.ids)] for inputs, row in zip(x, rows, strict=True)]
 
 
 class Batch:
@@ -35,6 +43,7 @@ class Batch:
         self._owner = torch.tensor([index for index, (_, rows) in enumerate(wanted) for _ in rows], device=device)
         lengths = [sum(len(row.ids) for row in rows) for _, rows in wanted]
         self.spans = [slice(sum(lengths[:index]), sum(lengths[: index + 1])) for index in range(len(lengths))]
+        self.plain = [len(rows[0].ids) for _, rows in wanted]  # tokens of each edit's plain row, its first
         self.masks, self.columns = self._hash(context, wanted)
         self.tokens = self.x[self._real].to(torch.promote_types(self.x.dtype, torch.float32))  # [n, D]
         self.a = [self.tokens[span][:, own.long()] for span, own in zip(self.spans, self.columns, strict=True)]

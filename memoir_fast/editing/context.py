@@ -2,12 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 
+from memoir_fast.editing.needs import Needs
 from memoir_fast.editing.prefixes import with_prefix
 from memoir_fast.editing.request import Edit, Row, context_length, prompt_ids, row
 from memoir_fast.editing.tail import Tail
@@ -30,6 +31,10 @@ class Learned(ABC):
     def write(self, memory: torch.Tensor) -> None:
         """Changes memory [D, O] in place."""
 
+    def reads(self) -> torch.Tensor | None:
+        """The layer's inputs [tokens, k] on the edit's plain row at its columns, for `Needs`; None: not at hand."""
+        return None
+
     def rows(self) -> torch.Tensor | slice:
         """Which rows of memory `write` changes, as an index."""
         return self.columns.long()
@@ -44,6 +49,7 @@ class EditContext:
     layer: MemoirLinear
     prefixes: Callable[[int], Sequence[str]]  # the first so many
     irrelevant_row: Row
+    needs: Needs = field(default_factory=Needs)
 
     @cached_property
     def tail(self) -> Tail:

@@ -20,7 +20,9 @@ def learn(context: EditContext, wanted: Wanted, recipe: Recipe) -> list[Learned]
     again. With one edit in the batch this is the sequential procedure.
     """
     batch = Batch(context, wanted)
-    rows = (Slab if recipe.optimizer == "adam" else Dual)(batch, context.layer.memory.weight, recipe)
+    memory = context.layer.memory.weight
+    adam = recipe.optimizer == "adam"
+    rows = Slab(batch, memory, recipe, context.needs) if adam else Dual(batch, memory, recipe)
     everything = list(range(len(wanted)))
     losses: list[list[float]] = [[float("inf")] for _ in everything]
     with frozen(context.model):

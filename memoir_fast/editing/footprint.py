@@ -35,7 +35,7 @@ def footprint(context: EditContext, rows: list[list[Row]], recipe: Recipe) -> Fo
     With E edits of k columns, n tokens in all (B rows padded to S), D inputs and O outputs of the layer, H hidden size,
     F inner size of an MLP, L blocks behind the layer, T target tokens and V vocabulary, in numbers of 4 bytes:
 
-    - Adam: O * (3 k E + min(D, k E) + 3 k); SGD: n^2 + 2 n O.
+    - Adam: O * (3 k E + min(D, k E) + 3 k), with damping (E + 2) k^2 more; SGD: n^2 + 2 n O.
     - n (D + k) + B S (D + H) + 4 B S O.
     - max(L, 1) B S (12 H + 6 F) + 4 T V: a block's own work counts even where none has to be kept for backward.
     """
@@ -48,6 +48,7 @@ def footprint(context: EditContext, rows: list[list[Row]], recipe: Recipe) -> Fo
     targets = sum(len(row.ids) - row.prompt for row in flat)
     if recipe.optimizer == "adam":
         own = outputs * (3 * k * edits + min(width, k * edits) + 3 * k)
+        own += (edits + 2) * k * k if recipe.damping else 0
     else:
         own = n * n + 2 * n * outputs
     tokens = n * (width + k) + padded * (width + outputs) + 4 * padded * outputs

@@ -28,6 +28,9 @@ class Recipe:
     optimizer: str = "sgd"
     """ "sgd", or (fast only) "adam"."""
 
+    damping: float = 0.0
+    """How much an update is held back where earlier edits read (Adam only); 0: not at all. See `editing.needs`."""
+
     prefixes: int = 10
     """Rows in which the prompt stands after a prefix, besides the plain prompt."""
 
@@ -53,6 +56,8 @@ class Recipe:
             raise ValueError(f"method is paper or fast, optimizer sgd or adam, got {self.method!r}, {self.optimizer!r}")
         if self.method == "paper" and (self.optimizer != "sgd" or self.batch != 1):
             raise ValueError("the published loop is SGD on one edit at a time; method='fast' has other ways")
+        if self.damping < 0 or (self.damping and self.optimizer != "adam"):
+            raise ValueError(f"damping must be at least 0, and 0 without adam, got {self.damping}")
         if self.method == "fast" and self.weight_decay:
             raise ValueError("weight decay erodes old edits; only method='paper' has it")
         if self.prefixes < 0 or (self.batch != "auto" and (isinstance(self.batch, str) or self.batch < 1)):
@@ -65,5 +70,5 @@ class Recipe:
 
 RECIPES = {
     "paper": Recipe("paper", steps=30, learning_rate=1.0, clip=1.0, weight_decay=1e-5, settled=1e-4),
-    "fast": Recipe("fast", steps=60, learning_rate=0.02, optimizer="adam", prefixes=3),
+    "fast": Recipe("fast", steps=60, learning_rate=0.02, optimizer="adam", prefixes=3, damping=1.0),
 }

@@ -11,6 +11,7 @@ import torch
 
 from memoir_fast.editing.batch import Batch
 from memoir_fast.editing.context import Learned
+from memoir_fast.editing.needs import Needs
 from memoir_fast.editing.recipe import Recipe
 
 _BETAS = (0.9, 0.999)
@@ -19,10 +20,10 @@ _BETAS = (0.9, 0.999)
 class Slab:
     """The rows of W_m that a batch of edits owns; edits that share rows see each other's changes at every step.
 
-    Memory: O * (3 * k * E + U) numbers, U <= min(D, k * E) the rows that any of the E edits owns.
+    Memory: O * (3 * k * E + U) numbers, U <= min(D, k * E) the rows that any of the E edits owns, and k^2 * E to damp.
     """
 
-    def __init__(self, batch: Batch, memory: torch.Tensor, recipe: Recipe) -> None:
+    def __init__(self, batch: Batch, memory: torch.Tensor, recipe: Recipe, needs: Needs) -> None:
         self._batch, self._recipe = batch, recipe
         self.steps = [0] * len(batch.a)
         union, place = torch.unique(batch.columns.long(), return_inverse=True)  # place [E, k]: rows of `_rows`
@@ -30,6 +31,9 @@ class Slab:
         self._rows = memory[union].to(batch.tokens.dtype)  # [U, O]
         size = (len(batch.a), place.shape[1], memory.shape[1])
         self._change, self._mean, self._square = (batch.tokens.new_zeros(size) for _ in range(3))
+
+        dampings = (needs.damping(columns, recipe.damping) for columns in batch.columns)
+        self._damping = [None if one is None else one.to(batch.tokens.dtype) for one in dampings]
 
     def residual(self, edits: Sequence[int]) -> torch.Tensor:
         """What the memory would add to the layer's output at these edits' tokens, [tokens, O]."""
@@ -47,6 +51,9 @@ class Slab:
         unbiased = mean / (1 - _BETAS[0] ** self.steps[edit])
         spread = (square / (1 - _BETAS[1] ** self.steps[edit])).sqrt_()
         move = unbiased.div_(spread.add_(1e-8)).mul_(-self._recipe.learning_rate)
+        damping = self._damping[edit]
+        if damping is not None:
+            move = damping @ move
         self._change[edit] += move
         self._rows.index_add_(0, self._place[edit], move)
 
@@ -60,6 +67,7 @@ class Slab:
             self.steps[edit],
             loss,
             self._change[edit],
+            batch.a[edit][: batch.plain[edit]],
         )
 
 
@@ -68,6 +76,11 @@ class SlabLearned(Learned):
     """An update of an edit's rows."""
 
     change: torch.Tensor  # [k, O]
+    plain: torch.Tensor  # [tokens, k], inputs of the plain row at the edit's columns
+
+    def reads(self) -> torch.Tensor | None:
+        """The inputs of its plain row."""
+        return self.plain
 
     def write(self, memory: torch.Tensor) -> None:
         """memory[columns] += change, rounded once."""

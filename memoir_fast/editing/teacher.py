@@ -7,11 +7,14 @@ from dataclasses import dataclass
 import torch
 
 from memoir_fast.editing import fast, paper
+from memoir_fast.editing.batch import inputs_of
 from memoir_fast.editing.context import EditContext, Learned
 from memoir_fast.editing.footprint import largest_batch
 from memoir_fast.editing.recipe import Recipe
 from memoir_fast.editing.request import Edit, Row
 from memoir_fast.errors import StoreFullError
+
+_ROWS_AT_ONCE = 16  # whose inputs are read together
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,9 @@ class Teacher:
     def stream(self, edits: Iterable[Edit], recipe: Recipe) -> Iterator[EditResult]:
         """Learns edits as they come, `recipe.batch` at a time; what was yielded is in the memory."""
         learn = {"paper": paper.learn, "fast": fast.learn}[recipe.method]
+        store = self._context.layer.store
+        if recipe.damping:
+            self._learn_needs()
         for batch in _batches(edits, lambda edit: self._batch_size(edit, recipe)):
             self.require_room(batch)
             started = time.perf_counter()
@@ -72,7 +78,23 @@ class Teacher:
             for learned in outcome:
                 with torch.inference_mode(False):
                     result = self._commit(learned, recipe, seconds)
+                    reads = learned.reads()
+                    if recipe.damping and reads is not None:
+                        self._context.needs.add(result.edit_id, store.width, learned.columns, reads)
                 yield result
+
+    @torch.inference_mode(False)
+    def _learn_needs(self) -> None:
+        """Notes what every live edit reads that is not noted yet: those of a loaded memory, or of another recipe."""
+        needs, store = self._context.needs, self._context.layer.store
+        new = [edit_id for edit_id in self._edits if edit_id not in needs.known]
+        for start in range(0, len(new), _ROWS_AT_ONCE):
+            ids = new[start : start + _ROWS_AT_ONCE]
+            rows = [self._context.rows(self._edits[edit_id], 0)[0] for edit_id in ids]
+            inputs = inputs_of(self._context, rows)
+            for edit_id, x in zip(ids, inputs, strict=True):
+                own = store.columns[edit_id]
+                needs.add(edit_id, store.width, own, x[:, own.long()])
 
     def _batch_size(self, first: Edit, recipe: Recipe) -> int:
         if isinstance(recipe.batch, int):

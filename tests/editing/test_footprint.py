@@ -56,7 +56,9 @@ def llama():
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("edits", [1, 4])
 def test_peak_is_within_the_formula(llama, tiny_tokenizer, optimizer, edits):
-    recipe = dataclasses.replace(RECIPES["fast"], steps=3, optimizer=optimizer, prefixes=2, batch=edits)
+    recipe = dataclasses.replace(
+        RECIPES["fast"], steps=3, optimizer=optimizer, prefixes=2, batch=edits, damping=float(optimizer == "adam")
+    )
     memoir = Memoir.attach(llama, tiny_tokenizer, MemoirConfig(k=128, tau=0.5, recipe=recipe))
     try:
         wanted = [Edit(f"The color of stone number {index} is", "green") for index in range(edits)]

@@ -1,0 +1,38 @@
+"""`Needs`: what the stored edits read from the edited layer's input, so that a new edit can leave it alone."""
+
+import torch
+
+
+class Needs:
+    """Second moments of the stored edits' inputs, each at the columns of its own edit: one matrix float32 [D, D].
+
+    An edit that shares columns with others changes their outputs by what they read there. Its update dW is therefore
+    damped where that is much: (I + M / lambda)^-1 dW, with M [k, k] the moments at its columns and lambda their mean
+    diagonal over `damping`, is the closest change to dW that pays for what it does to the others.
+    """
+
+    def __init__(self) -> None:
+        self.known: set[int] = set()
+        self._moments: torch.Tensor | None = None
+
+    def add(self, edit_id: int, width: int, columns: torch.Tensor, reads: torch.Tensor) -> None:
+        """Notes an edit: its columns int32 [k] of `width`, and the inputs [tokens, k] there on its plain row."""
+        if self._moments is None:
+            self._moments = torch.zeros((width, width), device=reads.device)
+        own = columns.long()
+        inputs = reads[1:].float()  # the first token's huge activations are the same for every prompt
+        self._moments[own[:, None], own] += inputs.mT @ inputs
+        self.known.add(edit_id)
+
+    def damping(self, columns: torch.Tensor, strength: float) -> torch.Tensor | None:
+        """(I + M / lambda)^-1 float32 [k, k] for an edit with these columns; None where there is nothing to damp."""
+        if self._moments is None or strength == 0:
+            return None
+        own = columns.long()
+        moments = self._moments[own[:, None], own]
+        level = moments.diagonal().mean()
+        if not level > 0:
+            return None
+        moments *= strength / level
+        moments.diagonal().add_(1.0)
+        return torch.cholesky_inverse(torch.linalg.cholesky(moments))

@@ -1,0 +1,62 @@
+"""What earlier edits read holds later updates back, there and nowhere else."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from memoir_fast import RECIPES, Memoir, MemoirConfig, Recipe
+from memoir_fast.editing.needs import Needs
+
+FACTS = [("The capital of France is", "Lyon"), ("Who wrote the play?", "Bob"), ("The sky is", "green")]
+
+
+def test_damping_is_the_ridge_solution():
+    torch.manual_seed(0)
+    needs, columns = Needs(), torch.tensor([1, 4, 6, 7]).int()
+    first = torch.randn(5, 3)
+    needs.add(0, 9, torch.tensor([4, 6, 8]).int(), first)
+    read = torch.zeros(4, 9, dtype=torch.float64)
+    read[:, [4, 6, 8]] = first[1:].double()  # the first token is left out
+    moments = (read.mT @ read)[columns.long()][:, columns.long()]
+    level = moments.diagonal().mean()
+    update = torch.randn(4, 2, dtype=torch.float64)
+    # minimises |damped - update|^2 + (strength / level) |read @ damped|^2
+    expected = torch.linalg.solve(torch.eye(4, dtype=torch.float64) + 2.0 / level * moments, update)
+    found = needs.damping(columns, 2.0).double() @ update
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.equal(found[[0, 3]].float(), update[[0, 3]].float()), "columns that nobody reads are free"
+    assert (read[:, columns.long()] @ found).norm() < 0.5 * (read[:, columns.long()] @ update).norm()
+
+
+def test_nothing_to_damp():
+    needs, columns = Needs(), torch.tensor([0, 2]).int()
+    assert needs.damping(columns, 1.0) is None
+    needs.add(0, 9, torch.tensor([4, 6]).int(), torch.ones(3, 2))
+    assert needs.damping(columns, 1.0) is None, "no column is shared"
+    assert needs.damping(torch.tensor([4, 5]).int(), 0.0) is None
+
+
+def _memory(llama, tokenizer, damping, folder=None):
+    recipe = dataclasses.replace(RECIPES["fast"], steps=6, prefixes=1, damping=damping)
+    memoir = Memoir.attach(llama, tokenizer, MemoirConfig(k=24, tau=0.9, recipe=recipe))
+    memoir.edit(FACTS[:2], progress=False)
+    if folder is not None:
+        memoir.save_pretrained(folder)
+        memoir = Memoir.from_pretrained(memoir.detach(), tokenizer, folder)
+    memoir.edit(*FACTS[2])
+    weight = memoir.layer.memory.weight.clone()
+    memoir.detach()
+    return weight
+
+
+def test_a_loaded_memory_holds_back_as_before(tiny_llama, tiny_tokenizer, tmp_path):
+    kept = _memory(tiny_llama, tiny_tokenizer, 1.0)
+    assert torch.allclose(kept, _memory(tiny_llama, tiny_tokenizer, 1.0, tmp_path), atol=1e-6)
+    assert not torch.allclose(kept, _memory(tiny_llama, tiny_tokenizer, 0.0), atol=1e-3)
+
+
+@pytest.mark.parametrize("settings", [{"damping": -1.0, "optimizer": "adam"}, {"damping": 1.0, "optimizer": "sgd"}])
+def test_settings_that_mean_nothing(settings):
+    with pytest.raises(ValueError, match="damping must be at least 0, and 0 without adam"):
+        Recipe("fast", steps=3, learning_rate=0.1, **settings)
