@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from memoir_fast import backends, ops
+from memoir_fast import Edit, Memoir, MemoirConfig, backends, ops
 from memoir_fast.errors import BackendError
 from memoir_fast.reference import masked_linear as reference
 
@@ -51,6 +51,29 @@ def test_a_module_runs_through_triton_from_the_prompt_to_the_gradient(draw, monk
         ops.masked_linear_add_(y.detach(), torch.cat([other, edited]), layer.memory, layer.columns, route)
     ops.mask_overlap(layer.store, layer.store)
     assert backends.last_used() == dict.fromkeys(backends.OPS, "triton")
+
+
+def test_a_language_model_generates_through_triton(draw, tiny_llama, tiny_tokenizer, monkeypatch):
+    prompt = "The capital of France is"
+    memoir = Memoir.attach(tiny_llama.to(draw.device), tiny_tokenizer, MemoirConfig(tau=0.9))
+    mask, columns = memoir._teacher()._context.hash(Edit(prompt, "Rome"))
+    memoir.layer.store.append(mask, columns)
+    memoir.layer.memory.weight.normal_(generator=torch.Generator(draw.device).manual_seed(0))
+    given = {name: value.to(draw.device) for name, value in tiny_tokenizer(prompt, return_tensors="pt").items()}
+
+    def generate(backend):
+        monkeypatch.setenv("MEMOIR_FAST_BACKEND", backend)
+        backends._last.clear()
+        return tiny_llama.generate(**given, max_new_tokens=4, do_sample=False), backends.last_used()
+
+    through_triton, used = generate("triton")
+    assert memoir.last_routes[0].edit_id == 0
+    assert used == dict.fromkeys(("prompt_feature", "tophash", "mask_match", "masked_linear_add_"), "triton")
+    by_reference, used = generate("reference")
+    assert set(used.values()) == {"reference"}
+    assert torch.equal(through_triton, by_reference)
+    with memoir.disabled():
+        assert not torch.equal(through_triton, generate("reference")[0]), "the memory changed nothing"
 
 
 def test_what_triton_cannot_serve_is_refused_with_the_reason(draw, monkeypatch):
