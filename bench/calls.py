@@ -12,28 +12,10 @@ from memoir_fast.kernels import (
     prompt_feature,
     tophash,
 )
+from shapes import LAYERS as LAYERS
+from shapes import Layer as Layer
 
 TOKENS_OF_PROMPT, TOKENS_OF_PREFILL, TOKENS_OF_CHUNK, TOKENS_OF_EDIT, EDITS = 512, 2048, 64, 220, 7000
-
-
-@dataclass(frozen=True)
-class Layer:
-    """An edited layer: D inputs, O outputs, k active columns."""
-
-    model: str
-    width: int
-    outputs: int
-    k: int
-
-
-LAYERS = (
-    Layer("Llama-3-8B", 14336, 4096, 4096),
-    Layer("Mistral-7B", 14336, 4096, 4096),
-    Layer("Llama-2-7B", 11008, 4096, 4096),
-    Layer("GPT-J", 16384, 4096, 4096),
-    Layer("Qwen2.5-7B", 18944, 3584, 4096),
-    Layer("SmolLM2", 1536, 576, 440),
-)
 
 
 @dataclass(frozen=True)
@@ -53,7 +35,7 @@ def _meta(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
 def calls(layer: Layer, dtype: torch.dtype = torch.bfloat16) -> list[Call]:
     """Every op at a layer's sizes. Floors count each input that is needed once and each output once."""
     width, outputs, k = layer.width, layer.outputs, layer.k
-    words, size, slab = 4 * -(-width // 128), dtype.itemsize, layer.k * layer.outputs
+    words, size, slab = layer.words, dtype.itemsize, layer.k * layer.outputs
     permutation, columns, memory = _meta(width), _meta(EDITS, k), _meta(width, outputs, dtype=dtype)
     store, query, count = _meta(EDITS, words), _meta(1, words), _meta()
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import measure
 import torch
+from bandwidth import share
 
 from memoir_fast import backends
 
@@ -112,9 +113,8 @@ def row_of(case: Case, settings: Settings, timer: measure.Timer) -> dict[str, An
     peers = {name: _usable(peer, prepared, sets[0]) for name, peer in prepared.peers.items()}
     runs = {OWN: prepared.run} | {name: peer.run for name, peer in peers.items() if isinstance(peer, Peer)}
     contenders: measure.Contenders = {name: lambda index, run=run: run(*sets[index]) for name, run in runs.items()}
-    contenders[measure.CEILING] = getattr(timer, prepared.ceiling)
-    modes = timer.modes(contenders, len(sets), settings.seconds)
-    headline = "graph cold" if OWN in modes.get("graph cold", {}) else "cold"
+    modes = timer.modes(contenders, len(sets), settings.seconds, prepared.ceiling, prepared.bytes)
+    headline = "graph cold" if OWN in modes.get("graph cold", ({},))[0] else "cold"
     figures = _figures(modes, headline, prepared, timer)
     return blank(
         case,
@@ -195,29 +195,32 @@ def _usable(peer: Peer | Absent, prepared: Prepared, inputs: tuple) -> Peer | Ab
     return peer
 
 
-def _figures(modes: dict[str, measure.Samples], headline: str, prepared: Prepared, timer: measure.Timer) -> dict:
-    own = measure.spread(modes[headline][OWN])
-    if measure.CEILING in modes[headline]:  # within a turn, so that a busy machine slows both sides
-        share = prepared.bytes / timer.ceiling_bytes * measure.ratio(modes[headline], measure.CEILING, OWN)
-    else:
-        ceiling = measure.spread(modes["cold"][measure.CEILING]).p50
-        share = prepared.bytes / own.p50 / (timer.ceiling_bytes / ceiling)
-    bandwidth = prepared.bytes / own.p50 / share
-    floor = {"bytes": prepared.bytes / bandwidth}
+def _figures(modes: measure.Modes, headline: str, prepared: Prepared, timer: measure.Timer) -> dict:
+    """Times by mode, and the share of the ceiling in the headline's; None for what an untrusted ceiling would tell."""
+    seconds = {mode: measure.spread(samples[OWN]) for mode, (samples, _) in modes.items() if OWN in samples}
+    ceilings = {
+        mode: bandwidth._asdict() | {"share": share(prepared.bytes / seconds[mode].p50, bandwidth)}
+        for mode, (_, bandwidth) in modes.items()
+        if bandwidth and mode in seconds
+    }
+    own, ceiling = seconds[headline].p50, ceilings[headline]
+    floor = {"bytes": prepared.bytes / ceiling["bytes_per_second"]} if ceiling["share"] is not None else {}
     if prepared.operations:
         floor["operations"] = prepared.operations / _rate(prepared, timer)
-    bound = max(floor, key=floor.__getitem__)
+    bound = max(floor, key=floor.__getitem__, default=None)
     return {
-        "seconds": {mode: vars(measure.spread(samples[OWN])) for mode, samples in modes.items() if OWN in samples},
+        "seconds": {mode: vars(taken) for mode, taken in seconds.items()},
         "bytes": prepared.bytes,
         "operations": prepared.operations,
-        "bytes_per_second": prepared.bytes / own.p50,
+        "bytes_per_second": prepared.bytes / own,
         "ceiling": prepared.ceiling,
-        "ceiling_bytes_per_second": bandwidth,
-        "share_of_ceiling": share,
-        "floor_seconds": floor[bound],
+        "ceilings": ceilings,
+        "ceiling_bytes_per_second": ceiling["bytes_per_second"],
+        "ceiling_trusted": ceiling["share"] is not None,
+        "share_of_ceiling": ceiling["share"],
+        "floor_seconds": floor[bound] if bound else None,
         "bound": bound,
-        "times_floor": own.p50 / floor[bound],
+        "times_floor": own / floor[bound] if bound else None,
     }
 
 
@@ -233,15 +236,15 @@ def _rate(prepared: Prepared, timer: measure.Timer) -> float:
 _rates: dict[tuple[str, torch.dtype], float] = {}
 
 
-def _peer_row(name: str, peer: Peer, modes: dict[str, measure.Samples], headline: str) -> dict[str, Any]:
+def _peer_row(name: str, peer: Peer, modes: measure.Modes, headline: str) -> dict[str, Any]:
     """Times by mode, and how many times longer than the op it takes, in the headline's mode where it has that."""
-    mode = headline if name in modes[headline] else "cold"
-    samples = modes[mode]
+    taken = {mode: samples for mode, (samples, _) in modes.items() if name in samples}
+    mode = headline if headline in taken else "cold"
     return {
         "same": peer.same,
         "mode": mode,
-        "seconds": {mode: vars(measure.spread(taken[name])) for mode, taken in modes.items() if name in taken},
-        "ratio": measure.ratio(samples, name, OWN),
+        "seconds": {mode: vars(measure.spread(samples[name])) for mode, samples in taken.items()},
+        "ratio": measure.ratio(taken[mode], name, OWN),
     }
 
 

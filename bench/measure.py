@@ -22,15 +22,17 @@ from statistics import median
 from typing import Any
 
 import torch
+from bandwidth import CEILING, Bandwidth, Mover, best, movers
 
 from memoir_fast import collect_env
 
 Contenders = dict[str, Callable[[int], object]]
 Samples = dict[str, list[float]]
+Modes = dict[str, tuple[Samples, Bandwidth | None]]
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAST_ROUNDS, MOST_ROUNDS = 5, 60
-CEILING = "ceiling"  # the contender that moves bytes and does nothing else
+PATIENCE = 2.5  # seconds after which the first contender's turns end, be they ever so few
 _FALLBACK_CACHE = 32 << 20
 _GRAPH_CALLS = 100
 
@@ -60,7 +62,8 @@ def ratio(samples: Samples, over: str, under: str) -> float:
 def in_turns(sample: dict[str, Callable[[], float]], seconds: float) -> Samples:
     """Takes one sample of each contender per turn, for about `seconds` per contender and at least 5 turns.
 
-    A contender that has used up twice its share sits out after its second sample; the first, the own one, never does.
+    A contender that has used up twice its share sits out after its second sample, one that has used up eight times as
+    much after its first. The first, the own one, never does; where it alone has taken `PATIENCE`, the turns end.
     """
     found: Samples = {name: [] for name in sample}
     started = time.perf_counter()
@@ -68,8 +71,10 @@ def in_turns(sample: dict[str, Callable[[], float]], seconds: float) -> Samples:
     for turn in range(MOST_ROUNDS):
         if turn >= LEAST_ROUNDS and time.perf_counter() - started > seconds * len(sample):
             break
+        if spent.get(first, 0.0) > PATIENCE:
+            break
         for name, take in sample.items():
-            if len(found[name]) >= 2 and spent[name] > 2 * seconds and name != first:
+            if name != first and found[name] and spent[name] > seconds * (2 if len(found[name]) > 1 else 8):
                 continue
             before = time.perf_counter()
             found[name].append(take())
@@ -84,38 +89,36 @@ class CpuTimer:
 
     def __init__(self) -> None:
         self.cache_bytes = _cpu_cache_bytes()
-        self._flush = torch.ones(max(4 * self.cache_bytes, 128 << 20) // 8, dtype=torch.int64)
+        self._flush = torch.ones(max(4 * self.cache_bytes, 128 << 20) // 4)
         self._target = torch.empty_like(self._flush)
 
     def sets_for(self, _: int) -> int:
         """Input sets that a case shall draw: one, since the cache is flushed."""
         return 1
 
-    def read(self, _: int = 0) -> Any:
-        """Reads as many bytes as `ceiling_bytes`."""
-        return self._flush.sum()
-
-    def copy(self, _: int = 0) -> Any:
-        """Reads and writes as many bytes as `ceiling_bytes`, half of them each."""
-        return self._target[: self._half].copy_(self._flush[: self._half])
+    def movers(self, kind: str, size: int) -> dict[str, Mover]:
+        """What reads or copies `size` bytes; see `bandwidth.movers`."""
+        return movers(kind, size, self._flush, self._target)
 
     @property
-    def _half(self) -> int:
-        return len(self._flush) // 2
+    def cold_bytes(self) -> int:
+        """Bytes that a cold ceiling moves: several times the cache."""
+        return self._flush.nbytes
 
-    @property
-    def ceiling_bytes(self) -> int:
-        """Bytes that one call of `read` or `copy` moves."""
-        return self._half * 2 * 8
+    def modes(self, contenders: Contenders, sets: int, seconds: float, kind: str, size: int) -> Modes:
+        """Samples of every contender, and the ceiling, by mode: cold moves far more than the cache, hot `size`."""
+        cold = self._mode(self.cold, contenders, seconds, self.movers(kind, self.cold_bytes))
+        quick = {name: run for name, run in contenders.items() if len(cold[0][name]) >= LEAST_ROUNDS}
+        if next(iter(contenders)) not in quick:  # too slow for the cache to matter
+            return {"cold": cold}
+        return {"cold": cold, "hot": self._mode(self.hot, quick, seconds, self.movers(kind, size))}
 
-    def modes(self, contenders: Contenders, sets: int, seconds: float) -> dict[str, Samples]:
-        """Samples of every contender, by mode."""
-        cold = self.cold(contenders, seconds)
-        slow = [name for name, taken in cold.items() if len(taken) < LEAST_ROUNDS]
-        return {
-            "cold": cold,
-            "hot": self.hot({name: contenders[name] for name in contenders if name not in slow}, seconds),
-        }
+    @staticmethod
+    def _mode(
+        take: Callable[[Contenders, float], Samples], contenders: Contenders, seconds: float, moving: dict[str, Mover]
+    ) -> tuple[Samples, Bandwidth | None]:
+        samples = take(contenders | {name: mover.run for name, mover in moving.items()}, seconds)
+        return {name: samples[name] for name in contenders}, best(samples, moving)
 
     def cold(self, contenders: Contenders, seconds: float) -> Samples:
         """Seconds of single calls, each after the cache was overwritten."""
@@ -170,23 +173,24 @@ class CudaTimer:
         """Input sets of `size` bytes that together exceed the cache three times, at most 1,024."""
         return max(1, min(1024, -(-3 * self.cache_bytes // max(size, 1))))
 
-    def copy(self, _: int = 0) -> Any:
-        """Reads and writes as many bytes as `ceiling_bytes`, half of them each."""
-        return self._target.copy_(self._source)
-
-    read = copy
+    def movers(self, kind: str, size: int) -> dict[str, Mover]:
+        """A copy of far more than the cache, whatever is asked for: reading alone is not faster."""
+        return {f"{CEILING}torch.Tensor.copy_": Mover(lambda _: self._target.copy_(self._source), 2 * self.cold_bytes)}
 
     @property
-    def ceiling_bytes(self) -> int:
-        """Bytes that one call of `copy` moves."""
-        return 2 * self._source.nbytes
+    def cold_bytes(self) -> int:
+        """Bytes of the buffer that is copied."""
+        return self._source.nbytes
 
-    def modes(self, contenders: Contenders, sets: int, seconds: float) -> dict[str, Samples]:
-        """Samples of every contender, by mode; a graph only of those that one can capture."""
-        found = {"cold": self.cold(contenders, seconds), "hot": self.hot(contenders, seconds)}
-        alone = {name: run for name, run in contenders.items() if name != CEILING}
-        for mode, used in (("graph cold", sets), ("graph hot", 1)):
-            found[mode] = self._graphs(alone, used, seconds)
+    def modes(self, contenders: Contenders, sets: int, seconds: float, kind: str, size: int) -> Modes:
+        """Samples of every contender, and the ceiling where it is one, by mode; a graph of what one can capture."""
+        ceiling = self.movers(kind, size)
+        cold = self.cold(contenders | {name: mover.run for name, mover in ceiling.items()}, seconds)
+        bandwidth = best(cold, ceiling)
+        found: Modes = {"cold": ({name: cold[name] for name in contenders}, bandwidth)}
+        found["hot"] = self.hot(contenders, seconds), None
+        found["graph cold"] = self._graphs(contenders, sets, seconds), bandwidth
+        found["graph hot"] = self._graphs(contenders, 1, seconds), None
         return found
 
     def cold(self, contenders: Contenders, seconds: float) -> Samples:
@@ -242,11 +246,14 @@ def timer_for(device: str) -> Timer:
     return CudaTimer() if device == "cuda" else CpuTimer()
 
 
-def ceilings(timer: Timer) -> dict[str, float]:
-    """Bytes per second of reading and of copying, and operations per second of matrix products, measured now."""
-    contenders: Contenders = {"read": timer.read, "copy": timer.copy}
-    samples = timer.cold(contenders, 0.2)
-    found = {f"{name}_bytes_per_second": timer.ceiling_bytes / median(taken) for name, taken in samples.items()}
+def ceilings(timer: Timer) -> dict[str, Any]:
+    """Bytes per second of reading and of copying, by which kernel, and operations per second of products, now."""
+    found: dict[str, Any] = {}
+    for kind in ("read", "copy"):
+        moving = timer.movers(kind, timer.cold_bytes)
+        bandwidth = best(timer.cold({name: mover.run for name, mover in moving.items()}, 0.2), moving)
+        if bandwidth:
+            found |= {f"{kind}_bytes_per_second": bandwidth.bytes_per_second, f"{kind}_kernel": bandwidth.kernel}
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         found[f"{name}_operations_per_second"] = timer.matrix_rate(dtype)

@@ -2,7 +2,7 @@
 
     python bench/plot.py [RESULT.json] [--folder bench/plots] [--format svg]
 
-Without a file, of each device's newest rows in bench/results/, as in the README.
+Without a file, of each device's newest whole run in bench/results/, as in the README.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from summary import place
-from table import merged, newest
+from table import newest
 
 HERE = Path(__file__).resolve().parent
 OPS = ("prompt_feature", "tophash", "mask_overlap", "mask_match", "masked_linear", "memory_update", "layer")
@@ -149,7 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
     if asked.result:
         wanted = [json.loads(asked.result.read_text(encoding="utf-8"))]
     else:
-        wanted = [merged(runs) for runs in newest().values()]
+        wanted = [figures for _, figures in newest().values()]
     for figures in wanted:
         for path in draw(figures, asked.folder, asked.format):
             print(path)

@@ -3,8 +3,8 @@
     python bench/run.py [--only NAME]... [--quick] [--gpu] [--json FILE] [--limit SECONDS] [--threads 1]
 
 NAME is one of those that --list prints. Without --json the figures of a whole run go to bench/results/cpu-<date>.json.
-The file is written after every benchmark, so that a run that is cut off leaves what it has. Exit code 1 where a result
-was wrong.
+After every benchmark what there is goes to FILE.part, which takes FILE's place at the end: a run that is cut off leaves
+its part, and never a half one where the README's table looks. Exit code 1 where a result was wrong.
 """
 
 import argparse
@@ -43,26 +43,44 @@ FORMAT = 1
 def rows(name: str, settings: Settings, timer: measure.Timer, until: float) -> Iterator[dict[str, Any]]:
     """The rows of one benchmark; those whose turn comes after `until` (of time.monotonic) say that time was up."""
     module = importlib.import_module(f"bench_{name}")
+    late = {"absent": "the time limit of the run was reached"}
+    for case in module.cases(settings) if hasattr(module, "cases") else ():
+        yield from rows_of([case], settings, timer) if time.monotonic() < until else [blank(case, **late)]
     if hasattr(module, "rows"):
-        if time.monotonic() < until:
-            yield from module.rows(settings, timer)
-        else:
-            yield {"bench": name, "case": "all", "parameters": {}, "absent": "the time limit of the run was reached"}
-        return
-    for case in module.cases(settings):
-        if time.monotonic() < until:
-            yield from rows_of([case], settings, timer)
-        else:
-            yield blank(case, absent="the time limit of the run was reached")
+        yield from _until(name, module.rows(settings, timer), until, late)
 
 
-def write(path: Path | None, figures: dict[str, Any]) -> None:
-    """Replaces the result file."""
+def _until(name: str, found: Iterator[dict[str, Any]], until: float, late: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """The rows for which there is time; the last one says that others were left out, or what they broke down with."""
+    rest = {"bench": name, "case": "the rest", "parameters": {}}
+    while time.monotonic() < until:
+        try:
+            row = next(found, None)
+        except Exception as error:  # a driver of many benchmarks: one that breaks becomes a failed row
+            yield rest | {"failed": f"{type(error).__name__}: {error}"[:300]}
+            return
+        if row is None:
+            return
+        yield row
+    yield rest | late
+
+
+def with_seconds(found: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows, each with the wall-clock seconds that it took, peers, checks and preparation included."""
+    before = time.monotonic()
+    for row in found:
+        yield row | {"row_seconds": round(time.monotonic() - before, 2)}
+        before = time.monotonic()
+
+
+def write(path: Path | None, figures: dict[str, Any], finished: bool = False) -> None:
+    """Puts the figures beside `path`, and in its place once the run is finished."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".tmp")
-        beside.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        beside.replace(path)
+        part = path.with_name(path.name + ".part")
+        part.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        if finished:
+            part.replace(path)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -98,20 +116,36 @@ def main(arguments: list[str] | None = None) -> int:
     )
     until = time.monotonic() + asked.limit
     timer = measure.timer_for(settings.device)
-    figures: dict[str, Any] = {"format": FORMAT, "quick": asked.quick, "machine": measure.machine(timer), "rows": []}
+    figures: dict[str, Any] = {
+        "format": FORMAT,
+        "quick": asked.quick,
+        "only": asked.only or [],
+        "machine": measure.machine(timer),
+        "rows": [],
+    }
     path = asked.json or (None if asked.quick or asked.only else RESULTS / default_name(figures["machine"]))
     started = time.monotonic()
     for name in [name for name in BENCHES if not asked.only or name in asked.only]:
-        for row in rows(name, settings, timer, until):
+        for row in with_seconds(rows(name, settings, timer, until)):
             figures["rows"].append(row)
-            print(f"{time.monotonic() - started:5.0f} s  {row['bench']}: {row['case']}", file=sys.stderr, flush=True)
+            taken, total = row["row_seconds"], time.monotonic() - started
+            print(f"{total:5.0f} s {taken:+6.1f}  {row['bench']}: {row['case']}", file=sys.stderr, flush=True)
         write(path, figures)
     figures["seconds"] = round(time.monotonic() - started, 1)
-    write(path, figures)
+    write(path, figures, finished=True)
     print(table(figures))
+    print(spent(figures))
     if path is not None:
         print(f"figures: {path}")
     return 1 if any("failed" in row for row in figures["rows"]) else 0
+
+
+def spent(figures: dict[str, Any]) -> str:
+    """One line: the seconds of every benchmark, and of all."""
+    of: dict[str, float] = {}
+    for row in figures["rows"]:
+        of[row["bench"]] = of.get(row["bench"], 0.0) + row["row_seconds"]
+    return f"{figures['seconds']:.0f} s: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in of.items())
 
 
 def default_name(machine: dict[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from bandwidth import MOST_TRUSTED
+
 MOST_LINES = 62
 
 
@@ -38,8 +40,15 @@ def lines(row: dict[str, Any]) -> list[str]:
     own = row["seconds"][row["headline"]]
     times = " ".join(f"{time_of(own[at]):>9}" for at in ("p50", "p20", "p80"))
     peers = ", ".join(f"{peer} {seen['ratio']:.3g}" for peer, seen in row["peers"].items() if "ratio" in seen)
-    rates = f"{row['bytes_per_second'] / 1e9:7.1f} {row['share_of_ceiling']:6.0%} {row['times_floor']:6.2f}"
+    over = f"{row['times_floor']:6.2f}" if row["times_floor"] else f"{'-':>6}"
+    rates = f"{row['bytes_per_second'] / 1e9:7.1f} {share_of(row):>6} {over}"
     return [f"{name:64} {times} {rates}  {peers}"]
+
+
+def share_of(row: dict[str, Any], untrusted: str = "-") -> str:
+    """The share of the ceiling in per cent, or `untrusted` where the ceiling cannot be trusted."""
+    share = row["share_of_ceiling"]
+    return untrusted if share is None or share > MOST_TRUSTED else f"{share:.0%}"
 
 
 def short(row: dict[str, Any]) -> str:

@@ -2,8 +2,8 @@
 
     python bench/table.py [--check]
 
-For each device the newest file of bench/results/ that has a row counts. What no file has is "not measured". --check
-writes nothing and exits with 1 where the README differs.
+For each device the newest whole run in bench/results/ counts. A row that it lacks is "not measured". --check writes
+nothing and exits with 1 where the README differs.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from summary import place, time_of
+from summary import place, share_of, time_of
 
 ROOT = Path(__file__).resolve().parent.parent
 README, RESULTS = ROOT / "README.md", ROOT / "bench" / "results"
@@ -35,45 +35,26 @@ OPS = (
 )
 
 
-Runs = dict[str, dict[str, tuple[str, dict[str, Any]]]]
+Runs = dict[str, tuple[str, dict[str, Any]]]
 
 
 def newest(results: Path = RESULTS) -> Runs:
-    """Per device, `cpu` first, file name and figures of each run on it, the newest first; quick runs do not count.
-
-    Runs on other processors, or in another number of threads, than the newest one on the CPU are left out.
-    """
-    found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    """Per device, `cpu` first, file name and figures of the newest whole run, neither quick nor of a part."""
+    runs: Runs = {}
     for path in sorted(results.glob("*.json")):
         figures = json.loads(path.read_text(encoding="utf-8"))
-        if "machine" not in figures or "rows" not in figures or figures.get("quick"):
+        if "machine" not in figures or "rows" not in figures or figures.get("quick") or figures.get("only"):
             continue
         device = "cpu" if figures["machine"]["device"] == "cpu" else place(figures["machine"])
-        found.setdefault(device, []).append((path.name, figures))
-    runs: Runs = {}
-    for device in sorted(found, key=lambda device: (device != "cpu", device)):
-        ordered = sorted(found[device], key=lambda run: run[1]["machine"]["date"], reverse=True)
-        kind = _kind(ordered[0][1]["machine"])
-        runs[device] = {name: (name, figures) for name, figures in ordered if _kind(figures["machine"]) == kind}
-    return runs
-
-
-def merged(runs: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-    """One device's runs as one: each row from the newest that has it, the machine from the newest."""
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for _, figures in runs.values():
-        for row in figures["rows"]:
-            if "seconds" in row or "figures" in row:
-                rows.setdefault((row["bench"], row["case"]), row)
-    return {"machine": next(iter(runs.values()))[1]["machine"], "rows": list(rows.values())}
-
-
-def _kind(machine: dict[str, Any]) -> tuple[str, int]:
-    return place(machine), machine["threads"]
+        if device not in runs or figures["machine"]["date"] >= runs[device][1]["machine"]["date"]:
+            runs[device] = path.name, figures
+    return dict(sorted(runs.items(), key=lambda run: (run[0] != "cpu", run[0])))
 
 
 def _row(figures: dict[str, Any], bench: str, case: str) -> dict[str, Any] | None:
-    return next((row for row in figures["rows"] if (row["bench"], row["case"]) == (bench, case)), None)
+    """The row with a time, where there is one."""
+    named = (row for row in figures["rows"] if (row["bench"], row["case"]) == (bench, case))
+    return next((row for row in named if "seconds" in row), None)
 
 
 def section(runs: Runs) -> str:
@@ -90,7 +71,7 @@ def section(runs: Runs) -> str:
         f"| --- |{' --- |' * len(head)}",
     ]
     for label, bench, case in OPS:
-        cells = [_cell(_row(merged(runs[device]), bench, case)) for device in columns]
+        cells = [_cell(_row(runs[device][1], bench, case)) for device in columns]
         cells += [NOT_MEASURED] * (len(head) - len(cells))
         lines.append(f"| {label} | {' | '.join(cells)} |")
     lines += ["", *_whole(runs), "", *_sources(runs)]
@@ -103,14 +84,14 @@ def _cell(row: dict[str, Any] | None) -> str:
     peers = [f"{name} {seen['ratio']:.3g}x" for name, seen in row["peers"].items() if "ratio" in seen]
     own, hot = row["seconds"][row["headline"]]["p50"], row["seconds"].get(row["headline"].replace("cold", "hot"))
     again = f" ({time_of(hot['p50'])} hot)" if hot else ""
-    return f"**{time_of(own)}**{again}, {row['share_of_ceiling']:.0%}; " + "; ".join(peers)
+    return f"**{time_of(own)}**{again}, " + "; ".join([share_of(row, "ceiling not trusted"), *peers])
 
 
 def _whole(runs: Runs) -> list[str]:
     """Whole models: tokens per second, and learning."""
     lines = ["| whole models | figure | target |", "| --- | --- | --- |"]
-    for device, own in runs.items():
-        for row in merged(own)["rows"]:
+    for device, (_, figures) in runs.items():
+        for row in figures["rows"]:
             for target in row.get("targets", ()):
                 reached = "reached" if target["value"] >= target["least"] else "missed"
                 where = "" if device == "cpu" else f", {device}"
@@ -124,7 +105,7 @@ def _whole(runs: Runs) -> list[str]:
 def _sources(runs: Runs) -> list[str]:
     """Where every column comes from."""
     lines = []
-    for name, figures in (run for own in runs.values() for run in own.values()):
+    for name, figures in runs.values():
         machine = figures["machine"]
         threads = ""
         if machine["device"] == "cpu":

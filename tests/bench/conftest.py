@@ -26,7 +26,7 @@ def timer(bench):
     """A CPU timer with small buffers."""
     measure = bench("measure")
     timer = measure.CpuTimer()
-    timer._flush = torch.ones(1 << 16, dtype=torch.int64)
+    timer._flush = torch.ones(1 << 17)
     timer._target = torch.empty_like(timer._flush)
     return timer
 

@@ -19,8 +19,10 @@ def test_right_case_has_times_and_figures(bench, doubling, timer, settings):
     own = row["seconds"]["cold"]["p50"]
     assert row["bytes_per_second"] == pytest.approx(8000 / own)
     assert row["share_of_ceiling"] == pytest.approx(8000 / own / row["ceiling_bytes_per_second"])
-    assert row["ceiling"] == "copy"
+    assert row["ceiling"] == "copy" and row["ceiling_trusted"]
     assert row["times_floor"] == pytest.approx(1 / row["share_of_ceiling"])
+    assert row["ceilings"]["cold"]["bytes"] == timer.cold_bytes and row["ceilings"]["hot"]["bytes"] == 8000
+    assert all(ceiling["kernel"] and ceiling["blocks"] >= 2 for ceiling in row["ceilings"].values())
 
 
 def test_wrong_kernel_gets_no_time(bench, doubling, timer, settings):
@@ -90,6 +92,16 @@ def test_contenders_take_turns_and_slow_ones_sit_out(bench):
     assert order[:4] == ["own", "slow", "own", "slow"]
     assert len(samples["slow"]) == 2 and len(samples["own"]) >= measure.LEAST_ROUNDS
     assert measure.ratio(samples, "slow", "own") == pytest.approx(20)
+    samples = measure.in_turns({"own": sample("own", 0.001), "slow": sample("slow", 0.06)}, seconds=0.005)
+    assert len(samples["slow"]) == 1, "eight times its share in one call"
+
+
+def test_slow_case_is_timed_once(bench, doubling, timer, settings, monkeypatch):
+    """Where one call takes longer than the patience, there is a time and no second one, and nothing is timed hot."""
+    monkeypatch.setattr(bench("measure"), "PATIENCE", 0.01)
+    (row,) = bench("cases").rows_of([doubling(sleep=0.02)], settings, timer)
+    assert set(row["seconds"]) == {"cold"} and row["seconds"]["cold"]["samples"] == 1
+    assert row["peers"]["right"]["ratio"] < 1 and row["share_of_ceiling"] > 0
 
 
 def test_cold_means_after_a_flush(bench, timer):

@@ -100,3 +100,51 @@ def test_match_oracle_is_the_reference(bench):
     for found, expected in zip(match_cases.in_blocks(*arguments), reference.mask_match(*arguments), strict=True):
         assert found.tolist() == expected.tolist()
     assert match_cases.in_blocks(*arguments)[0][0] == 700
+
+
+@pytest.fixture
+def counting(bench, small_timer, monkeypatch):
+    """The driver with one benchmark that gives three rows and then raises."""
+    run = bench("run")
+
+    def rows(settings, timer):
+        for case in range(3):
+            yield {"bench": "edit", "case": str(case), "parameters": {}, "absent": "only counted"}
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr(bench("bench_edit"), "rows", rows)
+    return run
+
+
+def test_benchmark_that_raises_leaves_its_rows_and_fails(counting, tmp_path, capsys):
+    path = tmp_path / "result.json"
+    assert counting.main(["--quick", "--only", "edit", "--json", str(path)]) == 1
+    *rows, last = json.loads(path.read_text())["rows"]
+    assert [row["case"] for row in rows] == ["0", "1", "2"]
+    assert last["failed"] == "RuntimeError: no more"
+    assert all(row["row_seconds"] >= 0 for row in rows)
+    assert "edit 0" in capsys.readouterr().out, "the seconds of each benchmark are printed last"
+
+
+def test_cut_off_run_leaves_its_part_beside_an_older_file(counting, bench, tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    path.write_text("the older one")
+    monkeypatch.setattr(counting, "table", lambda _: pytest.fail("the run should have been interrupted"))
+
+    def interrupted(settings, timer):
+        yield {"bench": "tophash", "case": "first", "parameters": {}, "absent": "only counted"}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(counting, "BENCHES", ("edit", "tophash"))
+    monkeypatch.setattr(bench("bench_tophash"), "cases", lambda _: ())
+    monkeypatch.setattr(bench("bench_tophash"), "rows", interrupted, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        counting.main(["--quick", "--json", str(path)])
+    assert path.read_text() == "the older one"
+    assert len(json.loads((tmp_path / "result.json.part").read_text())["rows"]) == 4
+
+
+def test_whole_run_names_one_file_and_a_part_of_it_none(bench):
+    run = bench("run")
+    machine = {"device": "cpu"}
+    assert run.default_name(machine).startswith("cpu-2") and run.default_name(machine).endswith(".json")

@@ -42,27 +42,42 @@ def figures():
 
 
 def test_measured_is_shown_with_its_source(bench, figures):
-    text = bench("table").section({"cpu": {"x": ("cpu-2026-01-01.json", figures)}})
+    text = bench("table").section({"cpu": ("cpu-2026-01-01.json", figures)})
     assert "| mask_match, 1 query, 7,000 edits | **2.34 ms** (1 ms hot), 91%; numpy 6.54x | not measured |" in text
     assert "| m: decode | 0.98x | >= 0.99x, missed |" in text
     assert "(bench/results/cpu-2026-01-01.json)" in text and "faiss" not in text
 
 
-def test_newest_run_that_has_a_row_counts(bench, figures, tmp_path):
-    for name, date, quick in (("a", "2026-01-04", True), ("b", "2026-01-02", False), ("c", "2026-01-01", False)):
-        one = copy.deepcopy(figures) | {"quick": quick}
+def test_newest_whole_run_counts(bench, figures, tmp_path):
+    for name, date, more in (
+        ("a", "2026-01-05", {"quick": True}),
+        ("b", "2026-01-04", {"only": ["tophash"]}),
+        ("c", "2026-01-02", {}),
+        ("d", "2026-01-03", {}),
+        ("e", "2026-01-01", {}),
+    ):
+        one = copy.deepcopy(figures) | more
         one["machine"]["date"] = date
         one["rows"][0]["seconds"]["cold"]["p50"] = int(date[-1]) * 1e-3
         (tmp_path / f"cpu-{name}.json").write_text(json.dumps(one))
-    part = copy.deepcopy(figures) | {"rows": []}
-    part["machine"]["date"] = "2026-01-03"
-    (tmp_path / "cpu-d.json").write_text(json.dumps(part))
-    part["machine"] |= {"date": "2025-12-31", "processor": {"name": "another"}}
-    (tmp_path / "cpu-e.json").write_text(json.dumps(part))
+    (tmp_path / "cpu-f.json.part").write_text("{")
     (tmp_path / "other.json").write_text("{}")
     runs = bench("table").newest(tmp_path)
-    assert list(runs["cpu"]) == ["cpu-d.json", "cpu-b.json", "cpu-c.json"]
-    assert "**2 ms**" in bench("table").section(runs)
+    assert {device: name for device, (name, _) in runs.items()} == {"cpu": "cpu-d.json"}
+    assert "**3 ms**" in bench("table").section(runs)
+
+
+def test_row_that_could_not_be_timed_is_not_measured(bench, figures):
+    figures["rows"][0] = {"bench": "mask_match", "case": "1 query, N=7,000, D=14336", "absent": "no memory"}
+    text = bench("table").section({"cpu": ("x", figures)})
+    assert "| mask_match, 1 query, 7,000 edits | not measured | not measured |" in text
+
+
+def test_share_of_an_untrusted_ceiling_is_not_shown(bench, figures):
+    for share in (None, 1.06):
+        figures["rows"][0]["share_of_ceiling"] = share
+        text = bench("table").section({"cpu": ("x", figures)})
+        assert "(1 ms hot), ceiling not trusted; numpy 6.54x" in text and "%" not in text
 
 
 def test_page_without_markers_is_refused(bench):
@@ -72,6 +87,6 @@ def test_page_without_markers_is_refused(bench):
 
 def test_plots_of_the_newest_results(bench, tmp_path):
     pytest.importorskip("matplotlib", reason="plots are drawn by matplotlib, the extra `plots`")
-    for runs in bench("table").newest().values():
-        files = bench("plot").draw(bench("table").merged(runs), tmp_path)
-        assert len(files) == 4 and all(file.read_text().startswith("<?xml") for file in files)
+    for _, figures in bench("table").newest().values():
+        files = bench("plot").draw(figures, tmp_path)
+        assert len(files) == len(bench("plot").PLOTS) and all(file.read_text().startswith("<?xml") for file in files)
