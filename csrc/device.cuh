@@ -23,19 +23,56 @@
 #define HAS_BIT_MMA 0
 #endif
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define HAS_DEPENDENT_LAUNCH 1
+#else
+#define HAS_DEPENDENT_LAUNCH 0
+#endif
+
 namespace memoir {
 
-// 16 bytes that nobody reads again soon: past the first-level cache.
+// Programmatic dependent launch. A kernel so launched may start while the kernels before it still run or write: until
+// this wait it must read nothing that they might write, the store included, and write nothing at all, because the memory
+// of its outputs may still be theirs. Every thread waits, so that a kernel's end implies the end of those before it.
+DEVICE void wait_for_predecessors() {
+#if HAS_DEPENDENT_LAUNCH
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Lets the next kernel start, and wait, while this one runs.
+DEVICE void admit_successor() {
+#if HAS_DEPENDENT_LAUNCH
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Fetches the line of `from` into the second-level cache, for use after the wait. No value reaches the kernel and the
+// second level is coherent, so this is right even where the line is still being written.
+DEVICE void prefetch_line(const uint4* from) {
+#if HAS_DEPENDENT_LAUNCH
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+#endif
+}
+
+// 16 bytes that nobody reads again soon: past the first-level cache. Volatile, as is the next one, lest the compiler
+// move it before the wait; and not by the read-only path, since an earlier kernel may write there until then.
 DEVICE uint4 load_streaming(const uint4* from) {
   uint4 value;
-  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-      : "l"(from));
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(from));
   return value;
 }
 
 // 16 bytes that every warp reads: through the first-level cache.
-DEVICE uint4 load_cached(const uint4* from) { return __ldg(from); }
+DEVICE uint4 load_cached(const uint4* from) {
+  uint4 value;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(from));
+  return value;
+}
 
 DEVICE int count_bits(unsigned int word) { return __popc(word); }
 

@@ -2,12 +2,22 @@
 
 namespace memoir {
 
+cudaError_t describe(int device, Gpu& gpu) {
+  int major = 0;
+  cudaFuncAttributes code{};
+  cudaError_t error = cudaDeviceGetAttribute(&gpu.multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&code, popc_scan<1, false>);
+  gpu.bit_mma = (major == 8 || major == 9) && code.ptxVersion >= 80;  // HAS_BIT_MMA
+  gpu.dependent_launch = code.ptxVersion >= 90;                       // HAS_DEPENDENT_LAUNCH
+  return error;
+}
+
 Kernel choose_kernel(int64_t queries, const Gpu& gpu) {
   if (queries <= 1) return Kernel::popc1;
   if (queries <= 2) return Kernel::popc2;
-  const bool bit_mma = gpu.major == 8 || gpu.major == 9;
-  if (queries <= 3 || (queries <= 4 && !bit_mma)) return Kernel::popc4;
-  if (!bit_mma) return Kernel::popc8;
+  if (queries <= 3 || (queries <= 4 && !gpu.bit_mma)) return Kernel::popc4;
+  if (!gpu.bit_mma) return Kernel::popc8;
   return queries <= SmallTiling::kQueries ? Kernel::mma_small : Kernel::mma_large;
 }
 

@@ -34,10 +34,9 @@ cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
-Gpu describe(int32_t device) {
+Gpu gpu_of(int32_t device) {
   Gpu gpu{};
-  check(cudaDeviceGetAttribute(&gpu.multiprocessors, cudaDevAttrMultiProcessorCount, device));
-  check(cudaDeviceGetAttribute(&gpu.major, cudaDevAttrComputeCapabilityMajor, device));
+  check(describe(device, gpu));
   return gpu;
 }
 
@@ -76,7 +75,7 @@ Tensor mask_overlap(const Tensor& query_in, const Tensor& store_in) {
   const Tensor overlap = torch::stable::new_empty(query_in, {queries, rows});
   if (queries == 0 || rows == 0) return overlap;
   const Tensor query = with_aligned_rows(query_in), store = with_aligned_rows(store_in);
-  const Gpu gpu = describe(device);
+  const Gpu gpu = gpu_of(device);
   const Kernel kernel = choose_kernel(queries, gpu);
   Scan scan = scan_of(query, store, kernel);
   scan.overlap = static_cast<int32_t*>(overlap.mutable_data_ptr());
@@ -98,22 +97,18 @@ std::tuple<Tensor, Tensor> mask_match(const Tensor& query_in, const Tensor& stor
   const Tensor overlap = torch::stable::new_empty(query_in, {queries});
   if (queries == 0) return {edit, overlap};
   const Tensor query = with_aligned_rows(query_in), store = with_aligned_rows(store_in);
-  const Gpu gpu = describe(device);
+  const Gpu gpu = gpu_of(device);
   const Kernel kernel = choose_kernel(queries, gpu);
   Scan scan = scan_of(query, store, kernel);
 
-  // best [queries] as 64 bits, then finished [query_tiles] as 32 bits; both start at zero.
-  const int64_t bytes = queries * 8 + scan.query_tiles * int64_t{4};
-  const Tensor workspace = torch::stable::new_empty(query, {(bytes + 7) / 8}, ScalarType::Long);
-  const cudaStream_t stream = current_stream(device);
-  check(cudaMemsetAsync(workspace.mutable_data_ptr(), 0, bytes, stream));
-  scan.best = static_cast<unsigned long long*>(workspace.mutable_data_ptr());
+  const Tensor scratch = torch::stable::new_empty(query, {scan.scratch_words()}, ScalarType::Long);
+  scan.best = static_cast<unsigned long long*>(scratch.mutable_data_ptr());
   scan.finished = reinterpret_cast<unsigned int*>(scan.best + queries);
   scan.count = static_cast<const int32_t*>(count.const_data_ptr());
   scan.edit = static_cast<int32_t*>(edit.mutable_data_ptr());
   scan.overlap = static_cast<int32_t*>(overlap.mutable_data_ptr());
   scan.min_overlap = min_overlap;
-  check(launch_mask_match(scan, kernel, gpu, stream));
+  check(launch_mask_match(scan, kernel, gpu, current_stream(device)));
   return {edit, overlap};
 }
 

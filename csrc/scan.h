@@ -25,8 +25,10 @@ struct Scan {
   const int32_t* count;  // rows to look at, on the device
   int32_t* edit;         // [queries]
   int64_t min_overlap;
-  unsigned long long* best;  // [queries], zero at launch: see match_key
-  unsigned int* finished;    // [query_tiles], zero at launch: blocks that have reported
+  unsigned long long* best;  // [queries], zero at the scan: see match_key
+  unsigned int* finished;    // [query_tiles], zero at the scan: blocks that have reported; right behind `best`
+
+  int64_t scratch_words() const { return queries + (query_tiles + 1) / 2; }  // 64 bits each, `best` and `finished`
 };
 
 }  // namespace memoir

@@ -49,11 +49,13 @@ def disassemble(extension):
 @pytest.mark.parametrize("architecture", architectures() or ["none"])
 def test_instructions(disassemble, architecture):
     kernels = disassemble(architecture)
-    assert len(kernels) == 12  # six kernels, for mask_overlap and for mask_match
+    assert len(kernels) == 13  # six kernels, for mask_overlap and for mask_match, and what clears their scratch memory
     for name, instructions in kernels.items():
         assert "EXIT" in instructions
         assert not [i for i in instructions if i.split(".")[0] in ("LDL", "STL")], f"{name} spills"
-        if "popc_scan" in name:
+        if "clear_scratch" in name:
+            assert [i for i in instructions if i.startswith("STG")]
+        elif "popc_scan" in name:
             loads = [i for i in instructions if i.startswith("LDG") and ".128" in i]
             streaming = [i for i in loads if ".NA" in i]
             assert "POPC" in instructions or "UPOPC" in instructions
@@ -66,3 +68,21 @@ def test_instructions(disassemble, architecture):
             assert "POPC" not in instructions
         else:
             assert len(instructions) < 40, f"{name} holds a matrix product that this architecture only emulates"
+
+
+@pytest.mark.parametrize("architecture", architectures() or ["none"])
+def test_dependent_launch(disassemble, architecture):
+    """From sm_90 on, kernels of POPC wait for those before them (ACQBULK), and only prefetch (CCTL.E.PF2) until then."""
+    wait, prefetch, admit = "ACQBULK", "CCTL.E.PF2", "PREEXIT"
+    memory = ("LD", "ST", "ATOM", "RED")
+    for name, instructions in disassemble(architecture).items():
+        found = {wait, prefetch, admit} & set(instructions)
+        if "mma_scan" in name or architecture.startswith("8."):
+            assert not found, f"{name} holds {found}"
+            continue
+        assert found == {wait, prefetch if "popc_scan" in name else admit}, name
+        before = instructions[: instructions.index(wait)]
+        touched = [i for i in before if i.startswith(memory) and not i.startswith("LDC")]
+        assert not touched, f"{name} touches memory before it waits: {touched}"
+        if "popc_scan" in name:
+            assert prefetch in before

@@ -56,6 +56,7 @@ struct Block {
   std::barrier<> barrier;
   std::vector<std::unique_ptr<Warp>> warps;
   std::atomic<int> holding{0};
+  std::once_flag waited;
 };
 
 inline Block* block = nullptr;
@@ -70,6 +71,9 @@ inline thread_local std::vector<std::vector<PendingCopy>> pending(1);
 inline Warp& warp() { return *block->warps[threadIdx.x / kLanes]; }
 inline int lane() { return static_cast<int>(threadIdx.x % kLanes); }
 
+inline void admit_successor() {}
+inline void prefetch_line(const uint4* from) { static_cast<void>(*reinterpret_cast<const volatile unsigned int*>(from)); }
+
 inline uint4 load_streaming(const uint4* from) { return *from; }
 inline uint4 load_cached(const uint4* from) { return *from; }
 inline int count_bits(unsigned int word) { return __builtin_popcount(word); }
@@ -81,6 +85,14 @@ T from_lane(T value, int apart) {
 }
 
 inline void block_barrier() { block->barrier.arrive_and_wait(); }
+
+// The kernel before this one: ends when all threads of the block wait, and only then leaves its results.
+inline std::function<void()> predecessor;
+inline void wait_for_predecessors() {
+  block_barrier();
+  std::call_once(block->waited, predecessor);
+}
+
 inline bool any_thread(bool holds) {
   block->holding += holds;
   block_barrier();
@@ -140,11 +152,12 @@ inline void run_grid(int blocks, int threads, const std::function<int(int)>& ord
   for (int i = 0; i < blocks; ++i) {
     Block current(threads);
     block = &current;
+    const int index = order(i);
     std::vector<std::thread> running;
     for (int t = 0; t < threads; ++t) {
       running.emplace_back([&, t] {
         threadIdx.x = t;
-        blockIdx.x = order(i);
+        blockIdx.x = index;
         blockDim.x = threads;
         gridDim.x = blocks;
         kernel();

@@ -3,15 +3,32 @@
 #include <cstring>
 #include <vector>
 
+#include "clear_scratch.cuh"
 #include "overlap_kernels.cuh"
 
 namespace {
 
 using memoir::Scan;
 
+// Memory that an earlier kernel still writes: garbage until the wait of each block, then `values`.
+template <class T>
+class Late {
+ public:
+  Late(const T* values, size_t size) : values_(values, values + size), memory_(size) {}
+  T* memory() { return memory_.data(); }
+  void spoil() { std::memset(static_cast<void*>(memory_.data()), 0xa5, memory_.size() * sizeof(T)); }
+  void arrive() { std::copy(values_.begin(), values_.end(), memory_.begin()); }
+
+ private:
+  std::vector<T> values_, memory_;  // of exactly the size, so that a sanitizer sees a read past the end
+};
+
 template <int kQueries>
-void popc(const Scan& scan, bool match, int blocks, int threads) {
-  const auto backwards = [=](int i) { return blocks * scan.query_tiles - 1 - i; };
+void popc(const Scan& scan, bool match, int blocks, int threads, const std::function<void()>& spoil) {
+  const auto backwards = [=](int i) {
+    spoil();
+    return blocks * scan.query_tiles - 1 - i;
+  };
   memoir::run_grid(blocks * scan.query_tiles, threads, backwards, [&] {
     match ? memoir::popc_scan<kQueries, true>(scan) : memoir::popc_scan<kQueries, false>(scan);
   });
@@ -35,40 +52,54 @@ extern "C" void run_scan(int kernel, int blocks, int threads, const int32_t* que
                          int32_t* overlap) {
   const int per_tile =
       kernel > 0 ? kernel : kernel == -1 ? memoir::SmallTiling::kQueries : memoir::LargeTiling::kQueries;
-  std::vector<unsigned long long> best(queries, 0);
-  std::vector<unsigned int> finished(queries, 0);
-  // Copies of exactly the size, so that a sanitizer sees a read past the end.
-  std::vector<uint4> queries_copy(static_cast<size_t>(queries) * words / 4);
-  std::vector<uint4> store_copy(static_cast<size_t>(rows) * words / 4);
-  std::memcpy(static_cast<void*>(queries_copy.data()), query, queries_copy.size() * sizeof(uint4));
-  if (rows != 0) std::memcpy(static_cast<void*>(store_copy.data()), store, store_copy.size() * sizeof(uint4));
-
+  const size_t pieces = words / 4;
+  Late<uint4> late_queries(reinterpret_cast<const uint4*>(query), queries * pieces);
+  Late<uint4> late_store(reinterpret_cast<const uint4*>(store), rows * pieces);
+  Late<int32_t> late_count(count, count == nullptr ? 0 : 1);
+  const auto spoil = [&] {
+    late_queries.spoil();
+    late_store.spoil();
+    late_count.spoil();
+  };
   Scan scan{};
-  scan.query = queries_copy.data();
-  scan.store = store_copy.data();
+  scan.query = late_queries.memory();
+  scan.store = late_store.memory();
   scan.query_stride = scan.store_stride = scan.pieces = words / 4;
   scan.queries = queries;
   scan.rows = rows;
   scan.query_tiles = (queries + per_tile - 1) / per_tile;
   scan.overlap = overlap;
-  scan.count = count;
+  scan.count = late_count.memory();
   scan.edit = edit;
   scan.min_overlap = min_overlap;
-  scan.best = best.data();
-  scan.finished = finished.data();
   const bool match = count != nullptr;
+  std::vector<unsigned long long> scratch(scan.scratch_words());
+  if (match) {
+    memoir::predecessor = [&] { std::fill(scratch.begin(), scratch.end(), ~0ull); };
+    memoir::run_grid(1, memoir::kClearThreads, [](int i) { return i; },
+                     [&] { memoir::clear_scratch(scratch.data(), scan.scratch_words()); });
+  }
+  memoir::predecessor = [&] {
+    late_queries.arrive();
+    late_store.arrive();
+    late_count.arrive();
+  };
+  scan.best = scratch.data();
+  scan.finished = reinterpret_cast<unsigned int*>(scan.best + queries);
   switch (kernel) {
     case 1:
-      return popc<1>(scan, match, blocks, threads);
+      return popc<1>(scan, match, blocks, threads, spoil);
     case 2:
-      return popc<2>(scan, match, blocks, threads);
+      return popc<2>(scan, match, blocks, threads, spoil);
     case 4:
-      return popc<4>(scan, match, blocks, threads);
+      return popc<4>(scan, match, blocks, threads, spoil);
     case 8:
-      return popc<8>(scan, match, blocks, threads);
-    case -1:
+      return popc<8>(scan, match, blocks, threads, spoil);
+    case -1:  // launched behind its predecessors
+      memoir::predecessor();
       return mma<memoir::SmallTiling>(scan, match);
     default:
+      memoir::predecessor();
       return mma<memoir::LargeTiling>(scan, match);
   }
 }
