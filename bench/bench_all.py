@@ -17,7 +17,7 @@ from memoir_fast.generation import load_model
 from memoir_fast.jsonl import facts
 
 SETTINGS = Settings(device="cuda" if torch.cuda.is_available() else "cpu", compile=False, peers=False)
-OPS = ("prompt_feature", "tophash", "mask_overlap", "mask_match", "masked_linear", "memory_update", "layer")
+OPS = ("prompt_feature", "tophash", "mask_overlap", "mask_match", "masked_linear", "memory_update", "layer", "sketch")
 CASES = [case for op in OPS for case in importlib.import_module(f"bench_{op}").cases(SETTINGS)]
 
 

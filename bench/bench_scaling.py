@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import bench_mask_match
 import bench_masked_linear
 import bench_prompt_feature
 import bench_tophash
-import match_cases
 import measure
 import torch
 from bench_generate import bare_tokenizer
@@ -39,10 +39,10 @@ def sweep() -> Iterator[Case]:
     for stored in (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000):
         numbers = LLAMA.sizes | {"N": stored, "B": 1}
         need = 2 * 4 * LLAMA.words * stored + (1 << 30)
-        yield case("mask_match", f"N={stored:,}", numbers, match_cases.make, LLAMA, 1, stored, needs_bytes=need)
+        yield case("mask_match", f"N={stored:,}", numbers, bench_mask_match.make, LLAMA, 1, stored, needs_bytes=need)
     for queries in (1, 2, 4, 8, 16, 32):
         numbers = LLAMA.sizes | {"N": 7_000, "B": queries}
-        yield case("mask_match", f"B={queries}", numbers, match_cases.make, LLAMA, queries, 7_000)
+        yield case("mask_match", f"B={queries}", numbers, bench_mask_match.make, LLAMA, queries, 7_000)
     products = [(f"k={k}", replace(LLAMA, k=k), 1) for k in (512, 1024, 2048, 4096, 8192)]
     products += [(f"S={tokens}", LLAMA, tokens) for tokens in (1, 4, 16, 64)]
     for name, layer, tokens in products:

@@ -140,9 +140,22 @@ def check(prepared: Prepared, inputs: tuple) -> None:
     prepared.check(inputs, result)
 
 
+def most_rows(device: str) -> int:
+    """How many rows of a result are compared with a slow reference: all on a GPU, a second.s worth on a CPU."""
+    return 1 << 30 if device == "cuda" else 128
+
+
 def rotated(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor that a kernel shall find outside of the cache: a copy per input set on a GPU, which rotates the sets."""
     return tensor.clone() if tensor.is_cuda else tensor
+
+
+def some_rows(count: int, most: int, device: str) -> torch.Tensor:
+    """Row numbers that a check looks at: all, or where they are more than `most` the first, the last and some drawn."""
+    if count <= most:
+        return torch.arange(count, device=device)
+    drawn = torch.randperm(count - 2, device=device)[: most - 2] + 1
+    return torch.cat([drawn.new_tensor([0, count - 1]), drawn]).sort().values
 
 
 def require_close(result: torch.Tensor, expected: torch.Tensor, what: str) -> None:
@@ -245,6 +258,7 @@ def _peer_row(name: str, peer: Peer, modes: measure.Modes, headline: str) -> dic
         "mode": mode,
         "seconds": {mode: vars(measure.spread(samples[name])) for mode, samples in taken.items()},
         "ratio": measure.ratio(taken[mode], name, OWN),
+        "ratios": {mode: measure.ratio(samples, name, OWN) for mode, samples in taken.items()},
     }
 
 

@@ -1,6 +1,7 @@
 """All benchmarks by one command: checks, times, peers, a result file and a short table last.
 
     python bench/run.py [--only NAME]... [--quick] [--gpu] [--json FILE] [--limit SECONDS] [--threads 1]
+        [--pin]
 
 NAME is one of those that --list prints. Without --json the figures of a whole run go to bench/results/cpu-<date>.json.
 After every benchmark what there is goes to FILE.part, which takes FILE's place at the end: a run that is cut off leaves
@@ -22,6 +23,7 @@ import measure
 import torch
 from cases import Settings, blank, rows_of
 from summary import table
+from targets import verdicts
 
 # In this order: what a run that is cut off must have comes first.
 BENCHES = (
@@ -34,6 +36,7 @@ BENCHES = (
     "prompt_feature",
     "mask_overlap",
     "memory_update",
+    "sketch",
     "scaling",
 )
 RESULTS = Path(__file__).parent / "results"
@@ -92,6 +95,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
     parser.add_argument("--limit", type=float, default=540, help="start no case after so many seconds (default: 540)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads on the CPU (default: 1)")
+    parser.add_argument("--pin", action="store_true", help="stay on one core, the last that may be used")
     parser.add_argument("--list", action="store_true", help="print the names and end")
     return parser.parse_args(arguments)
 
@@ -107,6 +111,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     torch.set_num_threads(asked.threads)
+    if asked.pin:
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     torch.manual_seed(0)
     settings = Settings(
         device="cuda" if asked.gpu else "cpu",
@@ -134,6 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     figures["seconds"] = round(time.monotonic() - started, 1)
     write(path, figures, finished=True)
     print(table(figures))
+    print("\n".join(map(str, verdicts(figures))))
     print(spent(figures))
     if path is not None:
         print(f"figures: {path}")

@@ -48,8 +48,8 @@ DISTINCT = tuple({(layer.width, layer.outputs, layer.k): layer for layer in reve
 def masks(count: int, layer: Layer, device: str = "cpu") -> torch.Tensor:
     """Random masks int32 [count, W]: each of the D bits set with probability 1/4, close to k/D; bits past D are 0."""
     found = torch.empty((count, layer.words), dtype=torch.int32, device=device)
-    for start in range(0, count, 1 << 16):  # 64 Ki rows at a time: random words are drawn as int64
-        part = found[start : start + (1 << 16)]
+    for start in range(0, count, 1 << 12):  # 4 Ki rows at a time: small temporaries are reused
+        part = found[start : start + (1 << 12)]
         part.copy_(_words(part.shape, device) & _words(part.shape, device))
     if layer.width % 128:
         bit = torch.arange(layer.words * 32, device=device).view(layer.words, 32) < layer.width
@@ -59,7 +59,9 @@ def masks(count: int, layer: Layer, device: str = "cpu") -> torch.Tensor:
 
 
 def _words(shape: torch.Size, device: str) -> torch.Tensor:
-    return torch.randint(-(1 << 31), 1 << 31, shape, device=device, dtype=torch.int64).int()
+    """Random int32 words, two of each number that is drawn."""
+    drawn = torch.empty((shape[0], shape[1] // 2), dtype=torch.int64, device=device)
+    return drawn.random_(-(1 << 63), None).view(torch.int32)
 
 
 def columns(count: int, layer: Layer, device: str = "cpu") -> torch.Tensor:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-OPS = ("mask_match", "tophash", "masked_linear", "layer", "prompt_feature", "mask_overlap", "memory_update")
+OPS = ("mask_match", "tophash", "masked_linear", "layer", "prompt_feature", "mask_overlap", "memory_update", "sketch")
 
 
 @pytest.fixture
@@ -92,14 +92,14 @@ def test_masks_keep_bits_past_the_width_clear(bench):
 def test_match_oracle_is_the_reference(bench):
     from memoir_fast.reference import mask_match as reference
 
-    shapes, match_cases = bench("shapes"), bench("match_cases")
+    shapes, match = bench("shapes"), bench("bench_mask_match")
     layer = shapes.SMOLLM
     store, query = shapes.masks(1300, layer), shapes.masks(3, layer)
     store[700] = store[1299] = query[0]  # equal in two blocks: the lower one counts
     arguments = query, store, shapes.count_of(1300, "cpu"), layer.min_overlap
-    for found, expected in zip(match_cases.in_blocks(*arguments), reference.mask_match(*arguments), strict=True):
+    for found, expected in zip(match.in_blocks(*arguments), reference.mask_match(*arguments), strict=True):
         assert found.tolist() == expected.tolist()
-    assert match_cases.in_blocks(*arguments)[0][0] == 700
+    assert match.in_blocks(*arguments)[0][0] == 700
 
 
 @pytest.fixture
