@@ -20,6 +20,7 @@ import measure
 import torch
 from bench_edit import sharing
 from cases import Settings
+from models import llama_8b
 from shapes import Layer, columns, masks
 
 from memoir_fast import Memoir
@@ -174,51 +175,13 @@ def _summary(samples: measure.Samples, tokens: int) -> dict[str, Any]:
     }
 
 
-def llama_like() -> tuple[Any, Any]:
-    """LLaMA-3-8B's shape with random bfloat16 weights on the GPU, and a tokenizer that needs no file."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=128256,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        max_position_embeddings=8192,
-        rope_theta=500000.0,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=None,
-    )
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device("cuda"):
-            model = LlamaForCausalLM(config).eval().requires_grad_(False)
-    finally:
-        torch.set_default_dtype(before)
-    return model, bare_tokenizer()
-
-
-def bare_tokenizer() -> Any:
-    """A tokenizer of single bytes, made of no file."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = Tokenizer(models.BPE({"<pad>": 0, "</s>": 1} | {one: 2 + i for i, one in enumerate(alphabet)}, []))
-    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>")
-
-
 def rows(settings: Settings, _: object) -> Iterator[dict[str, Any]]:
     """A row for each number of stored edits."""
     on_gpu = settings.device == "cuda"
     name = "Llama-3-8B's shape, random" if on_gpu else "SmolLM2-135M"
     numbers = {"model": name, "dtype": "bfloat16" if on_gpu else "float32", "device": settings.device}
     try:
-        model, tokenizer = llama_like() if on_gpu else load_model("smollm2", "float32", "cpu")
+        model, tokenizer = llama_8b() if on_gpu else load_model("smollm2", "float32", "cpu")
     except MemoirError as error:
         yield {"bench": "generate", "case": name, "parameters": numbers, "absent": str(error)}
         return
@@ -255,7 +218,7 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    model, tokenizer = llama_like() if asked.gpu else load_model("smollm2", "float32", "cpu")
+    model, tokenizer = llama_8b() if asked.gpu else load_model("smollm2", "float32", "cpu")
     found = measure_model(model.requires_grad_(False), tokenizer, asked.stored, asked.rounds)
     found["targets"] = targets(found, asked.gpu)
     print(json.dumps(found, indent=1))

@@ -1,7 +1,7 @@
-"""How cost grows: with stored edits (search, store, saved file), k, D, queries and prompt length.
+"""How cost grows: with stored edits (search, store, saved file, false matches), k, D, queries and prompt length.
 
-Every row is beside its own formula: bytes over the bandwidth measured in the same turns for times, and the layout's
-bytes for sizes.
+Every row is beside its own formula: bytes over the bandwidth measured in the same turns for times, the layout's bytes
+for sizes, the distribution of the best of N random overlaps for false matches.
 """
 
 import tempfile
@@ -16,15 +16,19 @@ import bench_prompt_feature
 import bench_tophash
 import measure
 import torch
-from bench_generate import bare_tokenizer
-from cases import Case, Prepared, Settings, rows_of
-from shapes import LLAMA, SMOLLM, Layer, columns
+from cases import Case, Prepared, Settings, free_bytes, rows_of
+from chance import best_below, location, threshold
+from models import bare_tokenizer, llama
+from shapes import LLAMA, SMOLLM, Layer, columns, count_of, masks
 
-from memoir_fast import Memoir, MemoirConfig
+from memoir_fast import Memoir, MemoirConfig, ops
 from memoir_fast.editing import Edit
+from memoir_fast.evaluation.calibration import _gumbel
 from memoir_fast.reference.tophash import pack
 
-STORED = (1_000, 10_000, 100_000)
+STORED = (1_000, 10_000, 100_000, 1_000_000)
+_BYTES_PER_EDIT = 8_000  # of a memory that is built and saved: masks and columns twice, prompts and targets as text
+PROMPTS, RATE, DENSITY = 1_024, 0.05, 0.25
 
 
 def sweep() -> Iterator[Case]:
@@ -82,21 +86,7 @@ def sizes(stored: int, layer: Layer) -> dict[str, Any]:
 
 def _tiny_memoir(layer: Layer) -> Memoir:
     """A memory on a layer of the given sizes, in a model of one random block."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=layer.outputs,
-        intermediate_size=layer.width,
-        num_hidden_layers=1,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=128,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=None,
-    )
-    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    model = llama(hidden=layer.outputs, intermediate=layer.width, layers=1, heads=9, kv_heads=3, vocabulary=512)
     settings = MemoirConfig(layer="model.layers.0.mlp.down_proj", k=layer.k, background=1)
     return Memoir.attach(model, bare_tokenizer(), settings)
 
@@ -106,11 +96,37 @@ def _masks_of(own: torch.Tensor, layer: Layer) -> torch.Tensor:
     return pack(torch.zeros((len(own), layer.width), dtype=torch.bool).scatter_(1, own.long(), True))
 
 
+def false_matches(stored: int, layer: Layer) -> dict[str, Any]:
+    """How many of 1,024 random queries match one of `stored` random masks, at the threshold for 5 % by formula.
+
+    Beside it where the best overlap lies: the location of the Gumbel distribution that calibration fits, and that of
+    the formula, both as a share of k.
+    """
+    below = best_below(layer.k, DENSITY, stored)
+    least, store, query = threshold(below, RATE), masks(stored, layer), _masks_of(columns(PROMPTS, layer), layer)
+    _, best = ops.mask_match(query, store, count_of(stored, "cpu"), 1)
+    place, _ = _gumbel(best.double())
+    return {
+        "N": stored,
+        "threshold": least / layer.k,
+        "false_match_rate": float((best >= least).double().mean()),
+        "false_match_rate_formula": 1 - float(below[least]),
+        "best_overlap": place / layer.k,
+        "best_overlap_formula": location(below) / layer.k,
+    }
+
+
 def rows(settings: Settings, timer: measure.Timer) -> Iterator[dict[str, Any]]:
-    """Times, then sizes."""
+    """Times, then sizes, then false matches."""
     some = 1 if settings.quick else None
     yield from rows_of(list(sweep())[:some], replace(settings, seconds=settings.seconds / 2), timer)
     for stored in STORED[:some]:
-        numbers = SMOLLM.sizes | {"N": stored}
-        name = f"size of a memory, N={stored:,}, D={SMOLLM.width}"
-        yield {"bench": "scaling", "case": name, "parameters": numbers, "figures": sizes(stored, SMOLLM)}
+        row = {"bench": "scaling", "parameters": SMOLLM.sizes | {"N": stored}}
+        case = f"memory, N={stored:,}, D={SMOLLM.width}"
+        need, free = _BYTES_PER_EDIT * stored, free_bytes(torch.device("cpu"))
+        if need > 0.9 * free:
+            yield row | {"case": case, "absent": f"needs {need / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"}
+        else:
+            yield row | {"case": case, "figures": sizes(stored, SMOLLM)}
+        case = f"false matches, N={stored:,}, D={SMOLLM.width}"
+        yield row | {"case": case, "figures": false_matches(stored, SMOLLM)}

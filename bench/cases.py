@@ -99,7 +99,7 @@ def blank(case: Case, **outcome: Any) -> dict[str, Any]:
 
 def row_of(case: Case, settings: Settings, timer: measure.Timer) -> dict[str, Any]:
     """Checks, then times a case and its peers."""
-    free = _free_bytes(timer.device)
+    free = free_bytes(timer.device)
     if case.needs_bytes > 0.9 * free:
         return blank(case, absent=f"needs {case.needs_bytes / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
     prepared = case.make(settings)
@@ -262,7 +262,8 @@ def _peer_row(name: str, peer: Peer, modes: measure.Modes, headline: str) -> dic
     }
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
+    """Memory of the device that is free; without /proc/meminfo, more than there is."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info()[0]

@@ -140,7 +140,8 @@ def main(arguments: list[str] | None = None) -> int:
     figures["seconds"] = round(time.monotonic() - started, 1)
     write(path, figures, finished=True)
     print(table(figures))
-    print("\n".join(map(str, verdicts(figures))))
+    whole = not asked.only and not asked.quick
+    print("\n".join(str(verdict) for verdict in verdicts(figures) if whole or verdict.value is not None))
     print(spent(figures))
     if path is not None:
         print(f"figures: {path}")

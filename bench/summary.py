@@ -29,6 +29,18 @@ def place(machine: dict[str, Any]) -> str:
     return machine["gpu"]["devices"][0]["name"]
 
 
+def source(name: str, machine: dict[str, Any], folder: str = "bench/results") -> str:
+    """A line of Markdown: what a result file was measured on, and a link to it."""
+    threads = ""
+    if machine["device"] == "cpu":
+        load, cores = machine["load"], machine["processor"].get("cores", "?")
+        threads = f", {machine['threads']} thread(s), load {load} on {cores} cores when it began"
+    return (
+        f"{place(machine)}{threads}, torch {machine['packages']['torch']}, {machine['date']}: "
+        f"[bench/results/{name}]({folder}/{name})."
+    )
+
+
 def lines(row: dict[str, Any]) -> list[str]:
     """A row's lines."""
     name = f"{row['bench']}: {row['case']}"[:64]

@@ -1,9 +1,9 @@
-"""The README's performance section, made of result files: run it after a run, and commit what it changed.
+"""The README's performance section, and GROWTH.md, made of result files: run it after a run, and commit what changed.
 
     python bench/table.py [--check]
 
 For each device the newest whole run in bench/results/ counts. A row that it lacks is "not measured". --check writes
-nothing and exits with 1 where the README differs.
+nothing and exits with 1 where a page differs.
 """
 
 import argparse
@@ -11,10 +11,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from summary import place, share_of, time_of
+from growth import page
+from summary import place, share_of, source, time_of
 
 ROOT = Path(__file__).resolve().parent.parent
-README, RESULTS = ROOT / "README.md", ROOT / "bench" / "results"
+README, GROWTH, RESULTS = ROOT / "README.md", ROOT / "bench" / "GROWTH.md", ROOT / "bench" / "results"
 BEGIN, END = "<!-- bench/table.py: begin -->", "<!-- bench/table.py: end -->"
 NOT_MEASURED = "not measured"
 
@@ -104,18 +105,8 @@ def _whole(runs: Runs) -> list[str]:
 
 def _sources(runs: Runs) -> list[str]:
     """Where every column comes from."""
-    lines = []
-    for name, figures in runs.values():
-        machine = figures["machine"]
-        threads = ""
-        if machine["device"] == "cpu":
-            load, cores = machine["load"], machine["processor"].get("cores", "?")
-            threads = f", {machine['threads']} thread(s), load {load} on {cores} cores when it began"
-        lines.append(
-            f"{place(machine)}{threads}, torch {machine['packages']['torch']}, {machine['date']}: "
-            f"[bench/results/{name}](bench/results/{name})."
-        )
-    return lines or ["No result file is in bench/results yet."]
+    found = [source(name, figures["machine"]) for name, figures in runs.values()]
+    return found or ["No result file is in bench/results yet."]
 
 
 def rewritten(text: str, runs: Runs) -> str:
@@ -132,12 +123,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     asked = parser.parse_args(arguments)
-    old = README.read_text(encoding="utf-8")
-    new = rewritten(old, newest())
+    runs = newest()
+    wanted = {README: rewritten(README.read_text(encoding="utf-8"), runs), GROWTH: page(runs)}
+    changed = [path for path, text in wanted.items() if not path.is_file() or path.read_text("utf-8") != text]
     if asked.check:
-        print("the README agrees with the result files" if new == old else "the README is out of date: bench/table.py")
-        return int(new != old)
-    README.write_text(new, encoding="utf-8")
+        for path in changed:
+            print(f"{path.name} is out of date: python bench/table.py")
+        return int(bool(changed))
+    for path in changed:
+        path.write_text(wanted[path], encoding="utf-8")
     return 0
 
 

@@ -80,6 +80,48 @@ def test_share_of_an_untrusted_ceiling_is_not_shown(bench, figures):
         assert "(1 ms hot), ceiling not trusted; numpy 6.54x" in text and "%" not in text
 
 
+def test_growth_page_has_figures_beside_formulas(bench, figures):
+    spread = {"p20": 1e-3, "p50": 2e-3, "p80": 3e-3, "samples": 9}
+    timed = {
+        "bench": "scaling",
+        "case": "mask_match, N=1,000",
+        "parameters": {"op": "mask_match"},
+        "headline": "cold",
+        "seconds": {"cold": spread, "hot": {**spread, "p50": 1.5e-3}},
+        "floor_seconds": 1e-3,
+        "bound": "bytes",
+        "times_floor": 2.0,
+        "share_of_ceiling": 0.5,
+    }
+    sizes = {
+        "store_bytes": 2e6,
+        "store_bytes_formula": 2e6,
+        "saved_tensor_bytes": 1.1e6,
+        "saved_tensor_bytes_formula": 1e6,
+        "saved_text_bytes": 5e5,
+    }
+    chance = {
+        "N": 1000,
+        "threshold": 0.334,
+        "false_match_rate": 0.042,
+        "false_match_rate_formula": 0.0468,
+        "best_overlap": 0.3144,
+        "best_overlap_formula": 0.3153,
+    }
+    rows = figures["rows"] = [timed, dict(timed, case="mask_match, N=2,000")]
+    rows[1].update(floor_seconds=None, bound=None, times_floor=None, share_of_ceiling=None)
+    row = {"bench": "scaling", "parameters": {"N": 1000}}
+    rows += [row | {"case": "memory, N=1,000, D=1536", "figures": sizes}]
+    rows += [row | {"case": "memory, N=9, D=1536", "parameters": {"N": 9}, "absent": "no memory"}]
+    rows += [row | {"case": "false matches, N=1,000, D=1536", "figures": chance}]
+    text = bench("growth").page({"cpu": ("cpu-2026-01-01.json", figures)})
+    assert "| mask_match, N=1,000 | 2 ms | 1.5 ms | 1 ms, bytes | 2x | 50% |" in text
+    assert "| mask_match, N=2,000 | 2 ms | 1.5 ms | - | - | - |" in text
+    assert "| 1,000 | 2 | 2 | 1.1 | 1 | 0.5 |" in text and "| 9 | not measured | | | | |" in " ".join(text.split("  "))
+    assert "| 1,000 | 0.334 | 4.2% | 4.7% | 0.3144 | 0.3153 |" in text
+    assert "(results/cpu-2026-01-01.json)" in text
+
+
 def test_page_without_markers_is_refused(bench):
     with pytest.raises(ValueError, match="lacks"):
         bench("table").rewritten("no markers", {})

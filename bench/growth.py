@@ -1,0 +1,82 @@
+"""The page on how cost grows: every measured figure of a run beside its formula. `bench/table.py` writes it."""
+
+from typing import Any
+
+from summary import share_of, source, time_of
+
+HEAD = """# How cost grows
+
+Written by `python bench/table.py`; every figure stands beside its own formula.
+"""
+
+
+def page(runs: dict[str, tuple[str, dict[str, Any]]]) -> str:
+    """The page for the newest run of each device."""
+    parts = [HEAD]
+    for device, (name, figures) in runs.items():
+        rows = [row for row in figures["rows"] if row["bench"] == "scaling"]
+        title = "CPU" if device == "cpu" else device
+        parts.append(f"## {title}\n\n{source(name, figures['machine'], folder='results')}\n")
+        if not rows:
+            parts.append("Growth was not measured in this run.\n")
+            continue
+        parts.append(_times([row for row in rows if "op" in row["parameters"]]))
+        parts.append(_sizes(rows))
+        parts.append(_matches(rows))
+    return "\n".join(part for part in parts if part)
+
+
+def _times(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "Times of one call, cold and called again and again. The formula is the op's bytes over the bandwidth, or its",
+        "operations over the rate of a matrix product where that takes longer, both measured in the run.",
+        "",
+        "| case | cold | again | formula | cold over formula | share of the bandwidth |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        if "seconds" not in row:
+            lines.append(f"| {row['case']} | not measured | | | | |")
+            continue
+        hot, floor = row["seconds"].get(row["headline"].replace("cold", "hot")), row["floor_seconds"]
+        again = time_of(hot["p50"]) if hot else "-"
+        formula = f"{time_of(floor)}, {row['bound']} | {row['times_floor']:.3g}x" if floor else "- | -"
+        own = time_of(row["seconds"][row["headline"]]["p50"])
+        lines.append(f"| {row['case']} | {own} | {again} | {formula} | {share_of(row)} |")
+    return "\n".join([*lines, ""])
+
+
+def _sizes(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "A memory in this process and on disk, at SmolLM2's layer (D=1536, k=440), in MB. The store holds masks and",
+        "columns, 4 (W + k) bytes for each place that it has; a saved one masks only, 4 W bytes per edit, and 8 D.",
+        "",
+        "| edits | store | formula | saved tensors | formula | saved text |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in _of(rows, "memory"):
+        edits, found = f"{row['parameters']['N']:,}", row.get("figures")
+        names = ("store_bytes", "store_bytes_formula", "saved_tensor_bytes", "saved_tensor_bytes_formula")
+        cells = [f"{found[name] / 1e6:.4g}" for name in (*names, "saved_text_bytes")] if found else []
+        lines.append(f"| {edits} | {' | '.join(cells) if cells else 'not measured | | | |'} |")
+    return "\n".join([*lines, ""])
+
+
+def _matches(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "False matches among random masks, at SmolLM2's layer: 1,024 random queries, and the threshold that 5 % or",
+        "fewer of them reach by formula. The best overlap is the location of the Gumbel distribution, as a share of k.",
+        "",
+        "| edits | threshold | false matches | formula | best overlap | formula |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in _of(rows, "false matches"):
+        found = row["figures"]
+        rates = f"{found['false_match_rate']:.1%} | {found['false_match_rate_formula']:.1%}"
+        best = f"{found['best_overlap']:.4f} | {found['best_overlap_formula']:.4f}"
+        lines.append(f"| {found['N']:,} | {found['threshold']:.3f} | {rates} | {best} |")
+    return "\n".join([*lines, ""])
+
+
+def _of(rows: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [row for row in rows if row["case"].startswith(kind)]
