@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from memoir_fast.config import MemoirConfig
     from memoir_fast.editing import RECIPES, Edit, Recipe
     from memoir_fast.errors import MemoirError
+    from memoir_fast.evaluation.calibration import Calibration
     from memoir_fast.memoir import EditResult, Memoir, MemoirStatus
     from memoir_fast.modules import MaskStore, MemoirLinear, ResidualMemory, TopHash
     from memoir_fast.routing import Route
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Calibration": "evaluation.calibration",
     "Edit": "editing",
     "EditResult": "memoir",
     "MaskStore": "modules",
@@ -33,6 +35,7 @@ _HOME = {
 
 __all__ = [
     "RECIPES",
+    "Calibration",
     "Edit",
     "EditResult",
     "MaskStore",

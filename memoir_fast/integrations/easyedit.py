@@ -13,6 +13,7 @@ alone, as it is when the model answers.
 """
 
 import dataclasses
+import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -27,7 +28,6 @@ from memoir_fast.evaluation.readers import Pair
 from memoir_fast.memoir import Memoir
 
 NAME = "MEMOIR"
-_PROTOCOL = "decoder_only_teacher_forcing"
 _BRACKETS = re.compile(r"\[(\d+)\]")
 _ATTRIBUTE = "memoir_fast_memory"  # of a model that was given a memory here
 
@@ -38,7 +38,7 @@ class MemoirHyperParams:
 
     alg_name: str = NAME
     model_name: Any = ""
-    """A name or path, or a (model, tokenizer) tuple."""
+    """A name or path, or a (model, tokenizer) tuple, with which EasyEdit edits but does not evaluate."""
     device: int | str = 0
     inner_params: Sequence[str] = ()
     """The edited weight, as EasyEdit writes it: `model.layers[27].mlp.down_proj.weight`. Empty: the preset's."""
@@ -157,19 +157,17 @@ def memory_of(model: Any) -> Memoir | None:
 
 
 def register() -> None:
-    """Adds MEMOIR to EasyEdit's table of algorithms, and to those that are undone by a call.
+    """Adds MEMOIR to EasyEdit's table of algorithms, and to those whose edits are undone by a call.
+
+    EasyEdit evaluates with the model's name: `model_name` must be a path whose name tells the family, such as `llama`.
 
     Raises:
         ImportError: `easyeditor` cannot be imported; its clone must be on sys.path.
     """
-    from easyeditor.editors import editor
-    from easyeditor.util import alg_dict
-
-    alg_dict.ALG_DICT[NAME] = apply_memoir_to_model
-    for module in (editor, alg_dict):
-        restored = getattr(module, "CALLABLE_RESTORE_ALGS", None)
-        if restored is not None:
-            restored.add(NAME)
+    importlib.import_module("easyeditor.util.alg_dict").ALG_DICT[NAME] = apply_memoir_to_model
+    undone_by_call = getattr(importlib.import_module("easyeditor.editors.utils"), "CALLABLE_RESTORE_ALGS", None)
+    if undone_by_call is not None:  # earlier versions have no such table: there, edit with sequential_edit=True
+        undone_by_call.add(NAME)
 
 
 def edit_and_measure(
@@ -216,34 +214,43 @@ def _scores(
     old: Mapping[str, list[list[int]]] | None,
 ) -> dict[str, Any]:
     """One request's metrics; `old` holds what the unedited model says on its locality prompts, None: this is it."""
-    meta = {
-        "result_key": "rewrite_acc",
-        "protocol": _PROTOCOL,
-        "scorer": "token_accuracy",
-        "comparable_group": _PROTOCOL,
-    }
     scores: dict[str, Any] = {
         "rewrite_acc": _accuracy(memoir, [(edit.prompt, edit.target)], batch),
+        "metric_meta": {"rewrite": _forced("rewrite")},
         "locality": {},
         "portability": {},
-        "metric_meta": {"rewrite": {**meta, "result_key": "rewrite_acc"}},
     }
     if request.get("rephrase_prompt"):
         pairs = [(text, edit.target) for text in _listed(request["rephrase_prompt"])]
         scores["rephrase_acc"] = _accuracy(memoir, pairs, batch)
-        scores["metric_meta"]["rephrase"] = {**meta, "result_key": "rephrase_acc"}
+        scores["metric_meta"]["rephrase"] = _forced("rephrase")
     for key, pairs in _pairs(request.get("portability")).items():
         scores["portability"][f"{key}_acc"] = _accuracy(memoir, pairs, batch)
     for key, pairs in _pairs(request.get("locality")).items():
         outputs = [item.predicted for item in teacher_forced(memoir, pairs, batch)]
-        if old is None:
-            scores["locality"][f"{key}_output"] = outputs
-        else:
+        scores["locality"][f"{key}_output"] = outputs
+        if old is not None:
             scores["locality"][f"{key}_acc"] = [
                 agreement(one, other) for one, other in zip(outputs, old[f"{key}_output"], strict=True)
             ]
-            scores["metric_meta"][f"locality.{key}"] = {**meta, "result_key": f"{key}_acc", "scorer": "pre_edit_output"}
+            scores["metric_meta"][f"locality.{key}"] = _compared(key)
     return scores
+
+
+def _forced(name: str) -> dict[str, str]:
+    """How EasyEdit says that a share was measured by teacher forcing."""
+    protocol, scorer = "decoder_only_teacher_forcing", "token_accuracy"
+    return _meta(f"{name}_acc", protocol, scorer, f"lm.{protocol}.{scorer}")
+
+
+def _compared(key: str) -> dict[str, str]:
+    """How it says that outputs were compared with those before the edit."""
+    protocol = "pre_post_argmax_token_match"
+    return _meta(f"locality.{key}_acc", protocol, "token_match", f"locality.lm.{protocol}")
+
+
+def _meta(result_key: str, protocol: str, scorer: str, group: str) -> dict[str, str]:
+    return {"result_key": result_key, "protocol": protocol, "scorer": scorer, "comparable_group": group}
 
 
 def _accuracy(memoir: Memoir, pairs: Sequence[Pair], batch: int) -> list[float]:

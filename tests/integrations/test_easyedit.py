@@ -52,6 +52,28 @@ REQUESTS = [
     },
 ]
 
+# as EasyEdit 14cea82 describes them
+META = {
+    "rewrite": {
+        "result_key": "rewrite_acc",
+        "protocol": "decoder_only_teacher_forcing",
+        "scorer": "token_accuracy",
+        "comparable_group": "lm.decoder_only_teacher_forcing.token_accuracy",
+    },
+    "rephrase": {
+        "result_key": "rephrase_acc",
+        "protocol": "decoder_only_teacher_forcing",
+        "scorer": "token_accuracy",
+        "comparable_group": "lm.decoder_only_teacher_forcing.token_accuracy",
+    },
+    "locality.neighborhood": {
+        "result_key": "locality.neighborhood_acc",
+        "protocol": "pre_post_argmax_token_match",
+        "scorer": "token_match",
+        "comparable_group": "locality.lm.pre_post_argmax_token_match",
+    },
+}
+
 
 @pytest.fixture
 def hparams(tmp_path):
@@ -142,26 +164,45 @@ def test_metrics_have_the_documented_shape(tiny_llama, tiny_tokenizer, hparams, 
     assert [type(token) for row in outputs for token in row] == [int] * sum(map(len, outputs))
     assert first["post"]["locality"]["neighborhood_acc"] == [1.0, 1.0]
     assert second["post"]["locality"]["neighborhood_acc"] == [1.0]
-    assert first["post"]["metric_meta"]["rewrite"].keys() == {"result_key", "protocol", "scorer", "comparable_group"}
-    assert "locality.neighborhood" in first["post"]["metric_meta"]
+    assert [one.keys() for one in metrics] == [{"pre", "case_id", "requested_rewrite", "post"}] * 2
+    always = {"rewrite_acc", "metric_meta", "locality", "portability"}
+    assert [one[when].keys() - always for one in metrics for when in ("pre", "post")] == [{"rephrase_acc"}] * 2 + [
+        set()
+    ] * 2
+    assert first["pre"]["locality"].keys() == {"neighborhood_output"}
+    assert first["post"]["locality"].keys() == {"neighborhood_output", "neighborhood_acc"}
+    assert first["post"]["locality"]["neighborhood_output"] == outputs and len(outputs) == 2
+    assert first["pre"]["metric_meta"] == {name: META[name] for name in ("rewrite", "rephrase")}
+    assert first["post"]["metric_meta"] == META
+    assert second["pre"]["metric_meta"] == {"rewrite": META["rewrite"]}
 
 
-def test_registers_itself(monkeypatch):
-    package = types.ModuleType("easyeditor")
-    package.__path__ = []
-    modules = {"easyeditor": package}
-    for name in ("editors", "editors.editor", "util", "util.alg_dict"):
-        modules[f"easyeditor.{name}"] = types.ModuleType(f"easyeditor.{name}")
-        modules[f"easyeditor.{name}"].__path__ = []
-    modules["easyeditor.editors"].editor = modules["easyeditor.editors.editor"]
-    modules["easyeditor.util"].alg_dict = modules["easyeditor.util.alg_dict"]
-    modules["easyeditor.editors.editor"].CALLABLE_RESTORE_ALGS = {"KN", "GRACE"}
-    modules["easyeditor.util.alg_dict"].ALG_DICT = {"WISE": None}
+@pytest.fixture
+def easyeditor(monkeypatch):
+    """The modules of EasyEdit that `register` reads, with the tables as 14cea82 has them."""
+    modules = {name: types.ModuleType(name) for name in ("easyeditor", "easyeditor.editors", "easyeditor.util")}
+    for name in ("easyeditor.editors.utils", "easyeditor.util.alg_dict"):
+        modules[name] = types.ModuleType(name)
     for name, module in modules.items():
+        module.__path__ = []
         monkeypatch.setitem(sys.modules, name, module)
+    modules["easyeditor.editors.utils"].CALLABLE_RESTORE_ALGS = {"KN", "GRACE", "WISE", "DEFER"}
+    modules["easyeditor.util.alg_dict"].ALG_DICT = {"WISE": None}
+    return modules
+
+
+def test_registers_itself(easyeditor):
     register()
-    assert modules["easyeditor.util.alg_dict"].ALG_DICT["MEMOIR"] is apply_memoir_to_model
-    assert {"KN", "GRACE", "MEMOIR"} == modules["easyeditor.editors.editor"].CALLABLE_RESTORE_ALGS
+    table = easyeditor["easyeditor.util.alg_dict"].ALG_DICT
+    assert table == {"WISE": None, "MEMOIR": apply_memoir_to_model}
+    restored = easyeditor["easyeditor.editors.utils"].CALLABLE_RESTORE_ALGS
+    assert restored == {"KN", "GRACE", "WISE", "DEFER", "MEMOIR"}  # else the model would not be restored by the call
+
+
+def test_registers_with_a_version_that_has_no_table_of_restoring_calls(easyeditor):
+    del easyeditor["easyeditor.editors.utils"].CALLABLE_RESTORE_ALGS
+    register()
+    assert easyeditor["easyeditor.util.alg_dict"].ALG_DICT["MEMOIR"] is apply_memoir_to_model
 
 
 def test_register_without_easyedit(monkeypatch):
