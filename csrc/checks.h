@@ -102,4 +102,11 @@ inline void require_masks(const Tensor& query, const Tensor& store) {
   require_device("store", store, query);
 }
 
+inline void require_match(const Tensor& query, const Tensor& store, const Tensor& count, int64_t min_overlap) {
+  require_masks(query, store);
+  require_tensor("count", count, ScalarType::Int, "", {});
+  require_device("count", count, query);
+  require(min_overlap >= 1, "min_overlap must be at least 1, got ", min_overlap);
+}
+
 }  // namespace memoir

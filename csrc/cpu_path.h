@@ -17,4 +17,25 @@ void set_cpu_path(const char* name);
 
 const char* name_of(CpuPath path);
 
+// The function of the path in force, of three that do the same.
+template <class F>
+F* of_cpu_path(F* avx512, F* avx2, F* portable) {
+  switch (cpu_path()) {
+    case CpuPath::avx512:
+      return avx512;
+    case CpuPath::avx2:
+      return avx2;
+    case CpuPath::portable:
+      break;
+  }
+  return portable;
+}
+
+// That function, by its name in the namespaces of the paths.
+#if defined(__x86_64__)
+#define OF_CPU_PATH(...) of_cpu_path(avx512::__VA_ARGS__, avx2::__VA_ARGS__, portable::__VA_ARGS__)
+#else
+#define OF_CPU_PATH(...) portable::__VA_ARGS__
+#endif
+
 }  // namespace memoir

@@ -32,8 +32,8 @@
 namespace memoir {
 
 // Programmatic dependent launch. A kernel so launched may start while the kernels before it still run or write: until
-// this wait it must read nothing that they might write, the store included, and write nothing at all, because the memory
-// of its outputs may still be theirs. Every thread waits, so that a kernel's end implies the end of those before it.
+// this wait it must read nothing that they might write, the store included, and write nothing at all, because the
+// memory of its outputs may still be theirs. Every thread waits, so that a kernel's end implies that of those before.
 DEVICE void wait_for_predecessors() {
 #if HAS_DEPENDENT_LAUNCH
   asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -119,18 +119,7 @@ struct Lanes<double> {
 
 template <class T>
 RowSums<T> row_sums() {
-  using S = typename Wide<T>::type;
-#if defined(__x86_64__)
-  switch (cpu_path()) {
-    case CpuPath::avx512:
-      return avx512::sums<T, S>;
-    case CpuPath::avx2:
-      return avx2::sums<T, S>;
-    case CpuPath::portable:
-      break;
-  }
-#endif
-  return portable::sums<T, S>;
+  return OF_CPU_PATH(sums<T, typename Wide<T>::type>);
 }
 
 template RowSums<double> row_sums<double>();

@@ -41,10 +41,7 @@ Tensor mask_overlap(const Tensor& query_in, const Tensor& store_in) {
 
 std::tuple<Tensor, Tensor> mask_match(const Tensor& query_in, const Tensor& store_in, const Tensor& count,
                                       int64_t min_overlap) {
-  require_masks(query_in, store_in);
-  require_tensor("count", count, ScalarType::Int, "", {});
-  require_device("count", count, query_in);
-  require(min_overlap >= 1, "min_overlap must be at least 1, got ", min_overlap);
+  require_match(query_in, store_in, count, min_overlap);
   const int64_t used = *static_cast<const int32_t*>(count.const_data_ptr());
   require(0 <= used && used <= store_in.size(0), "count must lie in [0, ", store_in.size(0), "], got ", used);
 

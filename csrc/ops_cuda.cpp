@@ -85,10 +85,7 @@ Tensor mask_overlap(const Tensor& query_in, const Tensor& store_in) {
 
 std::tuple<Tensor, Tensor> mask_match(const Tensor& query_in, const Tensor& store_in, const Tensor& count,
                                       int64_t min_overlap) {
-  require_masks(query_in, store_in);
-  require_tensor("count", count, ScalarType::Int, "", {});
-  require_device("count", count, query_in);
-  require(min_overlap >= 1, "min_overlap must be at least 1, got ", min_overlap);
+  require_match(query_in, store_in, count, min_overlap);
   const int64_t queries = query_in.size(0);
   require(queries <= kLargestGrid, "too many queries: ", queries);
   const int32_t device = query_in.get_device_index();

@@ -112,19 +112,7 @@ struct Bits {
 #pragma GCC pop_options
 #endif
 
-OverlapBlock overlap_block() {
-#if defined(__x86_64__)
-  switch (cpu_path()) {
-    case CpuPath::avx512:
-      return avx512::block;
-    case CpuPath::avx2:
-      return avx2::block;
-    case CpuPath::portable:
-      break;
-  }
-#endif
-  return portable::block;
-}
+OverlapBlock overlap_block() { return OF_CPU_PATH(block); }
 
 void mask_overlap_rows(const Masks& query, const Masks& store, int64_t begin, int64_t end, int32_t* overlap) {
   const OverlapBlock block = overlap_block();

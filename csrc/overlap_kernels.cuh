@@ -57,7 +57,9 @@ DEVICE void prefetch_row(const Scan& scan, int64_t row, int lane) {
   if (row >= scan.rows) return;
   const uint4* masks = scan.store + row * scan.store_stride;
 #pragma unroll 1
-  for (int piece = lane * kLinePieces; piece < scan.pieces; piece += kRowLanes * kLinePieces) prefetch_line(masks + piece);
+  for (int piece = lane * kLinePieces; piece < scan.pieces; piece += kRowLanes * kLinePieces) {
+    prefetch_line(masks + piece);
+  }
 }
 
 // Few queries: every row is read once, straight into registers, and counted against kQueries queries from the

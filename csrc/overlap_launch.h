@@ -9,8 +9,8 @@
 
 namespace memoir {
 
-// What a launch has to know about a device and the code that runs on it. Code may be older than the device, where it was
-// compiled there from PTX: a feature needs both.
+// What a launch has to know about a device and the code that runs on it. Code may be older than the device, where it
+// was compiled there from PTX: a feature needs both.
 struct Gpu {
   int multiprocessors;
   bool bit_mma;           // one-bit matrix products in hardware

@@ -72,7 +72,7 @@ def test_instructions(disassemble, architecture):
 
 @pytest.mark.parametrize("architecture", architectures() or ["none"])
 def test_dependent_launch(disassemble, architecture):
-    """From sm_90 on, kernels of POPC wait for those before them (ACQBULK), and only prefetch (CCTL.E.PF2) until then."""
+    """From sm_90 on, kernels of POPC wait for those before them (ACQBULK), and only prefetch until then."""
     wait, prefetch, admit = "ACQBULK", "CCTL.E.PF2", "PREEXIT"
     memory = ("LD", "ST", "ATOM", "RED")
     for name, instructions in disassemble(architecture).items():

@@ -72,7 +72,9 @@ inline Warp& warp() { return *block->warps[threadIdx.x / kLanes]; }
 inline int lane() { return static_cast<int>(threadIdx.x % kLanes); }
 
 inline void admit_successor() {}
-inline void prefetch_line(const uint4* from) { static_cast<void>(*reinterpret_cast<const volatile unsigned int*>(from)); }
+inline void prefetch_line(const uint4* from) {  // a sanitizer sees where
+  static_cast<void>(*reinterpret_cast<const volatile unsigned int*>(from));
+}
 
 inline uint4 load_streaming(const uint4* from) { return *from; }
 inline uint4 load_cached(const uint4* from) { return *from; }
