@@ -109,7 +109,7 @@ def test_views(raw, cpu_path):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tokens"), [(torch.float32, 64), (torch.bfloat16, 256), (torch.float64, 64)], ids=str
+    ("dtype", "tokens"), [(torch.float32, 96), (torch.bfloat16, 512), (torch.float64, 64)], ids=str
 )
 @pytest.mark.parametrize("op", ["masked_linear", "masked_linear_add_"])
 def test_long_inputs_take_the_matrix_product(extension, monkeypatch, op, dtype, tokens):
