@@ -1,6 +1,6 @@
-"""Compiles the Triton kernels without a GPU, exactly as a call would launch them, and reads their machine code.
+"""Machine code of the kernels, without a GPU: Triton's compiled exactly as a call would launch them, CUDA's as built.
 
-The launchers run on meta tensors, which have shapes and strides but no memory; what they would launch is recorded,
+Triton's launchers run on meta tensors, which have shapes and strides but no memory; what they would launch is recorded,
 compiled for a target, and disassembled with the tools in Triton's own wheel.
 """
 
@@ -23,6 +23,8 @@ from memoir_fast.kernels import _launch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+
+from memoir_fast import native
 
 DEVICES = {80: "NVIDIA A100-SXM4-80GB", 90: "NVIDIA H200", 100: "NVIDIA B200"}  # compute capability -> a GPU's name
 _TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
@@ -95,9 +97,14 @@ class MachineCode:
         return self.count(r"(HMMA|HGMMA|UTCHMMA|UTCQMMA)(\..*)?")
 
     def loop(self, containing: str) -> int:
-        """Instructions from a backward branch's target to the branch, for the first loop with such an instruction."""
+        """Instructions of the first loop with such an instruction."""
+        return len(self.loops(containing)[0])
+
+    def loops(self, containing: str) -> list[list[str]]:
+        """Instructions from a backward branch's target to the branch, for every loop with such an instruction."""
         labels: dict[str, int] = {}
         listing: list[str] = []
+        found_loops: list[list[str]] = []
         for line in self.text.splitlines():
             if label := re.match(r"^(\.L_x_\d+):", line):
                 labels[label[1]] = len(listing)
@@ -106,8 +113,10 @@ class MachineCode:
                 target = re.search(r"\(?(\.L_x_\d+)\)?", found[2])
                 start = labels.get(target[1], -1) if target and found[1].startswith("BRA") else -1
                 if 0 <= start < len(listing) - 1 and any(re.match(containing, name) for name in listing[start:]):
-                    return len(listing) - start
-        raise LookupError(f"no loop contains {containing}")
+                    found_loops.append(listing[start:])
+        if not found_loops:
+            raise LookupError(f"no loop contains {containing}")
+        return found_loops
 
 
 def _specialize(function: JITFunction, values: dict[str, Any]) -> Specialization:
@@ -171,6 +180,30 @@ def compile_for(kernel: Specialization, capability: int) -> MachineCode:
     return MachineCode(used["REG"], used["STACK"], compiled.metadata.shared, text)
 
 
-def _tool(name: str, *arguments: str) -> str:
-    run = subprocess.run([str(_TOOLS / name), *arguments], capture_output=True, text=True, check=True)
+def built_kernels(capability: int) -> dict[str, MachineCode]:
+    """The kernels of the built CUDA extension for a compute capability, by mangled name.
+
+    Raises LookupError where the extension is missing or has no code for it.
+    """
+    try:
+        path = Path(native.extension().__file__)
+    except ImportError as error:
+        raise LookupError(str(error)) from None
+    kernels = {}
+    with tempfile.TemporaryDirectory() as folder:
+        _tool("cuobjdump", "-xelf", f"sm_{capability}", str(path), folder=folder)
+        for cubin in sorted(Path(folder).glob("*.cubin")):
+            parts = re.split(r"^\.text\.(\w+):$", _tool("nvdisasm", "-c", str(cubin)), flags=re.MULTILINE)
+            used = _tool("cuobjdump", "-res-usage", str(cubin))
+            for name, text in zip(parts[1::2], parts[2::2], strict=True):
+                of_kernel = used[used.index(f"Function {name}:") :]
+                numbers = [int(re.search(rf"{kind}:(\d+)", of_kernel)[1]) for kind in ("REG", "STACK", "SHARED")]  # type: ignore[index]
+                kernels[name] = MachineCode(*numbers, text)
+    if not kernels:
+        raise LookupError(f"the extension has no code for sm_{capability}")
+    return kernels
+
+
+def _tool(name: str, *arguments: str, folder: str | None = None) -> str:
+    run = subprocess.run([str(_TOOLS / name), *arguments], capture_output=True, text=True, check=True, cwd=folder)
     return run.stdout + run.stderr

@@ -1,8 +1,8 @@
-"""`python bench/static.py`: what the Triton kernels are on paper, without a GPU. Prints the table, writes it to a file.
+"""`python bench/static.py`: what the GPU kernels are on paper, without a GPU. Prints the tables, writes them to a file.
 
-Every kernel is compiled for sm_80, sm_90 and sm_100 as a call would launch it, disassembled and counted; every call's
-time on an H200 is predicted, to be held against the first real run. Nothing here is measured on a GPU; the host's cost
-of one call is, on the machine that runs this.
+Every Triton kernel is compiled for sm_80, sm_90 and sm_100 as a call would launch it, disassembled and counted; every
+call's time on an H200 is predicted, to be held against the first real run. Nothing here is measured on a GPU; the
+host's cost of one call is, on the machine that runs this.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import calls
 import machine_code
+import static_match
 import torch
 import triton
 from memoir_fast.kernels.tophash import tophash
@@ -131,16 +132,17 @@ def report(quick: bool) -> str:
     """The whole page in Markdown."""
     layers = calls.LAYERS[:1] if quick else calls.LAYERS
     parts = [
-        "# The Triton kernels on paper",
+        "# The GPU kernels on paper",
         "Written by `python bench/static.py`; no GPU was used.",
         f"Triton {triton.__version__}, torch {torch.__version__.split('+')[0]}, bfloat16 unless an op says otherwise.",
-        "## Calls at Llama-3-8B's layer, predicted for an H200",
+        "## Triton: calls at Llama-3-8B's layer, predicted for an H200",
         f"Predicted: the largest of bytes at {BANDWIDTH / 1e12} TB/s, operations at {TENSOR_FLOPS / 1e12:.0f} TFLOP/s "
         f"and, for `tophash`, instructions issued at 4 per clock and SM ({ROUNDS} search rounds, "
         f"everything else once, though ties and rows that are not finite are rare), plus "
         f"{LAUNCH * 1e6} us per launch. Memory latency and imperfect overlap are not in it. Launches exclude memsets.",
         *("\n".join(table) for table in (call_rows(layers[0]), host_rows())),
-        "## Kernels",
+        *static_match.section(),
+        "## Triton: kernels",
         "\n".join(kernel_rows(layers, (90,) if quick else tuple(machine_code.DEVICES))),
     ]
     return "\n\n".join(parts) + "\n"
