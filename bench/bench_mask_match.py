@@ -14,7 +14,7 @@ from memoir_fast.reference import mask_match as reference
 
 _ROWS_AT_ONCE = 512  # with the reference's temporaries in the cache
 _MOST_PUBLISHED = 64  # queries on the CPU
-_MOST_COMPILED, _MOST_EAGER = 10_000, 200_000  # pairs of masks; the time per pair does not change further on
+_MOST_COMPILED, _MOST_EAGER = 10_000, 100_000  # pairs of masks; the time per pair does not change further on
 
 
 def in_blocks(query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: int) -> tuple:

@@ -40,15 +40,15 @@ def sweep() -> Iterator[Case]:
 
         return Case("scaling", f"{op}, {name}", {"op": op} | numbers, make, needs_bytes)
 
-    for stored in (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000):
+    for stored in (3_000, 10_000, 30_000, 300_000):  # others are rows of mask_match
         numbers = LLAMA.sizes | {"N": stored, "B": 1}
         need = 2 * 4 * LLAMA.words * stored + (1 << 30)
         yield case("mask_match", f"N={stored:,}", numbers, bench_mask_match.make, LLAMA, 1, stored, needs_bytes=need)
-    for queries in (1, 2, 4, 8, 16, 32):
+    for queries in (2, 4, 8, 32):
         numbers = LLAMA.sizes | {"N": 7_000, "B": queries}
         yield case("mask_match", f"B={queries}", numbers, bench_mask_match.make, LLAMA, queries, 7_000)
     products = [(f"k={k}", replace(LLAMA, k=k), 1) for k in (512, 1024, 2048, 4096, 8192)]
-    products += [(f"S={tokens}", LLAMA, tokens) for tokens in (1, 4, 16, 64)]
+    products += [(f"S={tokens}", LLAMA, tokens) for tokens in (4, 16)]
     for name, layer, tokens in products:
         numbers = layer.sizes | {"S": tokens, "dtype": "bfloat16"}
         yield case("masked_linear", name, numbers, bench_masked_linear.make, layer, 1, tokens, torch.bfloat16)

@@ -209,10 +209,10 @@ def _usable(peer: Peer | Absent, prepared: Prepared, inputs: tuple) -> Peer | Ab
 
 
 def _figures(modes: measure.Modes, headline: str, prepared: Prepared, timer: measure.Timer) -> dict:
-    """Times by mode, and the share of the ceiling in the headline's; None for what an untrusted ceiling would tell."""
+    """Times by mode, and the share of the ceiling, best against best; None for what an untrusted one would tell."""
     seconds = {mode: measure.spread(samples[OWN]) for mode, (samples, _) in modes.items() if OWN in samples}
     ceilings = {
-        mode: bandwidth._asdict() | {"share": share(prepared.bytes / seconds[mode].p50, bandwidth)}
+        mode: bandwidth._asdict() | {"share": share(prepared.bytes / seconds[mode].best, bandwidth)}
         for mode, (_, bandwidth) in modes.items()
         if bandwidth and mode in seconds
     }

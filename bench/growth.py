@@ -1,8 +1,11 @@
 """The page on how cost grows: every measured figure of a run beside its formula. `bench/table.py` writes it."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from summary import share_of, source, time_of
+
+BFLOAT16_TOKENS = 14336, 1, "bfloat16"
 
 HEAD = """# How cost grows
 
@@ -14,16 +17,39 @@ def page(runs: dict[str, tuple[str, dict[str, Any]]]) -> str:
     """The page for the newest run of each device."""
     parts = [HEAD]
     for device, (name, figures) in runs.items():
-        rows = [row for row in figures["rows"] if row["bench"] == "scaling"]
+        rows = list(grown(figures))
         title = "CPU" if device == "cpu" else device
         parts.append(f"## {title}\n\n{source(name, figures['machine'], folder='results')}\n")
         if not rows:
             parts.append("Growth was not measured in this run.\n")
             continue
-        parts.append(_times([row for row in rows if "op" in row["parameters"]]))
+        parts.append(_times(sorted((row for row in rows if "op" in row["parameters"]), key=_place)))
         parts.append(_sizes(rows))
         parts.append(_matches(rows))
     return "\n".join(part for part in parts if part)
+
+
+def grown(figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows of `scaling`, and those of ops that are a step of the same growth, named as if they were its."""
+    for row in figures["rows"]:
+        numbers = row["parameters"]
+        if row["bench"] == "scaling":
+            yield row
+        elif (
+            row["bench"] == "mask_match" and numbers.get("D") == 14336 and (numbers["B"] == 1 or numbers["N"] == 7_000)
+        ):
+            step = f"N={numbers['N']:,}" if numbers["B"] == 1 else f"B={numbers['B']}"
+            yield row | {"case": f"mask_match, {step}", "parameters": numbers | {"op": "mask_match"}}
+        elif row["bench"] == "masked_linear" and (numbers.get("D"), numbers["B"], numbers["dtype"]) == BFLOAT16_TOKENS:
+            step = f"S={numbers['S']}"
+            yield row | {"case": f"masked_linear, {step}", "parameters": numbers | {"op": "masked_linear"}}
+
+
+def _place(row: dict[str, Any]) -> tuple[str, str, int]:
+    """By op, by what grows, by how much."""
+    op, step = row["case"].split(", ", 1)
+    name, size = step.split("=")
+    return op, name, int(size.replace(",", ""))
 
 
 def _times(rows: list[dict[str, Any]]) -> str:

@@ -39,19 +39,20 @@ _GRAPH_CALLS = 100
 
 @dataclass(frozen=True)
 class Spread:
-    """Seconds of one call: percentiles over the samples, and how many those were."""
+    """Seconds of one call: percentiles over the samples, how many those were, and the shortest."""
 
     p20: float
     p50: float
     p80: float
     samples: int
+    best: float
 
 
 def spread(samples: list[float]) -> Spread:
     """Percentiles by the nearest sample."""
     ordered = sorted(samples)
     at = [ordered[round(share * (len(ordered) - 1))] for share in (0.2, 0.5, 0.8)]
-    return Spread(*at, len(ordered))
+    return Spread(*at, len(ordered), ordered[0])
 
 
 def ratio(samples: Samples, over: str, under: str) -> float:

@@ -14,6 +14,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from growth import grown
 from summary import place
 from table import newest
 
@@ -65,7 +66,7 @@ def _operations(row: dict[str, Any]) -> float:
 
 def search(figures: dict[str, Any], axes: Any) -> None:
     """mask_match against N, its floor, and its peers."""
-    rows = [row for row in timed(figures, "scaling") if row["parameters"]["op"] == "mask_match"]
+    rows = [row for row in grown(figures) if "seconds" in row and row["parameters"]["op"] == "mask_match"]
     rows = sorted((row for row in rows if row["parameters"]["B"] == 1), key=lambda row: row["parameters"]["N"])
     stored = [row["parameters"]["N"] for row in rows]
     axes.set_prop_cycle(color=[COLOURS[op] for op in OPS if op != "mask_match"])
@@ -87,7 +88,7 @@ def search(figures: dict[str, Any], axes: Any) -> None:
 
 def product(figures: dict[str, Any], axes: Any) -> None:
     """masked_linear against tokens and against k."""
-    rows = [row for row in timed(figures, "scaling") if row["parameters"]["op"] == "masked_linear"]
+    rows = [row for row in grown(figures) if "seconds" in row and row["parameters"]["op"] == "masked_linear"]
     for key, marker, words in (("S", "o-", "tokens S (k = 4096)"), ("k", "s-", "active columns k (S = 1)")):
         chosen = [row for row in rows if row["case"].startswith(f"masked_linear, {key}=")]
         points = sorted((row["parameters"][key], own_seconds(row), row["floor_seconds"]) for row in chosen)

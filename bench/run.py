@@ -4,7 +4,7 @@
         [--pin]
 
 NAME is one of those that --list prints. Without --json the figures of a whole run go to bench/results/cpu-<date>.json.
-After every benchmark what there is goes to FILE.part, which takes FILE's place at the end: a run that is cut off leaves
+After every row what there is goes to FILE.part, which takes FILE's place at the end: a run that is cut off leaves
 its part, and never a half one where the README's table looks. Exit code 1 where a result was wrong.
 """
 
@@ -22,8 +22,7 @@ from typing import Any
 import measure
 import torch
 from cases import Settings, blank, rows_of
-from summary import table
-from targets import verdicts
+from summary import report
 
 # In this order: what a run that is cut off must have comes first.
 BENCHES = (
@@ -118,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
         device="cuda" if asked.gpu else "cpu",
         quick=asked.quick,
         compile=not asked.quick,
-        seconds=0.02 if asked.quick else 0.06 if asked.gpu else 0.15,
+        seconds=0.02 if asked.quick else 0.06 if asked.gpu else 0.1,
     )
     until = time.monotonic() + asked.limit
     timer = measure.timer_for(settings.device)
@@ -135,25 +134,14 @@ def main(arguments: list[str] | None = None) -> int:
         for row in with_seconds(rows(name, settings, timer, until)):
             figures["rows"].append(row)
             taken, total = row["row_seconds"], time.monotonic() - started
+            write(path, figures)
             print(f"{total:5.0f} s {taken:+6.1f}  {row['bench']}: {row['case']}", file=sys.stderr, flush=True)
-        write(path, figures)
     figures["seconds"] = round(time.monotonic() - started, 1)
     write(path, figures, finished=True)
-    print(table(figures))
-    whole = not asked.only and not asked.quick
-    print("\n".join(str(verdict) for verdict in verdicts(figures) if whole or verdict.value is not None))
-    print(spent(figures))
+    print(report(figures))
     if path is not None:
         print(f"figures: {path}")
     return 1 if any("failed" in row for row in figures["rows"]) else 0
-
-
-def spent(figures: dict[str, Any]) -> str:
-    """One line: the seconds of every benchmark, and of all."""
-    of: dict[str, float] = {}
-    for row in figures["rows"]:
-        of[row["bench"]] = of.get(row["bench"], 0.0) + row["row_seconds"]
-    return f"{figures['seconds']:.0f} s: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in of.items())
 
 
 def default_name(machine: dict[str, Any]) -> str:

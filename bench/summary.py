@@ -1,8 +1,15 @@
-"""The table that a run ends with: one line per case, of at most 42 lines; after it go the targets."""
+"""What a run ends with: a table of one line per case, at most 42 lines, the targets, and where the seconds went.
 
+python bench/summary.py RESULT.json
+"""
+
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
 from bandwidth import MOST_TRUSTED
+from targets import verdicts
 
 MOST_LINES = 40
 
@@ -20,6 +27,22 @@ def table(figures: dict[str, Any]) -> str:
     if len(body) > MOST_LINES:
         body = [*body[: MOST_LINES - 1], f"... {len(body) - MOST_LINES + 1} more lines in the result file"]
     return "\n".join(head + body)
+
+
+def report(figures: dict[str, Any]) -> str:
+    """All that is printed. Targets of what was not asked for are left out."""
+    whole = not figures.get("only") and not figures["quick"]
+    judged = [str(verdict) for verdict in verdicts(figures) if whole or verdict.value is not None]
+    return "\n".join([table(figures), *judged, spent(figures)])
+
+
+def spent(figures: dict[str, Any]) -> str:
+    """One line: the seconds of every benchmark, and of all."""
+    of: dict[str, float] = {}
+    for row in figures["rows"]:
+        of[row["bench"]] = of.get(row["bench"], 0.0) + row["row_seconds"]
+    total = figures.get("seconds", sum(of.values()))  # a run that was cut off did not get to say
+    return f"{total:.0f} s: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in of.items())
 
 
 def place(machine: dict[str, Any]) -> str:
@@ -80,3 +103,7 @@ def time_of(seconds: float) -> str:
         if seconds >= scale:
             return f"{seconds / scale:.3g} {unit}"
     return f"{seconds / 1e-9:.3g} ns"
+
+
+if __name__ == "__main__":
+    print(report(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))

@@ -16,11 +16,12 @@ def test_right_case_has_times_and_figures(bench, doubling, timer, settings):
     assert set(row["seconds"]) == {"cold", "hot"}
     for spread in row["seconds"].values():
         assert 0 < spread["p20"] <= spread["p50"] <= spread["p80"] and spread["samples"] >= 5
-    own = row["seconds"]["cold"]["p50"]
+    own, best = row["seconds"]["cold"]["p50"], row["seconds"]["cold"]["best"]
+    assert 0 < best <= row["seconds"]["cold"]["p20"]
     assert row["bytes_per_second"] == pytest.approx(8000 / own)
-    assert row["share_of_ceiling"] == pytest.approx(8000 / own / row["ceiling_bytes_per_second"])
+    assert row["share_of_ceiling"] == pytest.approx(8000 / best / row["ceiling_bytes_per_second"])
     assert row["ceiling"] == "copy" and row["ceiling_trusted"]
-    assert row["times_floor"] == pytest.approx(1 / row["share_of_ceiling"])
+    assert row["times_floor"] == pytest.approx(own / (8000 / row["ceiling_bytes_per_second"]))
     assert row["ceilings"]["cold"]["bytes"] == timer.cold_bytes and row["ceilings"]["hot"]["bytes"] == 8000
     assert all(ceiling["kernel"] and ceiling["blocks"] >= 2 for ceiling in row["ceilings"].values())
 
@@ -70,8 +71,8 @@ def test_more_memory_than_there_is(bench, doubling, timer, settings):
 
 def test_spread_is_by_nearest_sample(bench):
     measure = bench("measure")
-    assert measure.spread([5.0, 1.0, 2.0, 3.0, 4.0, 6.0]) == measure.Spread(2.0, 3.0, 5.0, 6)
-    assert measure.spread([7.0]) == measure.Spread(7.0, 7.0, 7.0, 1)
+    assert measure.spread([5.0, 1.0, 2.0, 3.0, 4.0, 6.0]) == measure.Spread(2.0, 3.0, 5.0, 6, 1.0)
+    assert measure.spread([7.0]) == measure.Spread(7.0, 7.0, 7.0, 1, 7.0)
 
 
 def test_contenders_take_turns_and_slow_ones_sit_out(bench):

@@ -129,7 +129,7 @@ def test_benchmark_that_raises_leaves_its_rows_and_fails(counting, tmp_path, cap
 def test_cut_off_run_leaves_its_part_beside_an_older_file(counting, bench, tmp_path, monkeypatch):
     path = tmp_path / "result.json"
     path.write_text("the older one")
-    monkeypatch.setattr(counting, "table", lambda _: pytest.fail("the run should have been interrupted"))
+    monkeypatch.setattr(counting, "report", lambda _: pytest.fail("the run should have been interrupted"))
 
     def interrupted(settings, timer):
         yield {"bench": "tophash", "case": "first", "parameters": {}, "absent": "only counted"}
@@ -141,7 +141,7 @@ def test_cut_off_run_leaves_its_part_beside_an_older_file(counting, bench, tmp_p
     with pytest.raises(KeyboardInterrupt):
         counting.main(["--quick", "--json", str(path)])
     assert path.read_text() == "the older one"
-    assert len(json.loads((tmp_path / "result.json.part").read_text())["rows"]) == 4
+    assert len(json.loads((tmp_path / "result.json.part").read_text())["rows"]) == 5
 
 
 def test_whole_run_names_one_file_and_a_part_of_it_none(bench):

@@ -85,7 +85,7 @@ def test_growth_page_has_figures_beside_formulas(bench, figures):
     timed = {
         "bench": "scaling",
         "case": "mask_match, N=1,000",
-        "parameters": {"op": "mask_match"},
+        "parameters": {"op": "mask_match", "N": 1000, "B": 1},
         "headline": "cold",
         "seconds": {"cold": spread, "hot": {**spread, "p50": 1.5e-3}},
         "floor_seconds": 1e-3,
