@@ -61,7 +61,7 @@ def mma(code: machine_code.MachineCode, tiling: tuple[int, ...], queries: int, r
     products = sum(name.startswith("BMMA") for name in body)
     trips = PIECES // 2 * tiles_m * tiles_n / products  # a product takes two pieces of every row
     busiest = -(-blocks // SMS) * warps_m * warps_n * trips  # passes of a warp through the loop
-    fragments = sum(name.startswith("LDS") and ".128" in name for name in body)
+    fragments = sum(name.startswith("LDSM") and name.endswith(".4") for name in body)  # 512 bytes each
     bounds = {
         "bytes": (rows + queries) * ROW_BYTES / BANDWIDTH,
         "matrix products": busiest * products / BMMA / CLOCK,

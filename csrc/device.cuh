@@ -99,6 +99,18 @@ DEVICE void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+// Four matrices of 8 rows x 16 bytes of shared memory. Lane l gives the address of row l % 8 of matrix l / 8 and gets, of
+// every matrix, word l % 4 of row l / 4.
+DEVICE void load_matrices(unsigned int (&word)[4], const uint4* row) {
+#if HAS_BIT_MMA
+  const auto address = static_cast<unsigned int>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+               : "r"(address)
+               : "memory");
+#endif
+}
+
 // sum += count of (16 x 256 bits AND 256 x 8 bits), the warp's threads holding the fragments that PTX prescribes.
 DEVICE void multiply_bits(int (&sum)[4], unsigned int a0, unsigned int a1, unsigned int a2, unsigned int a3,
                           unsigned int b0, unsigned int b1) {

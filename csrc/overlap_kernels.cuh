@@ -122,8 +122,7 @@ GLOBAL LAUNCH_BOUNDS(kScanThreads, kResidentBlocks) void popc_scan(const Scan sc
 }
 
 // Many queries: tiles of queries x rows, staged in shared memory 64 bytes of every row at a time, multiplied by
-// mma.m16n8k256 (AND, then count). The k index of a bit is free as long as both sides agree: a thread's 16 bytes of a
-// row are its fragments of two products, so that nothing is shuffled.
+// mma.m16n8k256 (AND, then count).
 template <int kWarpsM, int kWarpsN, int kTilesM, int kTilesN>
 struct Tiling {
   static constexpr int kThreads = kWarpsM * kWarpsN * kWarp;
@@ -137,36 +136,54 @@ struct Tiling {
 using LargeTiling = Tiling<2, 2, 4, 8>;  // 128 queries x 128 rows, 48 KiB of shared memory
 using SmallTiling = Tiling<1, 4, 2, 4>;  // 32 queries x 128 rows
 
+// Where a piece of a line lies in a stage: eight lines' pieces of one number fall into different banks.
+DEVICE int place(int line, int piece) { return line * 4 + (piece ^ (line / 2 % 4)); }
+
 template <class T>
 DEVICE void stage_pieces(const Scan& scan, uint4* stage, int first_query, int64_t first_row, int first_piece) {
-  for (int i = threadIdx.x; i < T::kStage; i += T::kThreads) {
-    const int line = i / T::kPieces, piece = first_piece + i % T::kPieces;
-    const bool of_query = line < T::kQueries;
-    const int64_t row = of_query ? first_query + line : first_row + line - T::kQueries;
-    const bool inside = piece < scan.pieces && row < (of_query ? scan.queries : scan.rows);
-    const uint4* from = of_query ? scan.query + row * scan.query_stride : scan.store + row * scan.store_stride;
-    copy_async(stage + i, inside ? from + piece : scan.query, inside);
+  constexpr int kLines = T::kThreads / T::kPieces;  // that the block copies at a time
+  const int line = threadIdx.x / T::kPieces, piece = threadIdx.x % T::kPieces;
+  const bool whole = first_piece + piece < scan.pieces;
+#pragma unroll
+  for (int i = 0; i < T::kQueries; i += kLines) {
+    const int64_t query = first_query + line + i;
+    const bool inside = whole && query < scan.queries;
+    const uint4* from = inside ? scan.query + query * scan.query_stride + first_piece + piece : scan.query;
+    copy_async(stage + place(line + i, piece), from, inside);
+  }
+#pragma unroll
+  for (int i = 0; i < T::kRows; i += kLines) {
+    const int64_t row = first_row + line + i;
+    const bool inside = whole && row < scan.rows;
+    const uint4* from = inside ? scan.store + row * scan.store_stride + first_piece + piece : scan.query;
+    copy_async(stage + place(T::kQueries + line + i, piece), from, inside);
   }
 }
 
+// The fragments come from shared memory in the order of their registers: of queries a0 to a3 of one product, of rows b0
+// and b1 of two.
 template <class T>
 DEVICE void multiply_stage(const uint4* stage, int warp_m, int warp_n, int lane,
                            int (&sum)[T::kTilesOfQueries][T::kTilesOfRows][4]) {
-  const uint4* queries = stage + (warp_m * T::kTilesOfQueries * 16 + lane / 4) * T::kPieces + lane % 4;
-  const uint4* rows = stage + (T::kQueries + warp_n * T::kTilesOfRows * 8 + lane / 4) * T::kPieces + lane % 4;
-  uint4 a[T::kTilesOfQueries][2];
+  static_assert(T::kPieces == 4, "two products per stage");
+  const uint4* queries = stage + warp_m * T::kTilesOfQueries * 16 * T::kPieces;
+  const uint4* rows = stage + (T::kQueries + warp_n * T::kTilesOfRows * 8) * T::kPieces;
+  const int line = lane % 8, matrix = lane / 8;
+  const int of_query = place(line + matrix % 2 * 8, matrix / 2), of_row = place(line, matrix);
+  unsigned int a[T::kTilesOfQueries][2][4];
 #pragma unroll
   for (int m = 0; m < T::kTilesOfQueries; ++m) {
-    a[m][0] = queries[m * 16 * T::kPieces];
-    a[m][1] = queries[(m * 16 + 8) * T::kPieces];
+    load_matrices(a[m][0], queries + m * 16 * T::kPieces + of_query);
+    load_matrices(a[m][1], queries + m * 16 * T::kPieces + (of_query ^ 2));  // two pieces on
   }
 #pragma unroll
   for (int n = 0; n < T::kTilesOfRows; ++n) {
-    const uint4 b = rows[n * 8 * T::kPieces];
+    unsigned int b[4];
+    load_matrices(b, rows + n * 8 * T::kPieces + of_row);
 #pragma unroll
     for (int m = 0; m < T::kTilesOfQueries; ++m) {
-      multiply_bits(sum[m][n], a[m][0].x, a[m][1].x, a[m][0].y, a[m][1].y, b.x, b.y);
-      multiply_bits(sum[m][n], a[m][0].z, a[m][1].z, a[m][0].w, a[m][1].w, b.z, b.w);
+      multiply_bits(sum[m][n], a[m][0][0], a[m][0][1], a[m][0][2], a[m][0][3], b[0], b[1]);
+      multiply_bits(sum[m][n], a[m][1][0], a[m][1][1], a[m][1][2], a[m][1][3], b[2], b[3]);
     }
   }
 }

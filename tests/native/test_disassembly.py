@@ -64,7 +64,8 @@ def test_instructions(disassemble, architecture):
         elif architecture in BIT_MMA:
             products = [i for i in instructions if i.startswith("BMMA.168256.AND.POPC")]
             copies = [i for i in instructions if i.startswith("LDGSTS") and ".128" in i]
-            assert len(products) in (16, 64) and copies
+            fragments = [i for i in instructions if i.startswith("LDSM") and i.endswith(".4")]
+            assert len(products) in (16, 64) and copies and len(fragments) == (16 if len(products) == 64 else 8)
             assert "POPC" not in instructions
         else:
             assert len(instructions) < 40, f"{name} holds a matrix product that this architecture only emulates"

@@ -2,6 +2,7 @@
 // mma.m16n8k256 distributes its fragments as the PTX manual says. Slow, exact, and checked by the sanitizers.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <barrier>
@@ -125,6 +126,17 @@ void wait_for_copies() {
     for (const PendingCopy& copy : pending.front()) *copy.to = copy.value;
     pending.erase(pending.begin());
   }
+}
+
+inline void load_matrices(unsigned int (&word)[4], const uint4* row) {
+  const auto words = warp().exchange(lane(), {reinterpret_cast<uint64_t>(row)}, [&](const auto& slots) {
+    std::array<unsigned int, 4> mine{};
+    for (int i = 0; i < 4; ++i) {
+      mine[i] = reinterpret_cast<const unsigned int*>(slots[i * 8 + lane() / 4][0])[lane() % 4];
+    }
+    return mine;
+  });
+  std::copy(words.begin(), words.end(), word);
 }
 
 // Fragments as in "Matrix fragments for mma.m16n8k256": group = lane / 4, member = lane % 4.
