@@ -9,6 +9,12 @@ from memoir_fast.errors import MemoirError
 from memoir_fast.evaluation.roc import roc_curve
 
 _SIZE = (6.4, 3.8)
+_SWEPT = {
+    "reliability": "reliability",
+    "generalization": "generalization",
+    "locality": "locality",
+    "paraphrases_own_edit": "paraphrases that reach their own edit",
+}
 _COLOURS = {"edits": "#1b6ca8", "paraphrases": "#e08e0b", "irrelevant": "#777777", "locality": "#a23b72"}
 
 
@@ -126,14 +132,23 @@ def _sweep(result: dict[str, Any]) -> Any:
     swept = {int(name[2:]): figures for name, figures in result["baselines"].items() if name.startswith("k=")}
     if not swept:
         return None
-    counts = {figures["cases"] for figures in swept.values()}
-    if counts == {result["edits"]}:
-        swept[result["config"]["k"]] = result["all_rows"]
-    figure, axes = _axes(f"Columns per edit, D = {result['status']['width']}", "k", f"mean over {max(counts)} edits")
-    for name, colour in zip(("reliability", "generalization", "locality"), _COLOURS.values(), strict=False):
+    own, edits = result["config"]["k"], max(figures["cases"] for figures in swept.values())
+    apart = own not in swept and result["edits"] != edits  # the run itself learned more edits: no point of the line
+    if not apart:
+        swept.setdefault(own, result["all_rows"])
+    figure, axes = _axes(f"Columns per edit, D = {result['status']['width']}", "k", f"mean over {edits} edits")
+    for (name, label), marker, colour in zip(_SWEPT.items(), "os^D", _COLOURS.values(), strict=True):
         points = [(k, figures[name]) for k, figures in sorted(swept.items()) if figures[name] is not None]
         if points:
-            axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name)
+            axes.plot(*zip(*points, strict=True), f"{marker}-", markersize=5, color=colour, label=label)
+        if apart and result["all_rows"][name] is not None:
+            axes.plot(own, result["all_rows"][name], marker, color=colour, fillstyle="none")
+    if apart:
+        axes.plot([], [], "o", color="black", fillstyle="none", label=f"after {result['edits']} edits")
+    axes.set_xscale("log")
+    ticks = sorted({*swept, own})
+    axes.set_xticks(ticks, [str(k) for k in ticks], rotation=45 if len(ticks) > 8 else 0)
+    axes.minorticks_off()
     axes.set_ylim(0, 1.03)
     axes.legend(frameon=False)
     return figure

@@ -24,7 +24,7 @@ _CAPTIONS = {
     "roc": "Paraphrases against irrelevant prompts, for every threshold.",
     "edits": "All edits so far, measured after so many edits.",
     "retention": "The first edits, measured again after all that came later.",
-    "k_sweep": "Columns per edit.",
+    "k_sweep": "The same edits with other numbers of columns per edit.",
     "baselines": "The edited model beside its baselines.",
 }
 _PER_EDIT = ("row", "prompt", "target", "reliability", "generalization", "locality", "exact_match", "loss", "steps")

@@ -108,7 +108,10 @@ def load_data(settings: Settings) -> Data:
         text = settings.text.read_text(encoding="utf-8") if settings.text else None
     except UnicodeDecodeError as error:
         raise ValueError(f"{settings.text}: byte 0x{error.object[error.start]:02x} is not UTF-8") from error
-    kind = settings.format or detect(next(objects(settings.data))[1])
+    records = objects(settings.data)
+    kind = settings.format or detect(next(records)[1])
+    for _ in records:  # a file that is cut off behind the rows taken is no less broken
+        pass
     return Data(cases, kind, conflicts(cases), irrelevant, text)
 
 

@@ -51,13 +51,6 @@ def irrelevant(tmp_path):
     return path
 
 
-@pytest.fixture
-def saved_model(tiny_llama, tiny_tokenizer, tmp_path):
-    tiny_llama.save_pretrained(tmp_path / "model")
-    tiny_tokenizer.save_pretrained(tmp_path / "model")
-    return str(tmp_path / "model")
-
-
 def settings(data, **changes):
     given = {"tau": 0.9, "k": 12, "checkpoint_every": 2, "baselines": (), "recipe": "fast", "free": False}
     return Settings(model="tiny", data=data, **{**given, **changes})
@@ -299,6 +292,26 @@ def worst_first(result):
     return [one["row"] for one in sorted(result["per_edit"], key=lambda one: (score(one), one["row"]))]
 
 
+def test_k_sweep_has_the_run_s_own_k():
+    """As a point of the lines where it learned as many edits as the others, apart where it learned more."""
+    pytest.importorskip("matplotlib", reason="plots need matplotlib")
+    names = ("reliability", "generalization", "locality", "paraphrases_own_edit")
+    swept = {
+        f"k={k}": dict(zip(("cases", *names), (24, k / 100, 0.5, 1.0, 0.25), strict=True)) for k in (5, 10, 20, 80)
+    }
+    main = dict(zip(names, (0.4, 0.6, 0.9, 0.7), strict=True))
+    result = {"baselines": {"unedited": {}, **swept}, "config": {"k": 40}, "status": {"width": 96}, "all_rows": main}
+    for edits, expected in ((24, [5, 10, 20, 40, 80]), (100, [5, 10, 20, 80])):
+        (axes,) = plots.PLOTS["k_sweep"]({**result, "edits": edits}).axes
+        lines = [line for line in axes.lines if len(line.get_xdata()) > 1]
+        assert [list(line.get_xdata()) for line in lines] == [expected] * 4
+        assert [line.get_label() for line in lines][:3] == list(names[:3])
+        apart = [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines if len(line.get_xdata()) == 1]
+        assert apart == ([] if edits == 24 else [([40], [main[name]]) for name in names])
+        assert axes.get_xscale() == "log"
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["5", "10", "20", "40", "80"]
+
+
 def test_page_escapes_what_it_shows(data, tiny_llama, tiny_tokenizer, tmp_path):
     result = run(settings(data, edits=1), tiny_llama, tiny_tokenizer, tmp_path / "run")
     result["per_edit"][0]["prompt"] = "<script>alert(1)</script>"
@@ -313,26 +326,6 @@ def test_a_report_without_matplotlib_is_refused_before_any_work(data, tmp_path, 
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "matplotlib" else find(name))
     done = memoir_eval("-m", "no-such-model", "-d", data, "--html", tmp_path / "out.html")
     assert done.exit_code == 1 and "plots need matplotlib: pip install 'memoir-fast[plots]'" in done.output
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda text: text[: len(text) // 2], "half downloaded"),
-        (lambda text: text.replace('"alt": "old"', '"alt": ""'), "row 4): the field 'alt' is empty"),
-        (
-            lambda text: text.replace('"rephrase": "What colour', '"other": "What colour'),
-            "row 4): the field 'rephrase'",
-        ),
-    ],
-)
-def test_a_bad_file_leaves_the_older_report(data, saved_model, tmp_path, change, message):
-    for name in ("out.json", "out.html"):
-        (tmp_path / name).write_text("older report")
-    data.write_text(change(data.read_text()))
-    done = memoir_eval("-m", saved_model, "-d", data, "--json", tmp_path / "out.json", "--html", tmp_path / "out.html")
-    assert done.exit_code == 1 and message in done.output and str(data) in done.output.replace("\n", "")
-    assert {(tmp_path / name).read_text() for name in ("out.json", "out.html")} == {"older report"}
 
 
 def test_wrong_options_are_told_before_any_work(data, saved_model, tmp_path):
