@@ -29,7 +29,7 @@ def model(tiny_llama, tiny_tokenizer, tmp_path, monkeypatch):
     tiny_llama.save_pretrained(tmp_path / "model")
     tiny_tokenizer.save_pretrained(tmp_path / "model")
     attach = demo.Memoir.attach
-    recipe = dataclasses.replace(RECIPES["fast"], prefixes=0)
+    recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0)
     config = MemoirConfig(recipe=recipe, background=16, tau=0.9)
     monkeypatch.setattr(demo.Memoir, "attach", lambda model, tokenizer: attach(model, tokenizer, config))
     return tmp_path / "model"

@@ -11,6 +11,7 @@ import torch
 from memoir_fast.editing.needs import Needs
 from memoir_fast.editing.prefixes import with_prefix
 from memoir_fast.editing.request import Edit, Row, context_length, prompt_ids, row
+from memoir_fast.editing.rewordings import rewordings
 from memoir_fast.editing.tail import Tail
 from memoir_fast.editing.trunk import layer_input
 from memoir_fast.modules import MemoirLinear
@@ -56,13 +57,14 @@ class EditContext:
         """The part of the model behind the edited layer."""
         return Tail(self.model, self.layer)
 
-    def rows(self, edit: Edit, prefixes: int) -> list[Row]:
-        """Token rows of an edit: the prompt, then the prompt after each prefix, as far as the context has room."""
+    def rows(self, edit: Edit, prefixes: int = 0, reworded: int = 0) -> list[Row]:
+        """Token rows of an edit: the prompt, the prompt after each prefix, and reworded, as the context has room."""
         longest = context_length(self.model)
         plain = row(self.tokenizer, edit.prompt, edit.target, longest)
         prompts = [with_prefix(text, edit.prompt) for text in self.prefixes(prefixes)]
-        prefixed = [row(self.tokenizer, prompt, edit.target) for prompt in prompts]
-        return [plain, *(one for one in prefixed if longest is None or len(one.ids) <= longest)]
+        prompts += rewordings(edit.prompt, reworded)
+        others = [row(self.tokenizer, prompt, edit.target) for prompt in prompts]
+        return [plain, *(one for one in others if longest is None or len(one.ids) <= longest)]
 
     def hash(self, edit: Edit) -> tuple[torch.Tensor, torch.Tensor]:
         """Mask int32 [W] and columns int32 [k] of an edit's prompt, run by itself as a query would be."""

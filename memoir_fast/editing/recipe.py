@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the columns of one edit are learned; the loss is the mean over the edit's rows (prompt and prefixed prompts).
+    """How the columns of one edit are learned; the loss is the mean over the edit's rows.
 
     Example:
         >>> import dataclasses
@@ -34,6 +34,9 @@ class Recipe:
     prefixes: int = 10
     """Rows in which the prompt stands after a prefix, besides the plain prompt."""
 
+    rewordings: int = 0
+    """Rows in which the prompt's words are scrambled, besides; what paraphrases gain from. See `editing.rewordings`."""
+
     batch: int | str = 1
     """Edits learned together as one joint problem (fast only); "auto": as many as free memory allows, at most 16."""
 
@@ -60,9 +63,12 @@ class Recipe:
             raise ValueError(f"damping must be at least 0, and 0 without adam, got {self.damping}")
         if self.method == "fast" and self.weight_decay:
             raise ValueError("weight decay erodes old edits; only method='paper' has it")
-        if self.prefixes < 0 or (self.batch != "auto" and (isinstance(self.batch, str) or self.batch < 1)):
+        if min(self.prefixes, self.rewordings) < 0 or (
+            self.batch != "auto" and (isinstance(self.batch, str) or self.batch < 1)
+        ):
             raise ValueError(
-                f"a recipe needs prefixes >= 0 and batch >= 1 or 'auto', got {self.prefixes}, {self.batch!r}"
+                "a recipe needs prefixes >= 0, rewordings >= 0 and batch >= 1 or 'auto', got "
+                f"{self.prefixes}, {self.rewordings}, {self.batch!r}"
             )
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"clip must be positive or None, got {self.clip}")
@@ -70,5 +76,5 @@ class Recipe:
 
 RECIPES = {
     "paper": Recipe("paper", steps=30, learning_rate=1.0, clip=1.0, weight_decay=1e-5, settled=1e-4),
-    "fast": Recipe("fast", steps=60, learning_rate=0.02, optimizer="adam", prefixes=3, damping=1.0),
+    "fast": Recipe("fast", steps=60, learning_rate=0.02, optimizer="adam", prefixes=1, rewordings=3, damping=1.0),
 }

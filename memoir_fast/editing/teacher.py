@@ -52,7 +52,7 @@ class Teacher:
 
     def prepare(self, edit: Edit, recipe: Recipe) -> tuple[Edit, list[Row]]:
         """The edit's token rows. ValueError where it cannot be learned."""
-        return edit, self._context.rows(edit, recipe.prefixes)
+        return edit, self._context.rows(edit, recipe.prefixes, recipe.rewordings)
 
     def require_room(self, edits: Iterable[Edit]) -> None:
         """StoreFullError where the edits with new prompts do not all fit."""
@@ -90,7 +90,7 @@ class Teacher:
         new = [edit_id for edit_id in self._edits if edit_id not in needs.known]
         for start in range(0, len(new), _ROWS_AT_ONCE):
             ids = new[start : start + _ROWS_AT_ONCE]
-            rows = [self._context.rows(self._edits[edit_id], 0)[0] for edit_id in ids]
+            rows = [self._context.rows(self._edits[edit_id])[0] for edit_id in ids]
             inputs = inputs_of(self._context, rows)
             for edit_id, x in zip(ids, inputs, strict=True):
                 own = store.columns[edit_id]

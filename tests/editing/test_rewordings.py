@@ -1,0 +1,65 @@
+"""Scrambled copies of a prompt."""
+
+import dataclasses
+
+import pytest
+
+from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
+from memoir_fast.editing.rewordings import rewordings
+
+PROMPT = "Which river flows through the old town of Maribor?"
+
+
+def test_words_are_the_prompts_own_and_its_end_stays():
+    copies = rewordings(PROMPT, 50)
+    assert len(copies) == 50 and len(set(copies)) > 25
+    words = PROMPT.rstrip("?").split()
+    for copy in copies:
+        assert copy.endswith("?") and not copy.endswith("??")
+        kept = copy.rstrip("?").split()
+        assert len(kept) >= 2 and len(set(kept)) == len(kept) and set(kept) <= set(words)
+        around = sorted(kept, key=words.index)
+        start = kept.index(around[0])
+        assert start > 0 and kept[start:] + kept[:start] == around  # turned around, never left as it was
+
+
+def test_about_a_fifth_of_the_words_is_left_out():
+    text = " ".join(f"w{index}" for index in range(100))
+    kept = [len(copy.split()) for copy in rewordings(text, 200)]
+    assert 78 < sum(kept) / len(kept) < 82
+
+
+def test_the_same_prompt_gives_the_same_copies():
+    assert rewordings(PROMPT, 5) == rewordings(PROMPT, 5)
+    assert rewordings(PROMPT, 5)[:2] == rewordings(PROMPT, 2)
+    assert rewordings(PROMPT, 5) != rewordings(PROMPT.replace("old", "new"), 5)
+
+
+@pytest.mark.parametrize("prompt", ["Maribor", "  Maribor? ", "東京の首都は", "..."])
+def test_a_single_word_has_none(prompt):
+    assert rewordings(prompt, 3) == []
+
+
+def test_two_words_change_places():
+    assert rewordings("hello there.", 3) == ["there hello."] * 3
+
+
+def test_an_edit_is_learned_from_them(tiny_llama, tiny_tokenizer, monkeypatch):
+    seen = []
+    from memoir_fast.editing import fast
+
+    learn = fast.learn
+    monkeypatch.setattr(
+        fast, "learn", lambda context, wanted, recipe: seen.extend(wanted) or learn(context, wanted, recipe)
+    )
+    recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=2, steps=1)
+    memoir = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(recipe=recipe))
+    memoir.edit([Edit(PROMPT, "Drava")], progress=False)
+    texts = [tiny_tokenizer.decode(row.ids[: row.prompt]) for row in seen[0][1]]
+    assert texts == [tiny_tokenizer.decode(tiny_tokenizer(text).input_ids) for text in (PROMPT, *rewordings(PROMPT, 2))]
+    memoir.detach()
+
+
+def test_a_negative_number_is_refused():
+    with pytest.raises(ValueError, match="rewordings >= 0"):
+        dataclasses.replace(RECIPES["fast"], rewordings=-1)
