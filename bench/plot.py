@@ -70,6 +70,8 @@ def search(figures: dict[str, Any], axes: Any) -> None:
     """mask_match against N, its floor, and its peers."""
     rows = [row for row in grown(figures) if "seconds" in row and row["parameters"]["op"] == "mask_match"]
     rows = sorted((row for row in rows if row["parameters"]["B"] == 1), key=lambda row: row["parameters"]["N"])
+    if not rows:
+        return
     stored = [row["parameters"]["N"] for row in rows]
     axes.set_prop_cycle(color=[COLOURS[op] for op in OPS if op != "mask_match"])
     mine = [own_seconds(row) * 1e3 for row in rows]
@@ -133,6 +135,8 @@ def _floors(rows: list[dict[str, Any]]) -> list[float]:
 def chance(figures: dict[str, Any], axes: Any) -> None:
     """Best overlap of random masks against N: what the threshold has to stay above."""
     rows = [row["figures"] for row in figures["rows"] if row["case"].startswith("false matches")]
+    if not rows:
+        return
     stored = [row["N"] for row in rows]
     for name, style, label in (
         ("best_overlap", "o", "measured, 1,024 queries"),
@@ -145,8 +149,7 @@ def chance(figures: dict[str, Any], axes: Any) -> None:
     axes.axhline(0.5, color="0.5", linewidth=1)
     axes.annotate("tau = 0.5", (0.02, 0.5), xycoords=("axes fraction", "data"), va="bottom", color="0.4", fontsize=8)
     axes.set_title("Random masks: the best of N overlaps, D = 1536, k = 440")
-    if rows:
-        axes.legend(fontsize=7.5, loc="upper right", bbox_to_anchor=(1, 0.8))
+    axes.legend(fontsize=7.5, loc="upper right", bbox_to_anchor=(1, 0.8))
 
 
 def generation(figures: dict[str, Any], axes: Any) -> None:
@@ -178,7 +181,7 @@ PLOTS = {
 
 
 def draw(figures: dict[str, Any], folder: Path, kind: str = "svg") -> list[Path]:
-    """Writes all plots as `<device>-<plot>.<kind>`; returns the files."""
+    """Writes as `<device>-<plot>.<kind>` all plots that the figures have rows for; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     machine = figures["machine"]
     device = "cpu" if machine["device"] == "cpu" else place(machine).replace(" ", "-")
@@ -186,9 +189,13 @@ def draw(figures: dict[str, Any], folder: Path, kind: str = "svg") -> list[Path]
     with plt.rc_context(_STYLE | {"svg.hashsalt": "memoir_fast"}):
         for name, plot in PLOTS.items():
             figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-            plot(figures, axes)
-            figure.supxlabel(f"{place(machine)}, {machine['date']}", x=0.99, ha="right", fontsize=7, color="0.4")
             path = folder / f"{device}-{name}.{kind}"
+            plot(figures, axes)
+            if not axes.has_data():  # the run has no such row
+                plt.close(figure)
+                path.unlink(missing_ok=True)
+                continue
+            figure.supxlabel(f"{place(machine)}, {machine['date']}", x=0.99, ha="right", fontsize=7, color="0.4")
             figure.savefig(path, metadata={"Date": None} if kind == "svg" else None, dpi=110)
             plt.close(figure)
             written.append(path)

@@ -45,6 +45,16 @@ def test_unwritten_output_is_seen(bench, doubling, timer, settings):
     assert "failed" in row and "seconds" not in row
 
 
+def test_result_that_is_right_by_luck_is_seen(bench, doubling, timer, settings):
+    """A kernel that leaves what was in its output where that is no NaN would pass over memory that is not poisoned."""
+    case = doubling()
+    prepared = dataclasses.replace(
+        case.make(settings), run=lambda x: torch.where(torch.empty_like(x).isnan(), torch.nan, 2 * x)
+    )
+    (row,) = bench("cases").rows_of([dataclasses.replace(case, make=lambda _: prepared)], settings, timer)
+    assert "failed" in row and "seconds" not in row
+
+
 def test_a_case_that_raises_does_not_stop_the_next(bench, doubling, timer, settings):
     def broken(_):
         raise RuntimeError("no such thing")

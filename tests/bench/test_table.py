@@ -131,4 +131,17 @@ def test_plots_of_the_newest_results(bench, tmp_path):
     pytest.importorskip("matplotlib", reason="plots are drawn by matplotlib, the extra `plots`")
     for _, figures in bench("table").newest().values():
         files = bench("plot").draw(figures, tmp_path)
-        assert len(files) == len(bench("plot").PLOTS) and all(file.read_text().startswith("<?xml") for file in files)
+        assert files and all(file.read_text().startswith("<?xml") for file in files)
+
+
+def test_plot_without_rows_is_not_drawn(bench, figures, tmp_path):
+    pytest.importorskip("matplotlib", reason="plots are drawn by matplotlib, the extra `plots`")
+    plot = bench("plot")
+    figures["machine"]["ceilings"] = {"read_bytes_per_second": 1e10}
+    figures["machine"]["ceilings"] |= {f"{dtype}_operations_per_second": 1e11 for dtype in ("float32", "bfloat16")}
+    chance = {"N": 1000, "threshold": 0.4, "best_overlap": 0.3, "best_overlap_formula": 0.3}
+    row = {"bench": "scaling", "case": "false matches, N=1,000", "parameters": {}, "figures": chance}
+    (tmp_path / "cpu-tokens.svg").write_text("of an earlier run")
+    files = plot.draw(figures | {"rows": [row]}, tmp_path)
+    assert sorted(path.name for path in files) == ["cpu-chance.svg", "cpu-roofline.svg"]
+    assert set(files) == set(tmp_path.iterdir())
