@@ -16,7 +16,9 @@ class Late {
  public:
   Late(const T* values, size_t size) : values_(values, values + size), memory_(size) {}
   T* memory() { return memory_.data(); }
-  void spoil() { std::memset(static_cast<void*>(memory_.data()), 0xa5, memory_.size() * sizeof(T)); }
+  void spoil() {
+    for (T& value : memory_) std::memset(static_cast<void*>(&value), 0xa5, sizeof value);
+  }
   void arrive() { std::copy(values_.begin(), values_.end(), memory_.begin()); }
 
  private:
