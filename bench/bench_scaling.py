@@ -119,8 +119,9 @@ def false_matches(stored: int, layer: Layer) -> dict[str, Any]:
 def rows(settings: Settings, timer: measure.Timer) -> Iterator[dict[str, Any]]:
     """Times, then sizes, then false matches."""
     some = 1 if settings.quick else None
+    built = STORED[: some or (2 if settings.device == "cuda" else None)]  # memories are built on the CPU
     yield from rows_of(list(sweep())[:some], replace(settings, seconds=settings.seconds / 2), timer)
-    for stored in STORED[:some]:
+    for stored in built:
         row = {"bench": "scaling", "parameters": SMOLLM.sizes | {"N": stored}}
         case = f"memory, N={stored:,}, D={SMOLLM.width}"
         need, free = _BYTES_PER_EDIT * stored, free_bytes(torch.device("cpu"))
