@@ -92,7 +92,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one small case of each, to see that they work")
     parser.add_argument("--gpu", action="store_true", help="measure the CUDA device instead of the CPU")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
-    parser.add_argument("--limit", type=float, default=500, help="start no case after so many seconds (default: 500)")
+    parser.add_argument("--limit", type=float, default=520, help="start no case after so many seconds (default: 520)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads on the CPU (default: 1)")
     parser.add_argument("--pin", action="store_true", help="stay on one core, the last that may be used")
     parser.add_argument("--list", action="store_true", help="print the names and end")
