@@ -9,3 +9,18 @@ def saved_model(tiny_llama, tiny_tokenizer, tmp_path):
     tiny_llama.save_pretrained(tmp_path / "model")
     tiny_tokenizer.save_pretrained(tmp_path / "model")
     return str(tmp_path / "model")
+
+
+@pytest.fixture
+def same():
+    """Whether two results agree in all but times, floats to rounding: what a loaded memory's edits read is run anew."""
+
+    def agree(one, other):
+        if isinstance(one, dict):
+            timed = {"seconds", "seconds_per_edit"}
+            return one.keys() == other.keys() and all(agree(one[key], other[key]) for key in one.keys() - timed)
+        if isinstance(one, list):
+            return len(one) == len(other) and all(map(agree, one, other))
+        return one == (pytest.approx(other, rel=1e-5) if isinstance(other, float) else other)
+
+    return agree

@@ -37,16 +37,6 @@ def evaluated(model, data, run):
     return json.loads(run.with_suffix(".json").read_text())
 
 
-def same(one, other):
-    """Whether two results agree in everything but times; losses may differ by rounding, as from process to process."""
-    if isinstance(one, dict):
-        timed = {"seconds", "seconds_per_edit"}
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one.keys() - timed)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == (pytest.approx(other, rel=1e-5) if isinstance(other, float) else other)
-
-
 def saved(run):
     """Edits in the memory that the run saved last."""
     counts = [int(path.parent.name[7:]) for path in run.glob("memory-*/memory_config.json")]
@@ -71,7 +61,7 @@ def killed_in_the_middle(model, data, run):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a process there is not killed by a signal")
-def test_a_killed_run_goes_on_to_the_same_result(data, saved_model, tmp_path):
+def test_a_killed_run_goes_on_to_the_same_result(data, saved_model, tmp_path, same):
     run = tmp_path / "cut"
     killed_in_the_middle(saved_model, data, run)
     learned = saved(run)
