@@ -139,7 +139,7 @@ def _specialize(function: JITFunction, values: dict[str, Any]) -> Specialization
 
 
 @contextmanager
-def _recording(device_name: str) -> Iterator[list[Launch]]:
+def _recording(capability: int) -> Iterator[list[Launch]]:
     launches: list[Launch] = []
 
     def record(self: JITFunction, *args: Any, grid: tuple[int, ...], warmup: bool, **kwargs: Any) -> None:
@@ -148,14 +148,15 @@ def _recording(device_name: str) -> Iterator[list[Launch]]:
 
     with (
         mock.patch.object(JITFunction, "run", record),
-        mock.patch.object(_launch, "_device_name", lambda _: device_name),
+        mock.patch.object(_launch, "_device_name", lambda _: DEVICES[capability]),
+        mock.patch.object(_launch, "_capability", lambda _: capability // 10),
     ):
         yield launches
 
 
 def launches(call: Callable[[], object], capability: int) -> list[Launch]:
     """What `call`, given meta tensors, would launch on a GPU of this compute capability."""
-    with _recording(DEVICES[capability]) as recorded:
+    with _recording(capability) as recorded:
         call()
     return recorded
 

@@ -66,6 +66,16 @@ def _device_name(index: int | None) -> str:
 
 
 @functools.cache
+def _capability(index: int | None) -> int:
+    return 0 if index is None else torch.cuda.get_device_capability(index)[0]
+
+
+def admits(tensor: torch.Tensor) -> bool:
+    """Whether a kernel on the tensor's device can admit the next one before it ends (compute capability 9.0 and up)."""
+    return _capability(tensor.device.index if tensor.is_cuda else None) >= 9
+
+
+@functools.cache
 def lookup(kernel: str, device_name: str, keys: tuple[str, ...]) -> Config:
     """The configuration of `kernel`: the user's table before the shipped one, this GPU before all, `keys` in order.
 

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from memoir_fast.kernels import _launch
 from memoir_fast.kernels._common import on_device_of, popcount, power_of_two, unsupported
+from triton.language.extra.cuda import gdc_launch_dependents
 
 from memoir_fast.ops._checks import words
 
@@ -108,13 +109,17 @@ def _tophash(
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    ADMIT: tl.constexpr,
 ):
     """Grid (B, PARTS). The row's first chunk, for D <= BLOCK all of it, stays in registers from the one read on.
 
     Each part selects for itself and writes its own share of the row's words and columns. The order is the permutation,
     through which columns are flagged in memory, a byte each in flags [B, 32 W], or, with GATHER (one chunk, one part),
     its inverse, through which each column fetches its flag.
+    ADMIT: `mask_match`, which waits for this kernel's results by itself, may begin to fetch the store meanwhile.
     """
+    if ADMIT:
+        gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     feature_ptr += row * stride_fb
     mask_ptr += row * W
@@ -263,6 +268,7 @@ def tophash(feature: torch.Tensor, k: int, permutation: torch.Tensor) -> tuple[t
             PARTS=parts,
             BLOCK=block,
             BLOCK_W=power_of_two(triton.cdiv(mask.shape[1], parts), 4, _WORDS),
+            ADMIT=batch <= _FEW_ROWS and _launch.admits(feature),
             **_launch.options(config),
         )
     return mask, columns

@@ -9,6 +9,8 @@ import torch
 
 pytest.importorskip("triton", reason="the kernels are Triton's; it has no wheel for this platform")
 
+from memoir_fast.kernels.tophash import tophash  # noqa: E402  (needs triton)
+
 BENCH = Path(__file__).parents[2] / "bench"
 TENSOR_CORE = {"rows", "prefill", "grad_x", "grad_memory", "memory_update"}
 NO_WIDE_STREAM = {"combine", "choose", "gather"}  # a few KB of partial results; inputs scattered over a row
@@ -57,6 +59,20 @@ def test_machine_code_at_the_sizes_of_known_models(bench, capability):
     names = {kernel.name for kernel in found}
     assert names >= TENSOR_CORE | {"prompt_feature", "tophash", "one", "gather", "scan", "choose", "mask_overlap"}
     _check(bench, capability, found, torch.bfloat16)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_tophash_of_few_rows_admits_its_successor_where_the_gpu_can(bench, capability):
+    machine_code, _ = bench
+    counts = {}
+    for rows in (1, 4096):
+        feature = torch.empty((rows, 14336), device="meta")
+        order = torch.empty(14336, dtype=torch.int32, device="meta")
+        *_, launch = machine_code.launches(
+            lambda feature=feature, order=order: tophash(feature, 4096, order), capability
+        )
+        counts[rows] = machine_code.compile_for(launch.kernel, capability).count(r"PREEXIT")
+    assert counts == {1: int(capability >= 90), 4096: 0}
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

@@ -1,0 +1,131 @@
+"""Where the time of an edit goes: milliseconds per edit of each phase of learning, one edit at a time and in batches.
+
+    python bench/edit_phases.py [--json FILE] [--edits 16] [--batch 8] [--threads 1] [--gpu]
+
+On the CPU the packaged SmolLM2-135M in bfloat16, where torch multiplies bfloat16 as fast as it can; with --gpu a Llama
+of LLaMA-3-8B's sizes with random bfloat16 weights, built on the device. A random model's edits say nothing of quality;
+their steps are as dear as a trained model's.
+"""
+
+import argparse
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from statistics import median
+from typing import Any
+from unittest import mock
+
+import torch
+from bench_edit import sharing
+from models import llama_8b
+
+from memoir_fast import Memoir
+from memoir_fast.editing.batch import Batch
+from memoir_fast.editing.needs import Needs
+from memoir_fast.editing.slab import Slab
+from memoir_fast.editing.teacher import Teacher
+from memoir_fast.generation import load_model
+from memoir_fast.jsonl import facts
+
+PHASES: dict[str, tuple[tuple[Any, str], ...]] = {
+    "tokens": ((Teacher, "prepare"),),
+    "trunk and hash": ((Batch, "__init__"),),
+    "damping": ((Needs, "damping"), (Needs, "add")),
+    "tail forward": ((Batch, "losses"),),
+    "tail backward": ((torch.autograd, "grad"),),
+    "optimizer": ((Slab, "residual"), (Slab, "step")),
+    "write": ((Teacher, "_commit"),),
+}
+"""Each phase's functions; none runs inside of another."""
+
+GPU_TARGET = 30.0  # ms per edit in batches, LLaMA-3-8B
+
+
+@contextmanager
+def clocks(synchronize: Callable[[], Any]) -> Iterator[dict[str, float]]:
+    """Seconds that each phase takes within the block; the device is waited for at both ends of every call."""
+    spent = dict.fromkeys(PHASES, 0.0)
+
+    def timed(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            synchronize()
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                synchronize()
+                spent[phase] += time.perf_counter() - start
+
+        return call
+
+    with ExitStack() as patches:
+        for phase, functions in PHASES.items():
+            for owner, name in functions:
+                patches.enter_context(mock.patch.object(owner, name, timed(phase, getattr(owner, name))))
+        yield spent
+
+
+def measure_phases(model: Any, tokenizer: Any, edits: int, batch: int) -> dict[str, Any]:
+    """Milliseconds per edit, sequential and in batches: alone, then once more with a clock at every phase.
+
+    The clocks make the device wait, so the phases' sum may exceed the time without them; shares are of their own run.
+    """
+    taught = [(fact.prompt, fact.target) for fact in facts()[: edits + batch]]
+    warm, taught = taught[:batch], taught[batch:]
+    device = next(model.parameters()).device
+    synchronize = functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else (lambda: None)
+    found: dict[str, Any] = {"edits": edits, "batch_size": batch, "threads": torch.get_num_threads()}
+    prefixes: list[str] = []
+    for name, size in (("sequential", 1), ("batched", batch)):
+        memoir = Memoir.attach(sharing(model), tokenizer)
+        memoir.prefixes = prefixes or memoir._first_prefixes(memoir.config.learned.prefixes)
+        prefixes = memoir.prefixes
+        for one in (warm, warm) if size > 1 else (warm[:1], warm[:1]):
+            memoir.edit(one, batch=size, progress=False)
+        half = len(taught) // 2
+        plain = memoir.edit(taught[:half], batch=size, progress=False)
+        with clocks(synchronize) as spent:
+            clocked = memoir.edit(taught[half:], batch=size, progress=False)
+        total = sum(result.seconds for result in clocked) + spent["write"]
+        found[name] = {
+            "ms_per_edit": 1e3 * sum(result.seconds for result in plain) / half,
+            "median_ms": 1e3 * median(result.seconds for result in plain),
+            "steps": sum(result.steps for result in plain) / half,
+            "learned": sum(result.learned for result in plain) / half,
+            "phases_ms": {phase: 1e3 * seconds / len(clocked) for phase, seconds in spent.items()},
+            "shares": {phase: seconds / total for phase, seconds in spent.items()},
+            "rest": 1 - sum(spent.values()) / total,
+        }
+        memoir.detach()
+    return found
+
+
+def main() -> None:
+    """Prints the figures, and writes them where --json says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--edits", type=int, default=32, help="facts taught, half of them with clocks (default: 32)")
+    parser.add_argument("--batch", type=int, default=8, help="edits learned together (default: 8)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads on the CPU (default: 1)")
+    parser.add_argument("--gpu", action="store_true", help="LLaMA-3-8B's shape on the GPU")
+    asked = parser.parse_args()
+    if asked.edits % (2 * asked.batch) or asked.edits + asked.batch > len(facts()):
+        parser.error(f"edits must be a multiple of twice the batch, and with it at most {len(facts())}")
+    torch.set_num_threads(asked.threads)
+    model, tokenizer = llama_8b() if asked.gpu else load_model("smollm2", "bfloat16", "cpu")
+    model.requires_grad_(False)
+    found = measure_phases(model, tokenizer, asked.edits, asked.batch)
+    print(json.dumps(found, indent=1))
+    if asked.json:
+        with open(asked.json, "w", encoding="utf-8") as file:
+            json.dump(found, file, indent=1)
+    for name in ("sequential", "batched"):
+        print(f"{name}: {found[name]['ms_per_edit']:.0f} ms per edit", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
