@@ -37,6 +37,7 @@ BENCHES = (
     "memory_update",
     "sketch",
     "scaling",
+    "edit_phases",
 )
 RESULTS = Path(__file__).parent / "results"
 FORMAT = 1

@@ -91,6 +91,10 @@ def short(row: dict[str, Any]) -> str:
     found = row["figures"]
     if row["bench"] == "edit":
         return ", ".join(f"{kind} {found[f'{kind}_seconds']:.2f} s per edit" for kind in ("paper", "fast", "batch"))
+    if row["bench"] == "edit_phases":
+        parts = (f"{way} {found[way]['ms_per_edit']:.0f} ms per edit" for way in ("sequential", "batched"))
+        shares = found["batched"]["shares"].items()
+        return ", ".join(parts) + ": " + ", ".join(f"{phase} {share:.0%}" for phase, share in shares)
     if row["bench"] == "generate":
         speeds = {name: seen["tokens_per_second"] for name, seen in found["decode"].items()}
         return "tokens/s: " + ", ".join(f"{name} {speed:.1f}" for name, speed in speeds.items())

@@ -94,10 +94,16 @@ def _whole(runs: Runs) -> list[str]:
     for device, (_, figures) in runs.items():
         for row in figures["rows"]:
             for target in row.get("targets", ()):
-                reached = "reached" if target["value"] >= target["least"] else "missed"
+                at_least = "least" in target
+                bound = target["least" if at_least else "most"]
+                reached = (
+                    "reached" if (target["value"] >= bound if at_least else target["value"] <= bound) else "missed"
+                )
                 where = "" if device == "cpu" else f", {device}"
                 case = f"{row['case']}{where}: {target['what']}"
-                lines.append(f"| {case} | {target['value']:.3g}x | >= {target['least']}x, {reached} |")
+                unit = "x" if at_least else ""
+                sign = ">=" if at_least else "<="
+                lines.append(f"| {case} | {target['value']:.3g}{unit} | {sign} {bound}{unit}, {reached} |")
     if len(lines) == 2:
         lines.append(f"| all | {NOT_MEASURED} | |")
     return lines

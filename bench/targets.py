@@ -131,8 +131,9 @@ def verdicts(figures: dict[str, Any]) -> list[Verdict]:
         found.append(Verdict(f"{target.bench}, {target.case}: {target.what}", value, target.bound, target.at_least))
     for row in figures["rows"]:
         found += [
-            Verdict(f"{row['bench']}, {row['case']}: {target['what']}", target["value"], target["least"], True)
+            Verdict(f"{row['bench']}, {row['case']}: {target['what']}", target["value"], bound, "least" in target)
             for target in row.get("targets", ())
+            for bound in (target["least"] if "least" in target else target["most"],)
         ]
     return found
 

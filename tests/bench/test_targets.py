@@ -70,3 +70,11 @@ def test_every_row_of_the_readme_is_of_a_case_that_there_is(bench):
     for _, name, case in bench("table").OPS:
         for one in settings:
             assert case in [known.name for known in bench(f"bench_{name}").cases(one)], (case, one.device)
+
+
+def test_a_row_may_bring_an_upper_bound(bench):
+    target = {"what": "ms per edit, batched", "value": 31.0, "most": 30.0}
+    rows = [{"bench": "edit_phases", "case": "a", "targets": [target, target | {"value": 29.0}]}]
+    *_, above, below = bench("targets").verdicts({"machine": {"device": "cpu"}, "rows": rows})
+    assert (above.word, below.word) == ("MISSED", "reached")
+    assert str(above).endswith("(wanted <= 30)")

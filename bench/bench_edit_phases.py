@@ -1,6 +1,6 @@
 """Where the time of an edit goes: milliseconds per edit of each phase of learning, one edit at a time and in batches.
 
-    python bench/edit_phases.py [--json FILE] [--edits 16] [--batch 8] [--threads 1] [--gpu]
+    python bench/bench_edit_phases.py [--json FILE] [--edits 16] [--batch 8] [--threads 1] [--gpu]
 
 On the CPU the packaged SmolLM2-135M in bfloat16, where torch multiplies bfloat16 as fast as it can; with --gpu a Llama
 of LLaMA-3-8B's sizes with random bfloat16 weights, built on the device. A random model's edits say nothing of quality;
@@ -20,6 +20,7 @@ from unittest import mock
 
 import torch
 from bench_edit import sharing
+from cases import Settings
 from models import llama_8b
 
 from memoir_fast import Memoir
@@ -27,6 +28,7 @@ from memoir_fast.editing.batch import Batch
 from memoir_fast.editing.needs import Needs
 from memoir_fast.editing.slab import Slab
 from memoir_fast.editing.teacher import Teacher
+from memoir_fast.errors import MemoirError
 from memoir_fast.generation import load_model
 from memoir_fast.jsonl import facts
 
@@ -94,6 +96,7 @@ def measure_phases(model: Any, tokenizer: Any, edits: int, batch: int) -> dict[s
         found[name] = {
             "ms_per_edit": 1e3 * sum(result.seconds for result in plain) / half,
             "median_ms": 1e3 * median(result.seconds for result in plain),
+            "ms_per_step": 1e3 * sum(result.seconds for result in plain) / sum(result.steps for result in plain),
             "steps": sum(result.steps for result in plain) / half,
             "learned": sum(result.learned for result in plain) / half,
             "phases_ms": {phase: 1e3 * seconds / len(clocked) for phase, seconds in spent.items()},
@@ -102,6 +105,31 @@ def measure_phases(model: Any, tokenizer: Any, edits: int, batch: int) -> dict[s
         }
         memoir.detach()
     return found
+
+
+def rows(settings: Settings, _: object) -> Iterator[dict[str, Any]]:
+    """One row for the driver; a quick run teaches four facts, with or without a GPU to the packaged model."""
+    large = settings.device != "cpu" and not settings.quick
+    name = "LLaMA-3-8B's shape" if large else "SmolLM2-135M"
+    row = {
+        "bench": "edit_phases",
+        "case": f"{name}, bfloat16",
+        "parameters": {"model": name, "dtype": "bfloat16", "device": settings.device},
+    }
+    try:
+        model, tokenizer = llama_8b() if large else load_model("smollm2", "bfloat16", settings.device)
+    except MemoirError as error:
+        yield row | {"absent": str(error)}
+        return
+    model.requires_grad_(False)
+    edits, batch = (32, 8) if large else (4, 2) if settings.quick else (8, 4)
+    found = measure_phases(model, tokenizer, edits, batch)
+    row |= {"figures": found}
+    if large:
+        row["targets"] = [
+            {"what": "ms per edit, batched", "value": found["batched"]["ms_per_edit"], "most": GPU_TARGET}
+        ]
+    yield row
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from memoir_fast.editing.batch import Batch
 
 
 def test_phases_are_timed_once_each(bench, tiny_llama, tiny_tokenizer):
-    edit_phases = bench("edit_phases")
+    edit_phases = bench("bench_edit_phases")
     found = edit_phases.measure_phases(tiny_llama, tiny_tokenizer, edits=8, batch=2)
     for name in ("sequential", "batched"):
         figures = found[name]
@@ -20,6 +20,6 @@ def test_phases_are_timed_once_each(bench, tiny_llama, tiny_tokenizer):
 
 def test_the_clocks_are_taken_off_again(bench):
     before = (Batch.losses, torch.autograd.grad)
-    with bench("edit_phases").clocks(lambda: None):
+    with bench("bench_edit_phases").clocks(lambda: None):
         assert Batch.losses is not before[0]
     assert (Batch.losses, torch.autograd.grad) == before
