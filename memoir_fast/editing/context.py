@@ -57,14 +57,22 @@ class EditContext:
         """The part of the model behind the edited layer."""
         return Tail(self.model, self.layer)
 
-    def rows(self, edit: Edit, prefixes: int = 0, reworded: int = 0) -> list[Row]:
-        """Token rows of an edit: the prompt, the prompt after each prefix, and reworded, as the context has room."""
+    def rows(self, edit: Edit, prefixes: int = 0, reworded: int = 0, tokens: int | None = None) -> list[Row]:
+        """Token rows of an edit: the prompt, after each prefix, and reworded.
+
+        Of all but the first, those are left out for which the model's context, or `tokens` in all, has no room.
+        """
         longest = context_length(self.model)
         plain = row(self.tokenizer, edit.prompt, edit.target, longest)
         prompts = [with_prefix(text, edit.prompt) for text in self.prefixes(prefixes)]
         prompts += rewordings(edit.prompt, reworded)
-        others = [row(self.tokenizer, prompt, edit.target) for prompt in prompts]
-        return [plain, *(one for one in others if longest is None or len(one.ids) <= longest)]
+        rows = [plain]
+        for prompt in prompts:
+            other = row(self.tokenizer, prompt, edit.target)
+            total = sum(len(one.ids) for one in (*rows, other))
+            if (longest is None or len(other.ids) <= longest) and (tokens is None or total <= tokens):
+                rows.append(other)
+        return rows
 
     def hash(self, edit: Edit) -> tuple[torch.Tensor, torch.Tensor]:
         """Mask int32 [W] and columns int32 [k] of an edit's prompt, run by itself as a query would be."""

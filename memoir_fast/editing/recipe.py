@@ -37,6 +37,9 @@ class Recipe:
     rewordings: int = 0
     """Rows in which the prompt's words are scrambled, besides; what paraphrases gain from. See `editing.rewordings`."""
 
+    tokens: int | None = None
+    """Further rows are left out where they would make the edit's rows longer than this together; None: never."""
+
     batch: int | str = 1
     """Edits learned together as one joint problem (fast only); "auto": as many as free memory allows, at most 16."""
 
@@ -70,11 +73,15 @@ class Recipe:
                 "a recipe needs prefixes >= 0, rewordings >= 0 and batch >= 1 or 'auto', got "
                 f"{self.prefixes}, {self.rewordings}, {self.batch!r}"
             )
-        if self.clip is not None and self.clip <= 0:
-            raise ValueError(f"clip must be positive or None, got {self.clip}")
+        for name in ("clip", "tokens"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be positive or None, got {value}")
 
 
 RECIPES = {
     "paper": Recipe("paper", steps=30, learning_rate=1.0, clip=1.0, weight_decay=1e-5, settled=1e-4),
-    "fast": Recipe("fast", steps=60, learning_rate=0.03, optimizer="adam", prefixes=1, rewordings=3, damping=1.0),
+    "fast": Recipe(
+        "fast", steps=60, learning_rate=0.03, optimizer="adam", prefixes=1, rewordings=3, tokens=400, damping=1.0
+    ),
 }

@@ -52,7 +52,7 @@ class Teacher:
 
     def prepare(self, edit: Edit, recipe: Recipe) -> tuple[Edit, list[Row]]:
         """The edit's token rows. ValueError where it cannot be learned."""
-        return edit, self._context.rows(edit, recipe.prefixes, recipe.rewordings)
+        return edit, self._context.rows(edit, recipe.prefixes, recipe.rewordings, recipe.tokens)
 
     def require_room(self, edits: Iterable[Edit]) -> None:
         """StoreFullError where the edits with new prompts do not all fit."""
