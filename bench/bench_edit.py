@@ -102,7 +102,7 @@ def rows(settings: Settings, _: object) -> Iterator[dict[str, Any]]:
         yield {"bench": "edit", "case": name, "parameters": numbers, "absent": "is measured on the CPU"}
         return
     try:
-        found = measure_edits(2, 1, 2, 4) if settings.quick else measure_edits(16, 2, 8, 24)
+        found = measure_edits(2, 1, 2, 4) if settings.quick else measure_edits(8, 2, 8, 16)
     except MemoirError as error:
         yield {"bench": "edit", "case": name, "parameters": numbers, "absent": str(error)}
         return

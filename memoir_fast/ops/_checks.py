@@ -1,5 +1,6 @@
 """The checks that the ops share. Every message says what was expected and what came."""
 
+import functools
 from collections.abc import Iterable
 
 import torch
@@ -21,31 +22,39 @@ def tensor(
 ) -> None:
     """Checks that `value` is a tensor of one of `dtypes` and of `shape`, given as names, e.g. "B S D".
 
-    A name with a size in `sizes` must have that size; other names stand for any size.
+    A name with a size in `sizes` must have that size; other names stand for any size. A check stands before every call
+    of an op, so one that is passed has to be quick.
     """
+    axes = _axes(shape)
     allowed = (dtypes,) if isinstance(dtypes, torch.dtype) else tuple(dtypes)
-    names = shape.split()
-
-    def message() -> str:  # made only for an error: a check stands before every call of an op
-        expected = "/".join(str(dtype).removeprefix("torch.") for dtype in allowed)
-        wanted = ", ".join(str(sizes.get(axis, axis)) for axis in names)
-        return f"{name} must be {expected} [{wanted}], got {describe(value)}"
-
     if not isinstance(value, torch.Tensor) or value.dtype not in allowed:
-        raise TypeError(message())
-    if value.dim() != len(names) or any(
-        sizes.get(axis, size) != size for axis, size in zip(names, value.shape, strict=True)
-    ):
-        raise ValueError(message())
+        raise TypeError(_mismatch(name, value, allowed, axes, sizes))
+    found = value.shape
+    if len(found) != len(axes):
+        raise ValueError(_mismatch(name, value, allowed, axes, sizes))
+    for axis, size in sizes.items():
+        if found[axes.index(axis)] != size:
+            raise ValueError(_mismatch(name, value, allowed, axes, sizes))
+
+
+@functools.cache
+def _axes(shape: str) -> tuple[str, ...]:
+    return tuple(shape.split())
+
+
+def _mismatch(
+    name: str, value: object, allowed: tuple[torch.dtype, ...], axes: tuple[str, ...], sizes: dict[str, int]
+) -> str:
+    expected = "/".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+    wanted = ", ".join(str(sizes.get(axis, axis)) for axis in axes)
+    return f"{name} must be {expected} [{wanted}], got {describe(value)}"
 
 
 def same_device(**tensors: torch.Tensor) -> None:
     """Checks that all tensors lie on one device."""
-    devices = {name: value.device for name, value in tensors.items()}
-    if len(set(devices.values())) > 1:
-        raise ValueError(
-            "all tensors must be on one device, got " + ", ".join(f"{name} on {d}" for name, d in devices.items())
-        )
+    if len({value.device for value in tensors.values()}) > 1:
+        places = ", ".join(f"{name} on {value.device}" for name, value in tensors.items())
+        raise ValueError(f"all tensors must be on one device, got {places}")
 
 
 def words(width: int) -> int:
@@ -66,7 +75,9 @@ def readable(value: torch.Tensor) -> bool:
 def index_range(name: str, value: torch.Tensor, low: int, high: int) -> None:
     """Checks low <= value < high for every element of a CPU tensor; values on a device are checked by the kernel."""
     if readable(value) and value.numel():
-        if value.numel() <= _FEW:  # reading them is quicker than two reductions
+        if value.numel() == 1:
+            smallest = largest = int(value)
+        elif value.numel() <= _FEW:  # reading them is quicker than two reductions
             values = value.flatten().tolist()
             smallest, largest = min(values), max(values)
         else:
