@@ -25,6 +25,9 @@ def eval(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what --run holds.")] = False,
     format: Annotated[str | None, typer.Option("--format", help="Format of --data, where it is mistaken.")] = None,
+    skip_unusable: Annotated[
+        bool, typer.Option("--skip-unusable", help="Leave out rows without a field, or with an empty one; list them.")
+    ] = False,
     when: Annotated[str, typer.Option("--when", help="end: after all edits; each: each after its own edit.")] = "end",
     baselines: Annotated[
         str,
@@ -64,6 +67,7 @@ def eval(
         data=data,
         edits=edits,
         format=format,
+        skip_unusable=skip_unusable,
         when=when,
         recipe=recipe,
         tau=_threshold(tau),
@@ -137,5 +141,5 @@ def _show(screen: Any, result: dict[str, Any]) -> None:
         f"{result['learned']} of {result['edits']} learned below the bar, {result['seconds_per_edit']:.2f} s each",
         f"{len(result['conflicts'])} groups of rows contradict each other",
     )
-    for line in lines:
+    for line in (*lines, *(f"left out: {why}" for why in result["unusable"])):
         screen.print(line, markup=False)

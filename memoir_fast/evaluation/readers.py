@@ -52,13 +52,20 @@ class Case:
         return Edit(self.prompt, self.target)
 
 
-def read_cases(path: str | os.PathLike, format: str | None = None, limit: int | None = None) -> Iterator[Case]:
+def read_cases(
+    path: str | os.PathLike,
+    format: str | None = None,
+    limit: int | None = None,
+    unusable: list[str] | None = None,
+) -> Iterator[Case]:
     """The rows of a file, one at a time; no more than `limit` are looked at.
 
     Args:
         path (str | PathLike): a JSON list or JSON lines.
         format (str, optional): one of FORMATS. Default: recognised by the first record's fields.
         limit (int, optional): at least 1. Default: all.
+        unusable (list, optional): takes, row by row, what would have been raised of a record without a field, or with
+            an empty one; such rows are left out. Default: raise it. A file that is broken is raised all the same.
 
     Raises:
         ValueError: a file that is broken, of no known format, or holds a record without a field that its format needs,
@@ -86,7 +93,10 @@ def read_cases(path: str | os.PathLike, format: str | None = None, limit: int | 
         try:
             yield read(_Fields(values), row)
         except ValueError as error:
-            raise ValueError(f"{path}, line {line} (row {row}): {error}") from None
+            message = f"{path}, line {line} (row {row}): {error}"
+            if unusable is None:
+                raise ValueError(message) from None
+            unusable.append(message)
 
 
 def read_prompts(path: str | os.PathLike) -> list[str]:

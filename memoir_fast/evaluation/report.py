@@ -62,6 +62,8 @@ def page(result: dict[str, Any], figures: dict[str, bytes], command: Sequence[st
         _table(["reason", "rows"], ([one["reason"], _listed(one["rows"])] for one in result["conflicts"]))
         if result["conflicts"]
         else "",
+        "<h2>Rows that were left out</h2>" if result["unusable"] else "",
+        "".join(f"<p>{_safe(why)}</p>" for why in result["unusable"]),
         "<h2>Every edit, the worst first</h2>",
         _every_edit(result["per_edit"]),
         "</body></html>",

@@ -36,6 +36,8 @@ class Settings:
     data: Path
     edits: int = 100
     format: str | None = None
+    skip_unusable: bool = False
+    """Leave rows out that lack a field, or have an empty one, instead of refusing the file."""
     when: str = "end"
     """"end": every case after all edits. "each": every case right after its own edit, as EasyEdit does."""
     recipe: str | None = None
@@ -92,6 +94,8 @@ class Data:
     format: str
     conflicts: list[Any]
     irrelevant: list[str] = field(default_factory=list)
+    unusable: list[str] = field(default_factory=list)
+    """Rows that were left out, and why."""
     text: str | None = None
 
     @property
@@ -102,7 +106,11 @@ class Data:
 
 def load_data(settings: Settings) -> Data:
     """Reads and checks every file. ValueError, naming file, line and field; OSError."""
-    cases = list(read_cases(settings.data, settings.format, settings.edits))
+    unusable: list[str] = []
+    skipping = unusable if settings.skip_unusable else None
+    cases = list(read_cases(settings.data, settings.format, settings.edits, skipping))
+    if not cases:
+        raise ValueError(f"{settings.data}: none of the {len(unusable)} rows looked at can be used; {unusable[0]}")
     irrelevant = read_prompts(settings.irrelevant) if settings.irrelevant else []
     try:
         text = settings.text.read_text(encoding="utf-8") if settings.text else None
@@ -112,7 +120,7 @@ def load_data(settings: Settings) -> Data:
     kind = settings.format or detect(next(records)[1])
     for _ in records:  # a file that is cut off behind the rows taken is no less broken
         pass
-    return Data(cases, kind, conflicts(cases), irrelevant, text)
+    return Data(cases, kind, conflicts(cases), irrelevant, unusable, text)
 
 
 def evaluate(
@@ -318,6 +326,7 @@ def _result(
         "all_rows": total,
         "conflict_free": figures(clean) if clean else None,
         "conflicts": [{"reason": one.reason, "rows": list(one.rows)} for one in data.conflicts],
+        "unusable": data.unusable,
         "at_end": figures(at_end) if settings.when == "each" else None,
         "roc_area": roc_area(positive, negative) if positive and negative else None,
         "irrelevant_overlaps": main["irrelevant_overlaps"],

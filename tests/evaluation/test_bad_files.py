@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from memoir_fast.cli import app
+from memoir_fast.evaluation.run import Settings, load_data
 
 RECORD = {
     "subject": "Peru",
@@ -115,3 +116,34 @@ def test_further_files(older, tmp_path, option, name, raw, message):
     assert code == 1 and squeezed(message) in output and squeezed(str(tmp_path / name)) in output, output
     assert [file.read_text() for file in older] == [f"older {file.name}" for file in older]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("record", [without("alt"), RECORD | {"alt": " "}])
+def test_unusable_rows_can_be_left_out(tmp_path, monkeypatch, record):
+    data = tmp_path / "data.json"
+    data.write_bytes(broken(record))
+    read = load_data(Settings("no-such-model", data, edits=1000, skip_unusable=True))
+    assert len(read.cases) == 999 and BROKEN not in {case.row for case in read.cases}
+    (why,) = read.unusable
+    assert f"(row {BROKEN})" in why and "alt" in why and str(data) in why
+
+    def absent(*_):
+        raise OSError("the model is asked for")
+
+    monkeypatch.setattr("memoir_fast.generation.load_model", absent)
+    code, output = memoir_eval(data, tmp_path, "--skip-unusable")
+    assert code == 1 and "themodelisaskedfor" in output, output
+
+
+def test_a_file_that_is_cut_off_is_refused_all_the_same(tmp_path):
+    data = tmp_path / "data.json"
+    data.write_bytes(broken(RECORD)[:100_000])
+    with pytest.raises(ValueError, match="half downloaded"):
+        load_data(Settings("no-such-model", data, skip_unusable=True))
+
+
+def test_a_file_without_a_usable_row_is_refused(tmp_path):
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps([RECORD | {"alt": ""}] * 3))
+    with pytest.raises(ValueError, match="none of the 3 rows looked at can be used"):
+        load_data(Settings("no-such-model", data, skip_unusable=True))
