@@ -201,6 +201,7 @@ class _Run:
         """Learns the edits that are not in `results` yet, and appends what became of them."""
         cases, every = self.data.cases, self.settings.checkpoint_every
         milestones = {count for count in _MILESTONES if count < len(cases)} | {len(cases)}
+        kept = len(results)
         with tqdm(total=len(cases), initial=len(results), desc="editing", disable=not self.progress) as bar:
             while len(results) < len(cases):
                 start = len(results)
@@ -213,8 +214,9 @@ class _Run:
                     results[-1]["measured"] = dataclasses.asdict(one)
                 if end in milestones:
                     self.folder.stage(f"after-{end:06d}", partial(self._milestone, memoir, end, predictions))
-                if end in milestones or end % every == 0:
+                if end in milestones or end - kept >= every:
                     self.folder.checkpoint(results, memoir.save_pretrained)
+                    kept = end
                 bar.update(end - start)
 
     def _milestone(self, memoir: Memoir, count: int, predictions: list[Any]) -> dict[str, Any]:

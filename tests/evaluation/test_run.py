@@ -127,6 +127,17 @@ def test_a_run_cut_off_goes_on(data, tiny_llama, tiny_tokenizer, tmp_path, monke
     assert learned == [] and again == resumed
 
 
+@pytest.mark.parametrize("when", ["end", "each"])
+def test_no_more_edits_than_asked_lie_between_checkpoints(tiny_llama, tiny_tokenizer, tmp_path, monkeypatch, when):
+    rows = [{"prompt": f"The number after {index} is", "target": str(index + 1)} for index in range(12)]
+    data = tmp_path / "edits.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    kept = []
+    monkeypatch.setattr(RunFolder, "checkpoint", lambda _, results, save: kept.append(len(results)))
+    run(settings(data, checkpoint_every=4, when=when), tiny_llama, tiny_tokenizer, tmp_path / "run")
+    assert kept[-1] == 12 and max(b - a for a, b in zip([0, *kept], kept, strict=False)) == 4
+
+
 def test_measured_after_each_edit(data, tiny_llama, tiny_tokenizer, tmp_path):
     result = run(settings(data, when="each"), tiny_llama, tiny_tokenizer, tmp_path / "run")
     memoir = Memoir.attach(tiny_llama, tiny_tokenizer, settings(data).config)
