@@ -7,9 +7,10 @@ import importlib
 
 import pytest
 import torch
-from bench_edit import seconds_of, sharing
+from bench_edit import seconds_of
 from bench_generate import PROMPT, Variants, decode
 from cases import Case, Settings, benchmarked
+from models import sharing
 
 from memoir_fast import Memoir
 from memoir_fast.errors import MemoirError

@@ -8,7 +8,6 @@ them; ratios compare seconds per edit on the prompts that the published loop was
 """
 
 import argparse
-import copy
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 from cases import Settings
+from models import sharing
 
 from memoir_fast import Memoir
 from memoir_fast.errors import MemoirError
@@ -25,11 +25,6 @@ from memoir_fast.generation import load_model
 from memoir_fast.jsonl import Fact, facts, unrelated
 
 WANTED = {"fast": 10.0, "batch": 15.0}
-
-
-def sharing(model: Any) -> Any:
-    """A copy of a model over the same weights: a memory attached to one is not in the other."""
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
 def scores(memoir: Memoir, taught: Sequence[Fact], asides: Sequence[tuple[str, str]]) -> dict[str, float]:

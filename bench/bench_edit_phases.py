@@ -1,6 +1,6 @@
 """Where the time of an edit goes: milliseconds per edit of each phase of learning, one edit at a time and in batches.
 
-    python bench/bench_edit_phases.py [--json FILE] [--edits 16] [--batch 8] [--threads 1] [--gpu]
+    python bench/bench_edit_phases.py [--json FILE] [--edits 32] [--batch 8] [--threads 1] [--gpu]
 
 On the CPU the packaged SmolLM2-135M in bfloat16, where torch multiplies bfloat16 as fast as it can; with --gpu a Llama
 of LLaMA-3-8B's sizes with random bfloat16 weights, built on the device. A random model's edits say nothing of quality;
@@ -19,9 +19,8 @@ from typing import Any
 from unittest import mock
 
 import torch
-from bench_edit import sharing
 from cases import Settings
-from models import llama_8b
+from models import llama_8b, sharing
 
 from memoir_fast import Memoir
 from memoir_fast.editing.batch import Batch
@@ -86,8 +85,8 @@ def measure_phases(model: Any, tokenizer: Any, edits: int, batch: int) -> dict[s
         memoir = Memoir.attach(sharing(model), tokenizer)
         memoir.prefixes = prefixes or memoir._first_prefixes(memoir.config.learned.prefixes)
         prefixes = memoir.prefixes
-        for one in (warm, warm) if size > 1 else (warm[:1], warm[:1]):
-            memoir.edit(one, batch=size, progress=False)
+        for _ in range(2):
+            memoir.edit(warm[:size], batch=size, progress=False)
         half = len(taught) // 2
         plain = memoir.edit(taught[:half], batch=size, progress=False)
         with clocks(synchronize) as spent:

@@ -18,9 +18,8 @@ from typing import Any
 
 import measure
 import torch
-from bench_edit import sharing
 from cases import Settings
-from models import llama_8b
+from models import llama_8b, sharing
 from shapes import Layer, columns, masks
 
 from memoir_fast import Memoir

@@ -23,7 +23,7 @@ from shapes import LLAMA, SMOLLM, Layer, columns, count_of, masks
 
 from memoir_fast import Memoir, MemoirConfig, ops
 from memoir_fast.editing import Edit
-from memoir_fast.evaluation.calibration import _gumbel
+from memoir_fast.evaluation.calibration import gumbel
 from memoir_fast.reference.tophash import pack
 
 STORED = (1_000, 10_000, 100_000, 1_000_000)
@@ -105,7 +105,7 @@ def false_matches(stored: int, layer: Layer) -> dict[str, Any]:
     below = best_below(layer.k, DENSITY, stored)
     least, store, query = threshold(below, RATE), masks(stored, layer), _masks_of(columns(PROMPTS, layer), layer)
     _, best = ops.mask_match(query, store, count_of(stored, "cpu"), 1)
-    place, _ = _gumbel(best.double())
+    place, _ = gumbel(best.double())
     return {
         "N": stored,
         "threshold": least / layer.k,

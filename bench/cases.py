@@ -141,7 +141,7 @@ def check(prepared: Prepared, inputs: tuple) -> None:
 
 
 def most_rows(device: str) -> int:
-    """How many rows of a result are compared with a slow reference: all on a GPU, a second.s worth on a CPU."""
+    """How many rows of a result are compared with a slow reference: all on a GPU, a second's worth on a CPU."""
     return 1 << 30 if device == "cuda" else 128
 
 

@@ -1,5 +1,6 @@
 """Models of random weights, and a tokenizer, made of no file: known sizes where the weights are not at hand."""
 
+import copy
 from typing import Any
 
 import torch
@@ -45,6 +46,11 @@ def llama_8b() -> tuple[Any, Any]:
     finally:
         torch.set_default_dtype(before)
     return model, bare_tokenizer()
+
+
+def sharing(model: Any) -> Any:
+    """A copy of a model over the same weights: a memory attached to one is not in the other."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
 def bare_tokenizer() -> Any:

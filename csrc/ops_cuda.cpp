@@ -4,6 +4,8 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
+#include <map>
+#include <mutex>
 #include <tuple>
 
 #include "checks.h"
@@ -34,10 +36,18 @@ cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
+// Asked once per device: the answers do not change, and every call needs them.
 Gpu gpu_of(int32_t device) {
-  Gpu gpu{};
-  check(describe(device, gpu));
-  return gpu;
+  static std::mutex asking;
+  static std::map<int32_t, Gpu> known;
+  const std::lock_guard<std::mutex> lock(asking);
+  auto found = known.find(device);
+  if (found == known.end()) {
+    Gpu gpu{};
+    check(describe(device, gpu));
+    found = known.emplace(device, gpu).first;
+  }
+  return found->second;
 }
 
 int64_t row_stride(const Tensor& masks) { return masks.size(0) > 1 ? masks.stride(0) : masks.size(1); }

@@ -32,9 +32,9 @@ def publish(folder: Path, data: Mapping[str, bytes], index: str, content: bytes,
             before = set(os.listdir(folder))
             try:
                 for name, value in data.items():
-                    _replace(folder / name, value)
+                    replace(folder / name, value)
                 os.fsync(descriptor)
-                _replace(folder / index, content)
+                replace(folder / index, content)
             except BaseException:
                 if not _holds(folder / index, content):  # an interrupt may come just after the commit
                     for name in set(data) - before:
@@ -74,7 +74,8 @@ def leftover(name: str) -> str:
     return rf"\.{name}\.[0-9a-f]{{8}}\.tmp"
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace(path: Path, content: bytes) -> None:
+    """Writes a file beside its place and moves it there: the old one stays readable until the new one is whole."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(beside, "xb") as file:

@@ -6,13 +6,13 @@ Nothing here runs by itself: kernels read the table (`memoir_fast.kernels._launc
 import itertools
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from memoir_fast.atomic import replace
 from memoir_fast.errors import BackendError
 
 logger = logging.getLogger("memoir_fast")
@@ -167,9 +167,7 @@ def _write(device_name: str, rows: list[dict[str, Any]]) -> None:
         table.setdefault(device_name, {}).setdefault(row["kernel"], {})[row["key"]] = row["configuration"]
     path = _launch.user_table()
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(table, indent=2) + "\n")
-    os.replace(beside, path)
+    replace(path, f"{json.dumps(table, indent=2)}\n".encode())
 
 
 def _trials(device: str) -> list[Trial]:

@@ -57,9 +57,10 @@ def eval(
     quiet: Quiet = False,
 ) -> None:
     """Teach a model the edits of a data set; measure reliability, generalization, locality and what goes with them."""
+    from memoir_fast.atomic import replace
     from memoir_fast.evaluation import baselines as compared
     from memoir_fast.evaluation.run import Settings, evaluate, load_data, milestones
-    from memoir_fast.evaluation.run_folder import RunFolder, write_text
+    from memoir_fast.evaluation.run_folder import RunFolder
     from memoir_fast.generation import load_model
 
     settings = Settings(
@@ -107,7 +108,7 @@ def eval(
     if html is not None or plots is not None:
         figures = report.draw(result, plots)
         if html is not None:
-            write_text(html, report.page(result, figures, _command()))
+            replace(html, report.page(result, figures, _command()).encode())
     write_json(json_file, result)
     _show(screen, result)
 

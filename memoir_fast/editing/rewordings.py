@@ -11,8 +11,7 @@ def rewordings(prompt: str, count: int) -> list[str]:
     """Up to `count` copies of `prompt`, some words left out and the others begun in the middle; its end stays its end.
 
     No paraphrase reads like that, but a paraphrase too has other words in another order: an edit that answers to the
-    copies answers to it. The same prompt gives the same copies,
-    none of them twice. A prompt of one word has none.
+    copies answers to it. The same prompt gives the same copies, none of them twice. A prompt of one word has none.
 
     Example:
         >>> rewordings("Who wrote the novel Emma?", 2)

@@ -94,10 +94,10 @@ def calibrate(
     k = memoir.layer.tophash.k
     overlap = ops.mask_overlap(masks.to(live.device), live)
     best = overlap.amax(dim=1).double() / k
-    location, scale = _gumbel(best)
+    location, scale = gumbel(best)
     drift = 0.0
     if len(live) > 1:
-        halves = [_gumbel(overlap[:, start::2].amax(dim=1).double() / k)[0] for start in (0, 1)]
+        halves = [gumbel(overlap[:, start::2].amax(dim=1).double() / k)[0] for start in (0, 1)]
         drift = max(0.0, location - sum(halves) / 2)
     edits, until = len(live), max(holds_until or 0, len(live))
     counted = len(best) * false_match_rate >= _COUNTED
@@ -136,7 +136,7 @@ def overlap_ratios(memoir: "Memoir", masks: torch.Tensor) -> list[float]:
     return (overlap.double() / memoir.layer.tophash.k).tolist()
 
 
-def _gumbel(best: torch.Tensor) -> tuple[float, float]:
+def gumbel(best: torch.Tensor) -> tuple[float, float]:
     """Location and scale of the Gumbel distribution with the sample's 10 % and 90 % quantiles."""
     low, high = best.quantile(torch.tensor([_LOW, _HIGH], dtype=best.dtype, device=best.device)).tolist()
     scale = (high - low) / (_reduced(_HIGH) - _reduced(_LOW))

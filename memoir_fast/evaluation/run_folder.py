@@ -1,14 +1,13 @@
 """The folder of one evaluation, from which a run that was cut off goes on."""
 
 import json
-import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from memoir_fast.atomic import replace
 from memoir_fast.errors import MemoirError
 
 _MEMORY = re.compile(r"memory-(\d{6})")
@@ -41,7 +40,7 @@ class RunFolder:
             if fresh:
                 shutil.rmtree(path)
         path.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps(params, indent=2, ensure_ascii=False) + "\n")
+        replace(file, f"{json.dumps(params, indent=2, ensure_ascii=False)}\n".encode())
 
     def stage(self, name: str, compute: Callable[[], Any]) -> Any:
         """What `compute` returns, in plain values; where an earlier run has come so far, what it returned there."""
@@ -49,7 +48,7 @@ class RunFolder:
         if file.exists():
             return json.loads(file.read_text(encoding="utf-8"))
         value = compute()
-        write_text(file, json.dumps(value, ensure_ascii=False))
+        replace(file, json.dumps(value, ensure_ascii=False).encode())
         return json.loads(json.dumps(value))
 
     def done(self, name: str) -> bool:
@@ -77,22 +76,8 @@ class RunFolder:
         """
         _, old = self.memory
         lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in results)
-        write_text(self.path / "edits.jsonl", lines)
+        replace(self.path / "edits.jsonl", lines.encode())
         new = self.path / f"memory-{len(results):06d}"
         save(new)
         if old is not None and old != new:
             shutil.rmtree(old)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file beside its place and moves it there: the old one stays readable until the new one is whole."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(beside, "x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise

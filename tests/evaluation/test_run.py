@@ -10,13 +10,14 @@ import torch
 from typer.testing import CliRunner
 
 from memoir_fast import Memoir, MemoirConfig, MemoirError
+from memoir_fast.atomic import replace
 from memoir_fast.cli import app
 from memoir_fast.evaluation import baselines, plots, report
 from memoir_fast.evaluation.measure import Measured, figures, locality_predictions, measure
 from memoir_fast.evaluation.metrics import target_accuracy
 from memoir_fast.evaluation.readers import read_cases
 from memoir_fast.evaluation.run import Settings, evaluate, load_data, milestones
-from memoir_fast.evaluation.run_folder import RunFolder, write_text
+from memoir_fast.evaluation.run_folder import RunFolder
 from memoir_fast.evaluation.tables import markdown
 
 ROWS = [
@@ -255,10 +256,10 @@ def test_a_run_folder_of_something_else(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "report.html"
-    write_text(path, "old")
+    replace(path, b"old")
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("no room")))
     with pytest.raises(OSError, match="no room"):
-        write_text(path, "new")
+        replace(path, b"new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 

@@ -75,7 +75,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_raises(raw, cpu_path, name):
     op, arguments = CASES[name]
-    with pytest.raises((RuntimeError, NotImplementedError), match=r"must|too|lie in"):
+    with pytest.raises(RuntimeError, match=r"must|too|lie in"):
         getattr(raw, op)(*arguments)
 
 
