@@ -123,6 +123,10 @@ void mask_overlap_rows(const Masks& query, const Masks& store, int64_t begin, in
 }
 
 void mask_match_rows(const Masks& query, const Masks& store, int64_t begin, int64_t end, uint64_t* best) {
+  if (query.rows == 1) {
+    best[0] = OF_CPU_PATH(scan)(query, store.slice(begin, end - begin), begin, best[0]);
+    return;
+  }
   const OverlapBlock block = overlap_block();
   int32_t overlap[kBlockQueries * kBlockRows];
   for (int64_t row = begin; row < end; row += kBlockRows) {
