@@ -17,6 +17,7 @@ namespace memoir {
 namespace {
 
 constexpr int64_t kGrainBytes = 1 << 18;  // less work than this is not worth another thread
+constexpr int64_t kLargestWidth = 65536;  // of tophash, on every backend
 
 template <class F>
 void parallel(int64_t units, int64_t bytes_per_unit, const F& work) {
@@ -70,7 +71,7 @@ std::tuple<Tensor, Tensor> mask_match(const Tensor& query_in, const Tensor& stor
 std::tuple<Tensor, Tensor> tophash(const Tensor& feature_in, int64_t k, const Tensor& permutation_in) {
   require_tensor("feature", feature_in, ScalarType::Float, "B, D", {-1, -1});
   const int64_t batch = feature_in.size(0), width = feature_in.size(1);
-  require(1 <= width && width <= std::numeric_limits<int32_t>::max() - 128, "D must be positive, got ", width);
+  require(1 <= width && width <= kLargestWidth, "D must lie in [1, ", kLargestWidth, "], got ", width);
   require(1 <= k && k <= width, "k must lie in [1, D = ", width, "], got ", k);
   require_tensor("permutation", permutation_in, ScalarType::Int, "D", {width});
   require_device("permutation", permutation_in, feature_in);

@@ -108,6 +108,23 @@ def run(op: str, *args: Any) -> Any:
     raise BackendError(f"no backend of {choice!r} can serve {op}: {'; '.join(reasons)}")
 
 
+def native_kernel(op: str, device: str) -> Callable[..., Any] | None:
+    """The extension's kernel of `op` where it is the first choice on tensors of `device`; it counts as used."""
+    choice = requested()
+    kernel = _native_kernel(op, choice, device)
+    if kernel is not None:
+        _last[op] = device
+    return kernel
+
+
+@functools.cache
+def _native_kernel(op: str, choice: str, device: str) -> Callable[..., Any] | None:
+    if device not in ("cpu", "cuda") or _preference(choice, device)[0] != device:
+        return None
+    found = load(op, device)
+    return None if isinstance(found, str) else found.run
+
+
 def _say_once(op: str, backend: str, reason: str) -> None:
     if (op, backend, reason) not in _said:
         _said.add((op, backend, reason))

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from memoir_fast import backends
+from memoir_fast import backends, ops
 from memoir_fast.errors import BackendError, MemoirError
 from memoir_fast.ops import mask_overlap
 
@@ -139,3 +139,20 @@ def test_report_says_why_there_is_no_gpu(monkeypatch):
     }
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert {row.reason for row in backends.report() if row.backend == "triton"} == {None}
+
+
+def test_a_plain_call_goes_straight_to_the_extension() -> None:
+    """Not by way of the dispatcher into Python and back; the refusal is worded as everywhere."""
+    pytest.importorskip("memoir_fast._C", reason="the extension was not built")
+    query, store, count = torch.ones(1, 4).int(), torch.ones(2, 4).int(), torch.tensor(2).int()
+    with torch.profiler.profile() as seen:
+        ops.mask_match(query, store, count, 1)
+    names = {event.name for event in seen.events()}
+    assert "memoir_fast_native::mask_match" in names and "memoir_fast::mask_match" not in names
+    assert backends.last_used()["mask_match"] == "cpu"
+    with backends.use("reference"), torch.profiler.profile() as seen:
+        ops.mask_match(query, store, count, 1)
+    assert "memoir_fast::mask_match" in {event.name for event in seen.events()}
+    assert backends.last_used()["mask_match"] == "reference"
+    with pytest.raises(TypeError, match=r"store must be int32 \[C, 4\], got int64 \[2, 4\]"):
+        ops.mask_match(query, store.long(), count, 1)

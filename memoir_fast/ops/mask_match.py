@@ -24,8 +24,9 @@ def _fake(
     return query.new_empty(query.shape[0]), query.new_empty(query.shape[0])
 
 
-register("mask_match", "(Tensor query, Tensor store, Tensor count, int min_overlap) -> (Tensor, Tensor)", _check, _fake)
-_op = torch.ops.memoir_fast.mask_match.default
+_op = register(
+    "mask_match", "(Tensor query, Tensor store, Tensor count, int min_overlap) -> (Tensor, Tensor)", _check, _fake
+)
 
 
 def mask_match(

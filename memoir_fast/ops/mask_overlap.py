@@ -18,8 +18,7 @@ def _fake(query: torch.Tensor, store: torch.Tensor) -> torch.Tensor:
     return query.new_empty((query.shape[0], store.shape[0]))
 
 
-register("mask_overlap", "(Tensor query, Tensor store) -> Tensor", _check, _fake)
-_op = torch.ops.memoir_fast.mask_overlap.default
+_op = register("mask_overlap", "(Tensor query, Tensor store) -> Tensor", _check, _fake)
 
 
 def mask_overlap(query: torch.Tensor, store: torch.Tensor) -> torch.Tensor:

@@ -17,8 +17,7 @@ def _fake(x: torch.Tensor, prompt_mask: torch.Tensor, mu: torch.Tensor) -> torch
     return x.new_empty((x.shape[0], x.shape[2]), dtype=torch.float32)
 
 
-register("prompt_feature", "(Tensor x, Tensor prompt_mask, Tensor mu) -> Tensor", _check, _fake)
-_op = torch.ops.memoir_fast.prompt_feature.default
+_op = register("prompt_feature", "(Tensor x, Tensor prompt_mask, Tensor mu) -> Tensor", _check, _fake)
 
 
 def prompt_feature(x: torch.Tensor, prompt_mask: torch.Tensor, mu: torch.Tensor, *, check: bool = True) -> torch.Tensor:

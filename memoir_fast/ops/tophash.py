@@ -26,8 +26,7 @@ def _fake(feature: torch.Tensor, k: int, permutation: torch.Tensor) -> tuple[tor
     )
 
 
-register("tophash", "(Tensor feature, int k, Tensor permutation) -> (Tensor, Tensor)", _check, _fake)
-_op = torch.ops.memoir_fast.tophash.default
+_op = register("tophash", "(Tensor feature, int k, Tensor permutation) -> (Tensor, Tensor)", _check, _fake)
 
 
 def tophash(
