@@ -69,6 +69,8 @@ def _peers(store: torch.Tensor, queries: int, settings: Settings) -> dict[str, P
         "numpy": (Peer(peers.match_numpy) if few else slow) if on_cpu else Absent("runs on the CPU"),
         "FAISS IndexBinaryFlat": peers.faiss_flat(store, torch.get_num_threads()) if on_cpu else peers.faiss_gpu(store),
     }
+    if queries == 1:
+        found["plain sum of the store"] = Peer(peers.store_sum, same=False)
     if queries * len(store) <= _MOST_COMPILED:
         found["torch.compile"] = peers.compiled(peers.popcount_match, settings)
     if not on_cpu:

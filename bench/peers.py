@@ -167,6 +167,11 @@ def overlap_torch(query: torch.Tensor, store: torch.Tensor) -> torch.Tensor:
     return reference_overlap.mask_overlap(query, store)
 
 
+def store_sum(query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: int) -> torch.Tensor:
+    """Reads every mask and does next to nothing: how quickly this store can be read."""
+    return store.view(torch.int64).sum()
+
+
 def popcount_match(query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: int) -> Any:
     """What torch.compile fuses into one pass: popcount, row sums, maximum."""
     overlap = reference_overlap.popcount(store[None] & query[:, None]).sum(-1, dtype=torch.int32)

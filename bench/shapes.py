@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from memoir_fast import huge_pages
+
 TAU = 0.5
 
 
@@ -46,8 +48,11 @@ DISTINCT = tuple({(layer.width, layer.outputs, layer.k): layer for layer in reve
 
 
 def masks(count: int, layer: Layer, device: str = "cpu") -> torch.Tensor:
-    """Random masks int32 [count, W]: each of the D bits set with probability 1/4, close to k/D; bits past D are 0."""
-    found = torch.empty((count, layer.words), dtype=torch.int32, device=device)
+    """Random masks int32 [count, W]: each of the D bits set with probability 1/4, close to k/D; bits past D are 0.
+
+    They lie as those of a `MaskStore` do, in huge pages where they are many.
+    """
+    found = huge_pages.zeros((count, layer.words), torch.int32, device)
     for start in range(0, count, 1 << 12):  # 4 Ki rows at a time: small temporaries are reused
         part = found[start : start + (1 << 12)]
         part.copy_(_words(part.shape, device) & _words(part.shape, device))

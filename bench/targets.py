@@ -78,11 +78,12 @@ def _match(queries: int, stored: int) -> str:
 
 
 _FAISS, _PACKING, _DENSE = "FAISS IndexBinaryFlat", "torch.topk and packing", "dense product"
+_SUM = "plain sum of the store"
 _ONE_FEATURE, _FEATURES = "1 row, D=14336, k=4096", "8192 rows, D=14336, k=4096"
 _TOKEN, _MATCHED = "1 x 1 token, D=14336, {}", "D=14336, N=7,000, matched"
 
 CPU = (
-    Target("mask_match", _match(1, 100_000), "share of the read bandwidth", share("hot"), 0.9),
+    Target("mask_match", _match(1, 100_000), "times the speed of a plain sum of the store", times(_SUM, "hot"), 0.9),
     Target("mask_match", _match(1, 100_000), "times FAISS's speed", times(_FAISS, "hot"), 1.2),
     Target("mask_match", _match(1, 7_000), "times FAISS's speed", times(_FAISS, "hot"), 1.1),
     Target("mask_match", _match(16, 100_000), "times FAISS's speed", times(_FAISS, "hot"), 2.0),

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from memoir_fast import ops
+from memoir_fast import huge_pages, ops
 from memoir_fast.errors import StoreFullError, UnknownEditError
 from memoir_fast.ops._checks import tensor, words
 
@@ -44,7 +44,7 @@ class MaskStore(nn.Module):
             raise ValueError(f"max_edits must be at least 1, got {max_edits}")
         self.width, self.k, self.max_edits = width, k, max_edits
         capacity = max_edits or _FIRST_CAPACITY
-        self.register_buffer("masks", torch.zeros((capacity, words(width)), dtype=torch.int32, device=device))
+        self.register_buffer("masks", huge_pages.zeros((capacity, words(width)), torch.int32, device))
         self.register_buffer("columns", torch.zeros((capacity, k), dtype=torch.int32, device=device))
         self.register_buffer("count", torch.zeros((), dtype=torch.int32, device=device))
         self._deleted: set[int] = set()
@@ -117,7 +117,7 @@ class MaskStore(nn.Module):
     def _grow(self, capacity: int) -> None:
         for name in ("masks", "columns"):
             old = getattr(self, name)
-            new = old.new_zeros((capacity, old.shape[1]))
+            new = huge_pages.zeros((capacity, old.shape[1]), old.dtype, old.device)
             new[: self._rows] = old[: self._rows]
             setattr(self, name, new)
 
