@@ -57,22 +57,33 @@ class EditContext:
         """The part of the model behind the edited layer."""
         return Tail(self.model, self.layer)
 
-    def rows(self, edit: Edit, prefixes: int = 0, reworded: int = 0, tokens: int | None = None) -> list[Row]:
-        """Token rows of an edit: the prompt, after each prefix, and reworded.
+    def rows(
+        self, edit: Edit, prefixes: int = 0, reworded: int = 0, tokens: int | None = None, stop: bool = False
+    ) -> list[Row]:
+        """Token rows of an edit: the prompt, after each prefix, and reworded; `stop`: each closed by the end token.
 
         Of all but the first, those are left out for which the model's context, or `tokens` in all, has no room.
         """
         longest = context_length(self.model)
+        end = self._end() if stop else []
         plain = row(self.tokenizer, edit.prompt, edit.target, longest)
+        if longest is None or len(plain.ids) + len(end) <= longest:
+            plain = plain._replace(ids=plain.ids + end)
         prompts = [with_prefix(text, edit.prompt) for text in self.prefixes(prefixes)]
         prompts += rewordings(edit.prompt, reworded)
         rows = [plain]
         for prompt in prompts:
-            other = row(self.tokenizer, prompt, edit.target)
+            ids, length = row(self.tokenizer, prompt, edit.target)
+            other = Row(ids + end, length)
             total = sum(len(one.ids) for one in (*rows, other))
             if (longest is None or len(other.ids) <= longest) and (tokens is None or total <= tokens):
                 rows.append(other)
         return rows
+
+    def _end(self) -> list[int]:
+        """The id of the token with which the model ends an answer; none where the tokenizer names none."""
+        end = getattr(self.tokenizer, "eos_token_id", None)
+        return [] if end is None else [end]
 
     def hash(self, edit: Edit) -> tuple[torch.Tensor, torch.Tensor]:
         """Mask int32 [W] and columns int32 [k] of an edit's prompt, run by itself as a query would be."""

@@ -2,6 +2,8 @@
 
 import torch
 
+from memoir_fast.editing.request import Edit
+
 
 class Needs:
     """Second moments of the stored edits' inputs, each at the columns of its own edit: one matrix float32 [D, D].
@@ -12,17 +14,26 @@ class Needs:
     """
 
     def __init__(self) -> None:
-        self.known: set[int] = set()
+        self.known: dict[int, Edit] = {}
         self._moments: torch.Tensor | None = None
 
-    def add(self, edit_id: int, width: int, columns: torch.Tensor, reads: torch.Tensor) -> None:
+    def add(self, edit_id: int, edit: Edit, width: int, columns: torch.Tensor, reads: torch.Tensor) -> None:
         """Notes an edit: its columns int32 [k] of `width`, and the inputs [tokens, k] there on its plain row."""
         if self._moments is None:
             self._moments = torch.zeros((width, width), device=reads.device)
+        self._accumulate(columns, reads, 1.0)
+        self.known[edit_id] = edit
+
+    def remove(self, edit_id: int, columns: torch.Tensor, reads: torch.Tensor) -> None:
+        """Takes a noted edit out again; arguments as they were then."""
+        self._accumulate(columns, reads, -1.0)
+        del self.known[edit_id]
+
+    def _accumulate(self, columns: torch.Tensor, reads: torch.Tensor, weight: float) -> None:
+        assert self._moments is not None
         own = columns.long()
         inputs = reads[1:].float()  # the first token's huge activations are the same for every prompt
-        self._moments[own[:, None], own] += inputs.mT @ inputs
-        self.known.add(edit_id)
+        self._moments[own[:, None], own] += weight * (inputs.mT @ inputs)
 
     def damping(self, columns: torch.Tensor, strength: float) -> torch.Tensor | None:
         """(I + M / lambda)^-1 float32 [k, k] for an edit with these columns; None where there is nothing to damp."""

@@ -40,6 +40,10 @@ class Recipe:
     tokens: int | None = None
     """Further rows are left out where they would make the edit's rows longer than this together; None: never."""
 
+    stop: bool = False
+    """Teach the model to end its answer after the target; else what it says then is the memory's, often the target
+    over and over. A tokenizer without an end token has no such thing."""
+
     batch: int | str = 1
     """Edits learned together as one joint problem (fast only); "auto": as many as free memory allows, at most 16."""
 

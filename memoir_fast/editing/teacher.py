@@ -52,7 +52,7 @@ class Teacher:
 
     def prepare(self, edit: Edit, recipe: Recipe) -> tuple[Edit, list[Row]]:
         """The edit's token rows. ValueError where it cannot be learned."""
-        return edit, self._context.rows(edit, recipe.prefixes, recipe.rewordings, recipe.tokens)
+        return edit, self._context.rows(edit, recipe.prefixes, recipe.rewordings, recipe.tokens, recipe.stop)
 
     def require_room(self, edits: Iterable[Edit]) -> None:
         """StoreFullError where the edits with new prompts do not all fit."""
@@ -68,7 +68,7 @@ class Teacher:
         learn = {"paper": paper.learn, "fast": fast.learn}[recipe.method]
         store = self._context.layer.store
         if recipe.damping:
-            self._learn_needs()
+            self._update_needs(recipe)
         for batch in _batches(edits, lambda edit: self._batch_size(edit, recipe)):
             self.require_room(batch)
             started = time.perf_counter()
@@ -80,21 +80,37 @@ class Teacher:
                     result = self._commit(learned, recipe, seconds)
                     reads = learned.reads()
                     if recipe.damping and reads is not None:
-                        self._context.needs.add(result.edit_id, store.width, learned.columns, reads)
+                        self._forget_needs([result.edit_id], recipe)  # of the edit that this one replaced
+                        self._context.needs.add(result.edit_id, learned.edit, store.width, learned.columns, reads)
                 yield result
 
     @torch.inference_mode(False)
-    def _learn_needs(self) -> None:
-        """Notes what every live edit reads that is not noted yet: those of a loaded memory, or of another recipe."""
-        needs, store = self._context.needs, self._context.layer.store
-        new = [edit_id for edit_id in self._edits if edit_id not in needs.known]
-        for start in range(0, len(new), _ROWS_AT_ONCE):
-            ids = new[start : start + _ROWS_AT_ONCE]
-            rows = [self._context.rows(self._edits[edit_id])[0] for edit_id in ids]
-            inputs = inputs_of(self._context, rows)
-            for edit_id, x in zip(ids, inputs, strict=True):
-                own = store.columns[edit_id]
-                needs.add(edit_id, store.width, own, x[:, own.long()])
+    def _update_needs(self, recipe: Recipe) -> None:
+        """Notes what every live edit reads that is not noted yet, and takes out what is no longer live.
+
+        The former are those of a loaded memory, or of another recipe; the latter were deleted or replaced.
+        """
+        needs = self._context.needs
+        self._forget_needs([one for one, edit in needs.known.items() if self._edits.get(one) != edit], recipe)
+        new = {edit_id: edit for edit_id, edit in self._edits.items() if edit_id not in needs.known}
+        for edit_id, edit, columns, reads in self._reads(new, recipe):
+            needs.add(edit_id, edit, self._context.layer.store.width, columns, reads)
+
+    def _forget_needs(self, edit_ids: Iterable[int], recipe: Recipe) -> None:
+        """Takes those out again that were noted. What they read is read once more, from their texts."""
+        needs = self._context.needs
+        known = {edit_id: needs.known[edit_id] for edit_id in edit_ids if edit_id in needs.known}
+        for edit_id, _, columns, reads in self._reads(known, recipe):
+            needs.remove(edit_id, columns, reads)
+
+    def _reads(self, edits: dict[int, Edit], recipe: Recipe) -> Iterator[tuple[int, Edit, torch.Tensor, torch.Tensor]]:
+        """Each edit with its columns int32 [k] and the layer's inputs there [tokens, k] on its plain row."""
+        columns, ids = self._context.layer.store.columns, list(edits)
+        for start in range(0, len(ids), _ROWS_AT_ONCE):
+            some = ids[start : start + _ROWS_AT_ONCE]
+            rows = [self._context.rows(edits[edit_id], stop=recipe.stop)[0] for edit_id in some]
+            for edit_id, x in zip(some, inputs_of(self._context, rows), strict=True):
+                yield edit_id, edits[edit_id], columns[edit_id], x[:, columns[edit_id].long()]
 
     def _batch_size(self, first: Edit, recipe: Recipe) -> int:
         if isinstance(recipe.batch, int):

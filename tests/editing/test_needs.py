@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from memoir_fast import RECIPES, Memoir, MemoirConfig, Recipe
+from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig, Recipe
 from memoir_fast.editing import slab
 from memoir_fast.editing.needs import Needs
 
+NOTED = Edit("a", "b")
 FACTS = [("The capital of France is", "Lyon"), ("Who wrote the play?", "Bob"), ("The sky is", "green")]
 
 
@@ -16,7 +17,7 @@ def test_damping_is_the_ridge_solution():
     torch.manual_seed(0)
     needs, columns = Needs(), torch.tensor([1, 4, 6, 7]).int()
     first = torch.randn(5, 3)
-    needs.add(0, 9, torch.tensor([4, 6, 8]).int(), first)
+    needs.add(0, NOTED, 9, torch.tensor([4, 6, 8]).int(), first)
     read = torch.zeros(4, 9, dtype=torch.float64)
     read[:, [4, 6, 8]] = first[1:].double()  # the first token is left out
     moments = (read.mT @ read)[columns.long()][:, columns.long()]
@@ -33,7 +34,7 @@ def test_damping_is_the_ridge_solution():
 def test_nothing_to_damp():
     needs, columns = Needs(), torch.tensor([0, 2]).int()
     assert needs.damping(columns, 1.0) is None
-    needs.add(0, 9, torch.tensor([4, 6]).int(), torch.ones(3, 2))
+    needs.add(0, NOTED, 9, torch.tensor([4, 6]).int(), torch.ones(3, 2))
     assert needs.damping(columns, 1.0) is None, "no column is shared"
     assert needs.damping(torch.tensor([4, 5]).int(), 0.0) is None
 
@@ -55,6 +56,20 @@ def test_a_loaded_memory_holds_back_as_before(tiny_llama, tiny_tokenizer, tmp_pa
     kept = _memory(tiny_llama, tiny_tokenizer, 1.0)
     assert torch.allclose(kept, _memory(tiny_llama, tiny_tokenizer, 1.0, tmp_path), atol=1e-6)
     assert not torch.allclose(kept, _memory(tiny_llama, tiny_tokenizer, 0.0), atol=1e-3)
+
+
+def test_deleted_and_replaced_edits_hold_nothing_back(tiny_llama, tiny_tokenizer):
+    recipe = dataclasses.replace(RECIPES["fast"], steps=2, prefixes=1)
+    memoir = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(k=24, tau=0.9, recipe=recipe))
+    memoir.edit(FACTS[:2], progress=False)
+    memoir.delete(0)
+    memoir.edit([(FACTS[1][0], "Eve"), FACTS[2]], progress=False)
+    kept = memoir._needs
+    assert kept.known == {1: Edit(FACTS[1][0], "Eve"), 2: Edit(*FACTS[2])}
+    memoir._needs = Needs()
+    memoir._teacher()._update_needs(recipe)  # from the texts of the live edits alone
+    assert torch.allclose(kept._moments, memoir._needs._moments, rtol=1e-4, atol=1e-4 * float(kept._moments.max()))
+    memoir.detach()
 
 
 def test_holding_back_on_tensor_cores_teaches_the_same(tiny_llama, tiny_tokenizer, monkeypatch):
