@@ -86,6 +86,14 @@ class Recipe:
 RECIPES = {
     "paper": Recipe("paper", steps=30, learning_rate=1.0, clip=1.0, weight_decay=1e-5, settled=1e-4),
     "fast": Recipe(
-        "fast", steps=60, learning_rate=0.03, optimizer="adam", prefixes=1, rewordings=3, tokens=400, damping=1.0
+        "fast",
+        steps=60,
+        learning_rate=0.03,
+        optimizer="adam",
+        prefixes=1,
+        rewordings=3,
+        tokens=400,
+        stop=True,
+        damping=1.0,
     ),
 }
