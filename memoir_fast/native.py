@@ -19,6 +19,7 @@ _REASON = Path(__file__).parent / "_build_failure.txt"
 # Tokens per sequence, by bytes per element, up to which the kernel beats the reference's gathered matrix product, which
 # widens two-byte memory first: one thread, D=14336, O=k=4096. At D=1536, O=576, k=440 it wins at every length.
 _LONGEST = {2: 512, 4: 96, 8: 64}
+_LONGEST_BFLOAT16 = 96  # where the processor multiplies bfloat16 and nothing is widened; 64 at the small layer
 
 
 def _reason(otherwise: str) -> str:
@@ -50,14 +51,34 @@ def load(op: str, backend: str) -> Callable[..., Any]:
 
 
 def _unless_long(op: str, run: Callable[..., Any]) -> Callable[..., Any]:
-    """`run` for few tokens per sequence, the reference for more: it gathers once and multiplies in one product."""
+    """`run` for few tokens per sequence; for more, what gathers once and multiplies in one product."""
     reference = getattr(importlib.import_module("memoir_fast.reference.masked_linear"), op)
 
     def choose(*args: torch.Tensor) -> Any:
         x = args[-4]
+        if x.dtype == torch.bfloat16 and _multiplies_bfloat16():
+            return (run if x.shape[1] <= _LONGEST_BFLOAT16 else _gathered)(*args)
         return (run if x.shape[1] <= _LONGEST[x.element_size()] else reference)(*args)
 
     return choose
+
+
+@functools.cache
+def _multiplies_bfloat16() -> bool:
+    """Whether torch's products of bfloat16 accumulate in float32 and round once, the addend included, and are quick."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is not None and bool(supported())
+
+
+def _gathered(*args: torch.Tensor) -> torch.Tensor | None:
+    """masked_linear(x, memory, columns, route), or with a base before these masked_linear_add_, by torch's products."""
+    *bases, x, memory, columns, route = args
+    y = bases[0] if bases else x.new_zeros((*x.shape[:2], memory.shape[1]))
+    for sequence, edit in enumerate(route.tolist()):
+        if edit >= 0:
+            active = columns[edit].long()
+            y[sequence] = torch.addmm(y[sequence], x[sequence][:, active], memory[active])
+    return None if bases else y
 
 
 def _register_fakes() -> None:

@@ -108,15 +108,28 @@ def test_views(raw, cpu_path):
     assert_near(base, expected)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tokens"), [(torch.float32, 96), (torch.bfloat16, 512), (torch.float64, 64)], ids=str
-)
+@pytest.mark.parametrize(("dtype", "tokens"), [(torch.float32, 96), (torch.float16, 512), (torch.float64, 64)], ids=str)
 @pytest.mark.parametrize("op", ["masked_linear", "masked_linear_add_"])
 def test_long_inputs_take_the_matrix_product(extension, monkeypatch, op, dtype, tokens):
     """One token more than the kernel is fast for, and the reference runs."""
-    longer = []
-    expected = getattr(reference, op)
-    monkeypatch.setattr(reference, op, lambda *arguments: longer.append(True) or expected(*arguments))
+    _changes_after(tokens, op, dtype, monkeypatch, reference, op)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("op", ["masked_linear", "masked_linear_add_"])
+def test_long_bfloat16_takes_the_processors_own_product(extension, monkeypatch, op, quick):
+    """Where there is one; else the reference, which widens."""
+    if quick and not native._multiplies_bfloat16():
+        pytest.skip("this processor has no products of bfloat16")
+    monkeypatch.setattr(native, "_multiplies_bfloat16", lambda: quick)
+    module, name = (native, "_gathered") if quick else (reference, op)
+    _changes_after(96 if quick else 512, op, torch.bfloat16, monkeypatch, module, name)
+
+
+def _changes_after(tokens, op, dtype, monkeypatch, module, name):
+    """The op is right, and calls `module.name` for more than so many tokens only."""
+    longer, expected, other_way = [], getattr(reference, op), getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *arguments: longer.append(True) or other_way(*arguments))
     run = native.load(op, "cpu")
     for more in (0, 1):
         arguments = problem(2, tokens + more, 64, 48, 20, 3, dtype)
