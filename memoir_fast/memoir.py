@@ -21,6 +21,7 @@ from memoir_fast.editing.prefixes import write_prefixes
 from memoir_fast.editing.request import Row, prompt_ids
 from memoir_fast.editing.teacher import EditResult, Teacher
 from memoir_fast.errors import MemoirError
+from memoir_fast.evaluation.metrics import teacher_forced
 from memoir_fast.modules import MemoirLinear
 from memoir_fast.presets import complete, find_layer
 from memoir_fast.routing import Route, Router
@@ -226,6 +227,41 @@ class Memoir:
         """
         self.layer.store.delete(edit_id)
         del self.edits[edit_id]
+
+    def faded(self, batch: int = 8) -> list[int]:
+        """Ids of the edits that others have overwritten: the target is no longer what the model says, token by token.
+
+        Edits share columns. The more of them a layer holds, the more the early ones fade, and `refresh` teaches those
+        again. One forward pass over each prompt and its target, `batch` at a time.
+        """
+        forced = teacher_forced(self, [(edit.prompt, edit.target) for edit in self.edits.values()], batch)
+        return [one for one, item in zip(self.edits, forced, strict=True) if item.predicted != item.target]
+
+    def refresh(
+        self,
+        *,
+        turns: int = 3,
+        recipe: str | Recipe | None = None,
+        batch: int | str | None = None,
+        progress: bool = True,
+    ) -> list[EditResult]:
+        """Teaches the faded edits again, on top of what the memory holds now; their ids stay.
+
+        Args:
+            turns (int): how often to look, since teaching some makes others fade. Default: 3.
+            recipe, batch, progress: as in `edit`.
+
+        Returns:
+            The last result of each edit that was taught again; none where none had faded.
+        """
+        results: dict[int, EditResult] = {}
+        for _ in range(turns):
+            faded = [self.edits[edit_id] for edit_id in self.faded()]
+            if not faded:
+                break
+            taught = self.edit(faded, recipe=recipe, batch=batch, progress=progress)
+            results |= {one.edit_id: one for one in taught}
+        return list(results.values())
 
     def calibrate(
         self, irrelevant_prompts: Sequence[str] | None = None, false_match_rate: float = 1e-3
