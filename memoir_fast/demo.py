@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from memoir_fast.config import MemoirConfig
 from memoir_fast.errors import MemoirError
 from memoir_fast.evaluation.metrics import agreement, teacher_forced
 from memoir_fast.generation import answer, load_model
@@ -47,7 +48,7 @@ def run(model_name: str, edits: int, dtype: str, device: str, screen: Console, p
     old_logits = _logits(model, tokenizer, [fact.prompt for fact in taught])
     old_answers = [answer(model, tokenizer, prompt, _NEW_TOKENS) for _, prompt, _ in shown]
 
-    memoir = Memoir.attach(model, tokenizer)
+    memoir = Memoir.attach(model, tokenizer, MemoirConfig(recipe="fast-stop"))
     started = time.perf_counter()
     results = memoir.edit([(fact.prompt, fact.target) for fact in taught], progress=progress)
     seconds = time.perf_counter() - started

@@ -33,7 +33,7 @@ def test_whole_numbers_are_checked_by_name(name, value):
 
 @pytest.mark.parametrize("recipe", ["quick", "", None, 3, {"method": "paper"}])
 def test_an_unknown_recipe_is_refused(recipe):
-    with pytest.raises(ValueError, match="recipe must be one of fast, paper or a Recipe, got "):
+    with pytest.raises(ValueError, match="recipe must be one of fast, fast-stop, paper or a Recipe, got "):
         MemoirConfig(recipe=recipe)
 
 

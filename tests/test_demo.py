@@ -31,7 +31,7 @@ def model(tiny_llama, tiny_tokenizer, tmp_path, monkeypatch):
     attach = demo.Memoir.attach
     recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0)
     config = MemoirConfig(recipe=recipe, background=16, tau=0.9)
-    monkeypatch.setattr(demo.Memoir, "attach", lambda model, tokenizer: attach(model, tokenizer, config))
+    monkeypatch.setattr(demo.Memoir, "attach", lambda model, tokenizer, _: attach(model, tokenizer, config))
     return tmp_path / "model"
 
 

@@ -19,7 +19,8 @@ def edit(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder that the memory is saved to.")],
     memory: Annotated[str | None, typer.Option("--memory", metavar="DIR", help="Saved memory to go on from.")] = None,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", help="How edits are learned. Default: the config's.")
+        str | None,
+        typer.Option("--recipe", help="fast-stop, fast or paper. Default: fast-stop, or the memory's own."),
     ] = None,
     tau: Annotated[float | None, typer.Option("--tau", help="Threshold on the overlap ratio, in (0, 1].")] = None,
     dtype: Dtype = "auto",
@@ -77,8 +78,8 @@ def _open(model: str, memory: str | None, recipe: str | None, tau: float | None,
     from memoir_fast import Memoir, MemoirConfig
     from memoir_fast.generation import load_model
 
-    given: dict[str, Any] = {name: value for name, value in (("recipe", recipe), ("tau", tau)) if value is not None}
-    config = MemoirConfig(**given)  # checked before the model is loaded
+    given: dict[str, Any] = {} if tau is None else {"tau": tau}
+    config = MemoirConfig(recipe=recipe or "fast-stop", **given)  # checked before the model is loaded
     loaded, tokenizer = load_model(model, dtype, device)
     if memory is None:
         return Memoir.attach(loaded, tokenizer, config)

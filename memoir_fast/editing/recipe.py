@@ -1,6 +1,6 @@
 """`Recipe`: the settings by which one edit is learned."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -83,17 +83,11 @@ class Recipe:
                 raise ValueError(f"{name} must be positive or None, got {value}")
 
 
+_FAST = Recipe(
+    "fast", steps=60, learning_rate=0.03, optimizer="adam", prefixes=1, rewordings=3, tokens=400, damping=1.0
+)
 RECIPES = {
     "paper": Recipe("paper", steps=30, learning_rate=1.0, clip=1.0, weight_decay=1e-5, settled=1e-4),
-    "fast": Recipe(
-        "fast",
-        steps=60,
-        learning_rate=0.03,
-        optimizer="adam",
-        prefixes=1,
-        rewordings=3,
-        tokens=400,
-        stop=True,
-        damping=1.0,
-    ),
+    "fast": _FAST,
+    "fast-stop": replace(_FAST, stop=True),
 }

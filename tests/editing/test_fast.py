@@ -77,7 +77,7 @@ def test_a_batch_that_shares_no_column_equals_one_edit_after_another(llama64, ti
 @pytest.mark.parametrize("recipe", [SGD, RECIPES["fast"]], ids=["sgd", "adam"])
 def test_a_batch_that_shares_columns_is_one_joint_problem(llama64, tiny_tokenizer, recipe):
     """What it reports is what the finished memory gives: the cross-talk between the edits is in the loss."""
-    memoir = _attach(llama64, tiny_tokenizer, dataclasses.replace(recipe, prefixes=0, rewordings=0, stop=False), 30)
+    memoir = _attach(llama64, tiny_tokenizer, dataclasses.replace(recipe, prefixes=0, rewordings=0), 30)
     results = memoir.edit(EDITS[:5], batch=5, progress=False)
     columns = memoir.layer.store.columns[:5].tolist()
     assert len(set(sum(columns, []))) < 5 * 30
@@ -95,8 +95,7 @@ def test_every_architecture_learns(architecture, make_model, tiny_tokenizer, unt
     model.get_output_embeddings().weight.data *= 16  # else no hidden state of 32 numbers is sure of one token in 384
     before = untouched(model)
     layer = PRESETS[architecture].path.format(block=1)
-    settings = {"prefixes": 0, "rewordings": 0, "stop": False, "steps": 300, "learning_rate": 0.05, "bar": 0.2}
-    recipe = dataclasses.replace(RECIPES["fast"], **settings)
+    recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, steps=300, learning_rate=0.05, bar=0.2)
     memoir = _attach(model, tiny_tokenizer, recipe, 32 if architecture in ("gpt2", "gptj") else 24, layer)
     attached = untouched(model)
     result = memoir.edit("The capital of France is", "Lyon")

@@ -28,6 +28,10 @@ def test_the_answer_ends_after_the_target(tiny_llama, tiny_tokenizer):
     assert on[: len(target)] == target and len(on) > len(target) + 1, "the random model ends by itself: test nothing"
 
 
+def test_it_has_a_recipe_by_name():
+    assert RECIPES["fast-stop"] == dataclasses.replace(RECIPES["fast"], stop=True) and not RECIPES["fast"].stop
+
+
 def test_every_row_is_closed_where_the_context_has_room(tiny_llama, tiny_tokenizer, monkeypatch):
     memoir = Memoir.attach(tiny_llama, tiny_tokenizer)
     context, end = memoir._teacher()._context, tiny_tokenizer.eos_token_id
