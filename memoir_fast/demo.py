@@ -22,6 +22,7 @@ from memoir_fast.jsonl import Fact, facts, unrelated
 from memoir_fast.memoir import EditResult, Memoir
 
 _NEW_TOKENS = 10
+_FALSE_MATCH_RATE = 5e-3  # of irrelevant prompts; the library's default is 1e-3, at which fewer paraphrases are found
 _SHOWN_FACTS, _SHOWN_PARAPHRASES, _SHOWN_UNRELATED = 4, 2, 2
 _COMPARED = 8  # taught prompts whose logits are compared across processes, and as many of each other kind
 _RELOAD = "import sys; from memoir_fast.demo import write_logits; write_logits(*sys.argv[1:])"
@@ -52,6 +53,7 @@ def run(model_name: str, edits: int, dtype: str, device: str, screen: Console, p
     started = time.perf_counter()
     results = memoir.edit([(fact.prompt, fact.target) for fact in taught], progress=progress)
     seconds = time.perf_counter() - started
+    memoir.calibrate(false_match_rate=_FALSE_MATCH_RATE)
 
     _show_answers(screen, memoir, shown, old_answers)
     scores = _scores(memoir, taught, asides)
@@ -74,6 +76,7 @@ def run(model_name: str, edits: int, dtype: str, device: str, screen: Console, p
         "unrelated_prompts": len(asides),
         "recipe": memoir.config.learned.method,
         "tau": memoir.tau,
+        "false_match_rate": _FALSE_MATCH_RATE,
         "dtype": memoir.status().dtype,
         "device": memoir.status().device,
         "threads": torch.get_num_threads(),
@@ -205,6 +208,7 @@ def _show_figures(screen: Console, figures: dict[str, Any]) -> None:
         "reliability": f"{figures['reliability']:.3f}",
         "generalization": f"{figures['generalization']:.3f} ({figures['paraphrases_routed']:.1%} routed to their edit)",
         "locality": f"{figures['locality']:.3f} ({missed})",
+        "threshold": f"{figures['tau']:.3f}, for {figures['false_match_rate']:g} of irrelevant prompts to match",
         "seconds per edit": f"{figures['seconds_per_edit']:.2f} ({figures['steps_per_edit']:.1f} steps)",
         "bytes per edit": f"{figures['bytes_per_edit']:,}",
         "reloaded in a new process": "the same bits" if figures["reload_equal"] else "DIFFERENT",

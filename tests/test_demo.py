@@ -43,6 +43,7 @@ def test_demo(model, tmp_path):
     result = run("-m", model, "--edits", 2, "--json", tmp_path / "demo.json")
     figures = json.loads((tmp_path / "demo.json").read_text())
     assert result.exit_code == 0, (result.stdout, result.stderr, figures)
+    assert figures["false_match_rate"] == 5e-3 and figures["tau"] != 0.9, "the threshold is calibrated"
     assert list(figures)[: len(FIELDS)] == FIELDS
     assert (figures["model"], figures["edits"]) == (str(model), 2)
     assert figures["reload_equal"] is True and figures["delete_restores"] is True
