@@ -212,7 +212,7 @@ def test_bad_requests_have_their_own_text_and_leave_the_memory_alone(memoir, nam
 
 
 def test_an_unknown_recipe_is_refused(memoir):
-    with pytest.raises(ValueError, match="recipe must be one of fast, paper or a Recipe, got 'quick'"):
+    with pytest.raises(ValueError, match="recipe must be one of fast, fast-stop, paper or a Recipe, got 'quick'"):
         memoir.edit(*FACT, recipe="quick")
 
 

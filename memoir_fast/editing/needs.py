@@ -16,24 +16,30 @@ class Needs:
     def __init__(self) -> None:
         self.known: dict[int, Edit] = {}
         self._moments: torch.Tensor | None = None
+        self._owners: torch.Tensor | None = None  # int32 [D], how many noted edits own a column
 
     def add(self, edit_id: int, edit: Edit, width: int, columns: torch.Tensor, reads: torch.Tensor) -> None:
         """Notes an edit: its columns int32 [k] of `width`, and the inputs [tokens, k] there on its plain row."""
         if self._moments is None:
             self._moments = torch.zeros((width, width), device=reads.device)
-        self._accumulate(columns, reads, 1.0)
+            self._owners = torch.zeros(width, dtype=torch.int32, device=reads.device)
+        self._accumulate(columns, reads, 1)
         self.known[edit_id] = edit
 
     def remove(self, edit_id: int, columns: torch.Tensor, reads: torch.Tensor) -> None:
         """Takes a noted edit out again; arguments as they were then."""
-        self._accumulate(columns, reads, -1.0)
+        self._accumulate(columns, reads, -1)
         del self.known[edit_id]
+        assert self._moments is not None and self._owners is not None
+        free = columns.long()[self._owners[columns.long()] == 0]
+        self._moments[free] = self._moments[:, free] = 0  # not what rounding left there
 
-    def _accumulate(self, columns: torch.Tensor, reads: torch.Tensor, weight: float) -> None:
-        assert self._moments is not None
+    def _accumulate(self, columns: torch.Tensor, reads: torch.Tensor, weight: int) -> None:
+        assert self._moments is not None and self._owners is not None
         own = columns.long()
         inputs = reads[1:].float()  # the first token's huge activations are the same for every prompt
         self._moments[own[:, None], own] += weight * (inputs.mT @ inputs)
+        self._owners[own] += weight
 
     def damping(self, columns: torch.Tensor, strength: float) -> torch.Tensor | None:
         """(I + M / lambda)^-1 float32 [k, k] for an edit with these columns; None where there is nothing to damp."""
@@ -46,4 +52,7 @@ class Needs:
             return None
         moments *= strength / level
         moments.diagonal().add_(1.0)
-        return torch.cholesky_inverse(torch.linalg.cholesky(moments))
+        factor, failed = torch.linalg.cholesky_ex(moments)
+        if failed:  # what was taken out was so much more than what is left that rounding outweighs it
+            return None
+        return torch.cholesky_inverse(factor)

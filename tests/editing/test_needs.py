@@ -58,6 +58,29 @@ def test_a_loaded_memory_holds_back_as_before(tiny_llama, tiny_tokenizer, tmp_pa
     assert not torch.allclose(kept, _memory(tiny_llama, tiny_tokenizer, 0.0), atol=1e-3)
 
 
+def test_nothing_is_left_of_an_edit_that_was_taken_out():
+    torch.manual_seed(0)
+    needs, alone = Needs(), Needs()
+    first, second = torch.tensor([1, 4, 6, 7]).int(), torch.tensor([0, 4, 7, 8]).int()
+    large, small = torch.randn(50, 4) * 30, torch.randn(5, 4)
+    needs.add(0, NOTED, 9, first, large)
+    needs.remove(0, first, large * (1 + 1e-7))  # run in another batch, it is rounded otherwise
+    assert needs.known == {} and needs.damping(first, 1.0) is None
+    for one in (needs, alone):
+        one.add(1, NOTED, 9, second, small)
+    needs.add(0, NOTED, 9, first, large)
+    needs.remove(0, first, large * (1 + 1e-7))
+    assert needs.damping(torch.tensor([1, 6]).int(), 1.0) is None, "the other edit owns none of these"
+    assert torch.allclose(needs.damping(first, 1.0), alone.damping(first, 1.0), atol=0.02)
+
+
+def test_rounding_that_outweighs_what_is_left_stops_no_edit():
+    needs, columns = Needs(), torch.tensor([0, 1]).int()
+    needs.add(0, NOTED, 2, columns, torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+    needs._moments += torch.tensor([[0.0, 5.0], [5.0, 0.0]])  # no moments of anything
+    assert needs.damping(columns, 1.0) is None
+
+
 def test_deleted_and_replaced_edits_hold_nothing_back(tiny_llama, tiny_tokenizer):
     recipe = dataclasses.replace(RECIPES["fast"], steps=2, prefixes=1)
     memoir = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(k=24, tau=0.9, recipe=recipe))
