@@ -135,7 +135,7 @@ void mask_match_rows(const Masks& query, const Masks& store, int64_t begin, int6
       const Masks queries = query.slice(first, std::min(kBlockQueries, query.rows - first));
       block(queries, rows, overlap, kBlockRows);
       for (int64_t q = 0; q < queries.rows; ++q) {
-        uint64_t most = best[first + q];  // in a register: the scan of a store in the cache waits for this loop
+        uint64_t most = best[first + q];
         for (int64_t r = 0; r < rows.rows; ++r) {
           most = std::max(most, match_key(overlap[q * kBlockRows + r], row + r));
         }

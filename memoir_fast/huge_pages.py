@@ -25,10 +25,10 @@ def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str |
     """
     found = torch.empty(shape, dtype=dtype, device=device)
     advise = _advise()
-    if advise is not None and type(found) is torch.Tensor and found.device.type == "cpu":
+    on_host = type(found) is torch.Tensor and found.device.type == "cpu"
+    if advise is not None and on_host and found.nbytes >= _LEAST_BYTES:
         begin = -(-found.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-        if found.nbytes >= _LEAST_BYTES:
-            advise(begin, found.data_ptr() + found.nbytes - begin)
+        advise(begin, found.data_ptr() + found.nbytes - begin)
     return found.zero_()
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from memoir_fast.ops import _checks
+from memoir_fast.reference import masked_linear
 
 _REASON = Path(__file__).parent / "_build_failure.txt"
 # Tokens per sequence, by bytes per element, up to which the kernel beats the reference's gathered matrix product, which
@@ -52,7 +53,7 @@ def load(op: str, backend: str) -> Callable[..., Any]:
 
 def _unless_long(op: str, run: Callable[..., Any]) -> Callable[..., Any]:
     """`run` for few tokens per sequence; for more, what gathers once and multiplies in one product."""
-    reference = getattr(importlib.import_module("memoir_fast.reference.masked_linear"), op)
+    reference = getattr(masked_linear, op)
 
     def choose(*args: torch.Tensor) -> Any:
         x = args[-4]
@@ -74,10 +75,8 @@ def _gathered(*args: torch.Tensor) -> torch.Tensor | None:
     """masked_linear(x, memory, columns, route), or with a base before these masked_linear_add_, by torch's products."""
     *bases, x, memory, columns, route = args
     y = bases[0] if bases else x.new_zeros((*x.shape[:2], memory.shape[1]))
-    for sequence, edit in enumerate(route.tolist()):
-        if edit >= 0:
-            active = columns[edit].long()
-            y[sequence] = torch.addmm(y[sequence], x[sequence][:, active], memory[active])
+    for sequence, active in masked_linear.routed(columns, route):
+        y[sequence] = torch.addmm(y[sequence], x[sequence][:, active], memory[active])
     return None if bases else y
 
 

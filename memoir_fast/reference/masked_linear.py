@@ -9,7 +9,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _routed(columns: torch.Tensor, route: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+def routed(columns: torch.Tensor, route: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
     """(sequence, its active columns) for every sequence that follows an edit."""
     for row, edit in enumerate(route.tolist()):
         if 0 <= edit < len(columns):
@@ -28,7 +28,7 @@ def masked_linear_add_(
 ) -> None:
     """See `memoir_fast.ops.masked_linear_add_`."""
     wide = _wide(x.dtype)
-    for row, active in _routed(columns, route):
+    for row, active in routed(columns, route):
         base[row] = base[row].to(wide) + x[row, :, active].to(wide) @ memory[active].to(wide)
 
 
@@ -45,7 +45,7 @@ def masked_linear_backward(
     wide = _wide(x.dtype)
     grad_x = torch.zeros(x.shape if need_x else 0, dtype=x.dtype, device=x.device)
     grad_memory = torch.zeros(memory.shape if need_memory else 0, dtype=wide, device=x.device)
-    for row, active in _routed(columns, route):
+    for row, active in routed(columns, route):
         dy = grad[row].to(wide)
         if need_x:
             grad_x[row, :, active] = (dy @ memory[active].to(wide).T).to(x.dtype)
