@@ -94,7 +94,8 @@ class Plan:
     def __init__(self, output, folder, cuda):
         self.output, self.folder, self.cuda = Path(output).resolve(), Path(folder).resolve(), cuda
         torch = package_folder("torch")
-        includes = [torch / "include", package_folder("pybind11") / "include", sysconfig.get_path("include")]
+        # pybind11's own before torch's: torch 2.10 and 2.11 ship a copy that refuses TORCH_TARGET_VERSION by #error.
+        includes = [package_folder("pybind11") / "include", torch / "include", sysconfig.get_path("include")]
         self.defines = [
             f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000ULL",
             text_define("MEMOIR_FAST_TORCH", torch_version()),

@@ -84,6 +84,21 @@ runpy.run_path("setup.py", run_name="__main__")
     assert "--no-build-isolation" in reason(tree)
 
 
+def test_pybind11_is_not_torchs_copy(tree):
+    """torch 2.10 and 2.11 ship a pybind11 that refuses to be included where TORCH_TARGET_VERSION is defined."""
+    old = tree / "old"
+    (old / "torch" / "include" / "pybind11").mkdir(parents=True)
+    (old / "torch" / "__init__.py").touch()
+    (old / "torch" / "include" / "pybind11" / "pybind11.h").write_text('#error "the copy in torch"\n')
+    (old / "torch-2.10.0.dist-info").mkdir()
+    (old / "torch-2.10.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.10.0\n")
+    (tree / "csrc" / "broken.cpp").write_text('#include <pybind11/pybind11.h>\n#error "included it"\n')
+    assert build(tree, MEMOIR_FAST_CUDA="0", PYTHONPATH=str(old)).returncode == 0
+    assert "included it" in reason(tree)
+    assert "the copy in torch" not in reason(tree)
+    assert f"-isystem {old / 'torch' / 'include'} " in next((tree / "build").rglob("build.ninja")).read_text()
+
+
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="architectures are read only where nvcc is")
 def test_unreadable_architectures(tree):
     result = build(tree, MEMOIR_FAST_BUILD="1", TORCH_CUDA_ARCH_LIST="8.0;Hopper")
