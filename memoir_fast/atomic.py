@@ -1,12 +1,18 @@
 """Puts a set of files into a folder so that a crash or a full disk at any moment leaves the old set readable."""
 
-import fcntl
 import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks, and opens no folders
+    fcntl = None
 
 
 def publish(folder: Path, data: Mapping[str, bytes], index: str, content: bytes, owned: re.Pattern[str]) -> None:
@@ -33,14 +39,14 @@ def publish(folder: Path, data: Mapping[str, bytes], index: str, content: bytes,
             try:
                 for name, value in data.items():
                     replace(folder / name, value)
-                os.fsync(descriptor)
+                _sync(descriptor)
                 replace(folder / index, content)
             except BaseException:
                 if not _holds(folder / index, content):  # an interrupt may come just after the commit
                     for name in set(data) - before:
                         (folder / name).unlink(missing_ok=True)
                 raise
-            os.fsync(descriptor)
+            _sync(descriptor)
             for name in before - set(data):
                 if owned.fullmatch(name):
                     with suppress(OSError):
@@ -51,22 +57,22 @@ def publish(folder: Path, data: Mapping[str, bytes], index: str, content: bytes,
                 folder.rmdir()
         raise
     if made:
-        _sync(folder.parent)
+        with _opened(folder.parent) as parent:
+            _sync(parent)
 
 
 @contextmanager
-def locked(folder: Path, *, shared: bool) -> Iterator[int]:
+def locked(folder: Path, *, shared: bool) -> Iterator[int | None]:
     """Holds the folder's lock and yields its descriptor: one writer, or any number of readers, at a time.
 
-    The system frees the lock when the process ends, however it ends. File systems without locks go without.
+    The system frees the lock when the process ends, however it ends. File systems without locks go without; so does
+    Windows, where there is no descriptor either.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    with _opened(folder) as descriptor:
+        if fcntl is not None:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def leftover(name: str) -> str:
@@ -95,9 +101,20 @@ def _holds(path: Path, content: bytes) -> bool:
         return False
 
 
-def _sync(folder: Path) -> None:
+@contextmanager
+def _opened(folder: Path) -> Iterator[int | None]:
+    """A descriptor of the folder; None where the system opens none."""
+    if fcntl is None:
+        yield None
+        return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _sync(descriptor: int | None) -> None:
+    """Makes the names in an open folder last; None: the system has no way to."""
+    if descriptor is not None:
+        os.fsync(descriptor)

@@ -172,6 +172,17 @@ def test_edit_goes_on_from_a_memory(invoke, memory, model, tmp_path):
     assert saved.tau == 0.9
 
 
+def test_a_given_tau_ends_calibration(invoke, memory, model, edits, tiny_llama, tiny_tokenizer, tmp_path):
+    memoir = Memoir.from_pretrained(tiny_llama, tiny_tokenizer, memory)
+    memoir.calibrate()
+    memoir.save_pretrained(memory)
+    assert checkpoint.read(memory).calibration is not None
+    arguments = ["edit", "-m", model, "-e", edits, "-o", memory, "--memory", memory, "--recipe", "paper"]
+    assert invoke(*arguments, "--tau", "0.8").exit_code == 0
+    saved = checkpoint.read(memory)
+    assert (saved.tau, saved.calibration, saved.config.tau) == (0.8, None, 0.8)
+
+
 def test_exit_code_where_an_edit_was_not_learned(invoke, model, edits, tmp_path, monkeypatch):
     monkeypatch.setitem(RECIPES, "paper", dataclasses.replace(RECIPES["paper"], steps=1, bar=0.0, prefixes=1))
     result = invoke("edit", "-m", model, "-e", edits, "-o", tmp_path / "out", "--recipe", "paper")

@@ -85,7 +85,8 @@ def _open(model: str, memory: str | None, recipe: str | None, tau: float | None,
         return Memoir.attach(loaded, tokenizer, config)
     memoir = Memoir.from_pretrained(loaded, tokenizer, memory)
     if tau is not None:
-        memoir.layer.tau, memoir.config = tau, memoir.config.replace(tau=tau)  # not chosen by calibration any more
+        memoir.layer.tau, memoir.config = tau, memoir.config.replace(tau=tau)
+        memoir.calibration = memoir.background = None  # tau was not chosen by them
     return memoir
 
 

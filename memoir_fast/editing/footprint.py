@@ -1,7 +1,7 @@
 """What learning costs in memory above the model's own, and how many edits fit into one batch."""
 
-import os
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -11,6 +11,7 @@ from memoir_fast.editing.request import Row
 
 LARGEST_BATCH = 16
 _SHARE = 0.5  # of the free memory that a batch may take
+_UNKNOWN = 4 << 30  # taken for free where the system does not say
 
 
 class Footprint(NamedTuple):
@@ -60,12 +61,25 @@ def footprint(context: EditContext, rows: list[list[Row]], recipe: Recipe) -> Fo
 
 
 def largest_batch(context: EditContext, rows: list[Row], recipe: Recipe) -> int:
-    """How many edits like this one may be learned together: from the free memory, at most 16."""
+    """How many edits like this one may be learned together: from the free memory, at most 16.
+
+    What `Needs` has yet to take, one matrix float32 [D, D], is set aside first.
+    """
     one = footprint(context, [rows], recipe).total
-    return max(1, min(LARGEST_BATCH, int(_SHARE * _free_bytes(context.layer.memory.weight.device)) // one))
+    free = _free_bytes(context.layer.memory.weight.device)
+    if recipe.damping:
+        free -= context.needs.bytes_to_come(context.layer.in_features)
+    return max(1, min(LARGEST_BATCH, int(_SHARE * free) // one))
 
 
-def _free_bytes(device: Any) -> int:
+def _free_bytes(device: torch.device) -> int:
+    """What can be taken now: on a GPU also what torch keeps for itself, on the CPU also what files are cached in."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        (available,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError):  # not Linux
+        return _UNKNOWN
+    return 1024 * int(available)

@@ -18,6 +18,10 @@ class Needs:
         self._moments: torch.Tensor | None = None
         self._owners: torch.Tensor | None = None  # int32 [D], how many noted edits own a column
 
+    def bytes_to_come(self, width: int) -> int:
+        """What the first edit of `width` columns that is noted will take; 0 once there is one."""
+        return 4 * width * width if self._moments is None else 0
+
     def add(self, edit_id: int, edit: Edit, width: int, columns: torch.Tensor, reads: torch.Tensor) -> None:
         """Notes an edit: its columns int32 [k] of `width`, and the inputs [tokens, k] there on its plain row."""
         if self._moments is None:

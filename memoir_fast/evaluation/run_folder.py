@@ -51,10 +51,6 @@ class RunFolder:
         replace(file, json.dumps(value, ensure_ascii=False).encode())
         return json.loads(json.dumps(value))
 
-    def done(self, name: str) -> bool:
-        """Whether that stage is finished."""
-        return (self.path / f"{name}.json").exists()
-
     @property
     def memory(self) -> tuple[int, Path | None]:
         """How many edits were learned when the memory was last saved, and where it is."""

@@ -1,6 +1,8 @@
 """Peak memory of learning stays within the formula of `editing.footprint`, and the formula is no fantasy."""
 
 import dataclasses
+import os
+import sys
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
 from memoir_fast.editing import fast
-from memoir_fast.editing.footprint import LARGEST_BATCH, footprint, largest_batch
+from memoir_fast.editing.footprint import LARGEST_BATCH, _free_bytes, footprint, largest_batch
+from memoir_fast.editing.needs import Needs
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -81,10 +84,26 @@ def test_auto_batch_follows_the_free_memory(llama, tiny_tokenizer, monkeypatch):
         teacher = memoir._teacher()
         _, rows = teacher.prepare(Edit("The sky is", "green"), RECIPES["fast"])
         one = footprint(teacher._context, [rows], RECIPES["fast"]).total
+        moments = 4 * memoir.layer.in_features**2
         for free, expected in ((0, 1), (2 * one, 1), (6 * one + 10, 3), (1 << 50, LARGEST_BATCH)):
-            monkeypatch.setattr("memoir_fast.editing.footprint._free_bytes", lambda _, free=free: free)
-            assert largest_batch(teacher._context, rows, RECIPES["fast"]) == expected
+            for noted, taken in ((False, moments), (True, 0)):
+                needs = Needs()
+                if noted:
+                    needs.add(0, Edit("a", "b"), memoir.layer.in_features, torch.arange(4).int(), torch.ones(2, 4))
+                context = dataclasses.replace(teacher._context, needs=needs)
+                monkeypatch.setattr("memoir_fast.editing.footprint._free_bytes", lambda _, free=free + taken: free)
+                assert largest_batch(context, rows, RECIPES["fast"]) == expected
         results = memoir.edit([(f"Stone {index} is", "red") for index in range(3)], batch="auto", progress=False)
         assert [result.edit_id for result in results] == [0, 1, 2]
     finally:
         memoir.detach()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells what it can free")
+def test_what_files_are_cached_in_counts_as_free(tmp_path):
+    file = tmp_path / "cached"
+    file.write_bytes(bytes(256 << 20))
+    file.read_bytes()
+    unused = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert unused + (128 << 20) < _free_bytes(torch.device("cpu")) <= total
