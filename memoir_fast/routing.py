@@ -18,6 +18,9 @@ import torch
 from torch import nn
 
 from memoir_fast import ops
+from memoir_fast.hf.attention_mask import real_tokens
+from memoir_fast.hf.cache import find_cache, held, remember, remembered
+from memoir_fast.hf.prompt import prompt_positions
 from memoir_fast.modules import MemoirLinear
 
 _PARTS_KEPT = 16  # parts of a prompt that `crop` can go back to
@@ -102,7 +105,7 @@ class Router:
 
     Args:
         model: the language model whose `generate` is watched.
-        decoder: the module that is called with `attention_mask` and `past_key_values` (`model.base_model`).
+        decoder: the module that is called with an attention mask and a cache (`model.base_model`).
         layer: the edited layer, inside of decoder.
     """
 
@@ -168,7 +171,7 @@ class Router:
             state.length += tokens
             return None if orders.disabled else state.route
 
-        real = _real_tokens(call.attention_mask, start, batch, tokens, x.device)
+        real = real_tokens(call.attention_mask, start, batch, tokens, x.device)
         prompt = real
         if orders.lengths is not None:
             prompt = real & (real.cumsum(dim=1) <= _per_row(orders.lengths, batch, "prompts").to(x.device)[:, None])
@@ -222,11 +225,11 @@ class Router:
 
     def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
-        cache = given.get("past_key_values")
-        state = getattr(cache, "memoir_state", None)
+        cache = find_cache((args, kwargs))
+        state = remembered(cache)
         if state is not None and state.owner != self._number:
             state = None  # routes of a memory that was detached say nothing here
-        call = _Call(given.get("attention_mask"), cache, state, state.length if state is not None else _held(cache))
+        call = _Call(given.get("attention_mask"), cache, state, state.length if state is not None else held(cache))
         _calls.set({**(_calls.get() or {}), id(self): call})  # takes the place of one that Ctrl-C has cut short
 
     def _after(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -235,93 +238,14 @@ class Router:
         if call is None:
             return
         _calls.set(calls)
-        cache = call.cache if call.cache is not None else getattr(output, "past_key_values", None)
+        cache = call.cache if call.cache is not None else find_cache(output)
         if cache is not None and call.state is not None:
             remember(cache, call.state)
 
     def _generating(self, generate: Any, *args: Any, **kwargs: Any) -> Any:
         """`model.generate`, which knows how many positions are prompt: no forward pass could tell."""
-        inputs = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
-        if inputs is None:
-            inputs = kwargs.get("inputs_embeds")
-        with self.ordered(generate_prompt=1 if inputs is None else inputs.shape[1]):
+        with self.ordered(generate_prompt=prompt_positions(self._model, generate, args, kwargs)):
             return generate(*args, **kwargs)
-
-
-def remember(cache: Any, state: SequenceState) -> None:
-    """Ties `state` to a cache: its class becomes one that reorders, repeats, crops and resets the state with itself."""
-    if getattr(cache, "memoir_state", None) is None and not isinstance(cache, _Following):
-        cache.__class__ = _following(type(cache))  # type: ignore[arg-type]
-    cache.memoir_state = state
-
-
-class _Following:
-    """Methods of transformers' caches, each of which also moves the routes."""
-
-    memoir_state: SequenceState | None
-
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        super().reorder_cache(beam_idx)  # type: ignore[misc]
-        if self.memoir_state is not None:
-            self.memoir_state.select(beam_idx)
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        super().batch_select_indices(indices)  # type: ignore[misc]
-        if self.memoir_state is not None:
-            self.memoir_state.select(indices)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
-        if self.memoir_state is not None:
-            self.memoir_state.repeat(repeats)
-
-    def crop(self, *args: Any, **kwargs: Any) -> None:
-        before = int(self.get_seq_length())  # type: ignore[attr-defined]
-        super().crop(*args, **kwargs)  # type: ignore[misc]
-        if self.memoir_state is not None:
-            self.memoir_state.crop(before - int(self.get_seq_length()))  # type: ignore[attr-defined]
-
-    def reset(self) -> None:
-        super().reset()  # type: ignore[misc]
-        self.memoir_state = None
-
-    def __reduce_ex__(self, _: Any) -> tuple[Any, ...]:
-        plan: tuple[Any, ...] = super().__reduce_ex__(2)  # type: ignore[assignment]
-        return _remade, (type(self).__bases__[1], *plan[1][1:]), *plan[2:]
-
-
-@functools.cache
-def _following(kind: type) -> type:
-    """A subclass of a cache class that takes the routes along; it goes by the same name."""
-    return type(kind.__name__, (_Following, kind), {"__module__": kind.__module__, "__qualname__": kind.__qualname__})
-
-
-def _remade(kind: type, *args: Any) -> Any:
-    """An empty cache of that class which takes the routes along: what copies and unpickled caches start from."""
-    following = _following(kind)
-    return following.__new__(following, *args)
-
-
-def _held(cache: Any) -> int:
-    """Positions in a cache that was filled while the model had no memory; what they were cannot be hashed any more."""
-    held = cache.get_seq_length() if hasattr(cache, "get_seq_length") else 0
-    return held if isinstance(held, int) else 0  # a static cache counts on the device, where reading would wait
-
-
-def _real_tokens(attention_mask: Any, start: int, batch: int, tokens: int, device: torch.device) -> torch.Tensor:
-    """Which of the tokens at hand are no padding, bool [B, S], from any form of attention mask that a model takes."""
-    if isinstance(attention_mask, dict):
-        attention_mask = attention_mask.get("full_attention", next(iter(attention_mask.values()), None))
-    if not isinstance(attention_mask, torch.Tensor):
-        return torch.ones((batch, tokens), dtype=torch.bool, device=device)
-    mask = attention_mask.to(device)
-    if mask.dim() == 2:  # [B, past + S]
-        return mask[:, -tokens:].bool().expand(batch, -1)
-    # [B, 1, S, keys], bool or additive: a token that attends to its own key is no padding
-    allowed = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] > torch.finfo(mask.dtype).min / 2
-    keys = allowed.shape[-1]
-    own = torch.arange(tokens, device=device) + (start if keys >= start + tokens else keys - tokens)
-    return allowed.gather(2, own.expand(len(allowed), tokens)[..., None])[..., 0].expand(batch, -1)
 
 
 def _per_row(values: tuple[int, ...], batch: int, what: str) -> torch.Tensor:

@@ -12,9 +12,7 @@ from transformers import DynamicCache, StaticCache
 from memoir_fast import Edit, Memoir, MemoirConfig
 from memoir_fast.editing.trunk import layer_input
 from memoir_fast.errors import UnknownEditError
-from memoir_fast.routing import _real_tokens
 
-CPU = torch.device("cpu")
 FACTS = ("The capital of France is", "Who wrote the play? The author", "Which animal lives in the desert?")
 UNMATCHED = "In which country is the mountain? The river runs"
 
@@ -83,13 +81,6 @@ def test_masks_of_four_dimensions(taught, side, kind):
         mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
     _logits(taught.model, inputs["input_ids"], attention_mask=mask, position_ids=positions)
     assert _routes(taught) == [0, -1, 1]
-
-
-def test_a_mask_per_kind_of_attention():
-    full = torch.tensor([[1, 1, 1], [0, 1, 1]])
-    assert torch.equal(_real_tokens({"sliding_attention": None, "full_attention": full}, 0, 2, 3, CPU), full.bool())
-    assert torch.equal(_real_tokens({"sliding_attention": full}, 0, 2, 3, CPU), full.bool())
-    assert _real_tokens({}, 0, 2, 3, CPU).all() and _real_tokens(None, 0, 2, 3, CPU).all()
 
 
 def test_a_mask_that_is_one_for_all_rows(taught):

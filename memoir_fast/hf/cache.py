@@ -1,0 +1,120 @@
+"""Finds the cache of keys and values in a call, by what it is and not by its name, and lets a state follow it."""
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+_DEPTH = 3  # a cache in a tuple that is an argument is found
+
+
+class FollowingState(Protocol):
+    """What is kept on a cache and moves with its rows and positions."""
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keeps `rows`, in that order."""
+
+    def repeat(self, times: int) -> None:
+        """Repeats each row."""
+
+    def crop(self, removed: int) -> None:
+        """Forgets the last `removed` positions."""
+
+
+def is_cache(value: Any) -> bool:
+    """True for an object that holds keys and values as transformers' `Cache` does: `update` and `get_seq_length`."""
+    kind = type(value)
+    return callable(getattr(kind, "get_seq_length", None)) and callable(getattr(kind, "update", None))
+
+
+def find_cache(values: Any) -> Any:
+    """The first cache among `values`, which may be a mapping, a sequence or an output object; None: there is none."""
+    return _search(values, _DEPTH)
+
+
+def held(cache: Any) -> int:
+    """Positions in a cache that was filled while the model had no memory; what they were cannot be hashed any more."""
+    length = cache.get_seq_length() if cache is not None else 0
+    return length if isinstance(length, int) else 0  # a static cache counts on the device, where reading would wait
+
+
+def remembered(cache: Any) -> Any:
+    """The state tied to a cache, or None."""
+    return getattr(cache, "memoir_state", None)
+
+
+def remember(cache: Any, state: FollowingState) -> None:
+    """Ties `state` to a cache: its class becomes one that reorders, repeats, crops and resets the state with itself."""
+    if not isinstance(cache, _Following):
+        cache.__class__ = _following(type(cache))  # type: ignore[arg-type]
+    cache.memoir_state = state
+
+
+def _search(value: Any, depth: int) -> Any:
+    if isinstance(value, (torch.Tensor, nn.Module, str, bytes, int, float)) or value is None:
+        return None
+    if is_cache(value):
+        return value
+    if depth == 0:
+        return None
+    inner: Iterable[Any]
+    if isinstance(value, Mapping):
+        inner = value.values()
+    elif isinstance(value, (list, tuple)):
+        inner = value
+    else:  # an output of its own kind; what lies in other objects is their own affair
+        inner = getattr(value, "__dict__", {}).values() if depth == _DEPTH else ()
+    for one in inner:
+        found = _search(one, depth - 1)
+        if found is not None:
+            return found
+    return None
+
+
+class _Following:
+    """Methods of transformers' caches, each of which also moves the state."""
+
+    memoir_state: FollowingState | None
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        if self.memoir_state is not None:
+            self.memoir_state.select(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        if self.memoir_state is not None:
+            self.memoir_state.select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        if self.memoir_state is not None:
+            self.memoir_state.repeat(repeats)
+
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        before = int(self.get_seq_length())  # type: ignore[attr-defined]
+        super().crop(*args, **kwargs)  # type: ignore[misc]
+        if self.memoir_state is not None:
+            self.memoir_state.crop(before - int(self.get_seq_length()))  # type: ignore[attr-defined]
+
+    def reset(self) -> None:
+        super().reset()  # type: ignore[misc]
+        self.memoir_state = None
+
+    def __reduce_ex__(self, _: Any) -> tuple[Any, ...]:
+        plan: tuple[Any, ...] = super().__reduce_ex__(2)  # type: ignore[assignment]
+        return _remade, (type(self).__bases__[1], *plan[1][1:]), *plan[2:]
+
+
+@functools.cache
+def _following(kind: type) -> type:
+    """A subclass of a cache class that takes the state along; it goes by the same name."""
+    return type(kind.__name__, (_Following, kind), {"__module__": kind.__module__, "__qualname__": kind.__qualname__})
+
+
+def _remade(kind: type, *args: Any) -> Any:
+    """An empty cache of that class which takes the state along: what copies and unpickled caches start from."""
+    following = _following(kind)
+    return following.__new__(following, *args)

@@ -1,0 +1,46 @@
+"""How many positions of a `generate` call are its prompt."""
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+
+def prompt_positions(model: Any, generate: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Positions of the prompt in `generate(*args, **kwargs)`: S of its embeddings [B, S, H] or token ids [B, S].
+
+    Embeddings win over ids, since the cache is filled from them. Ids go by whatever name generate's first argument or
+    the model's main input has; failing these, they are the first integers [B, S] that are not called a mask. 1 where
+    the call has no input: generation then starts from one token.
+    """
+    parameters = list(inspect.signature(generate).parameters)
+    given = {**dict(zip(parameters, args, strict=False)), **kwargs}
+    width = _embedding_width(model)
+    embedded = [one for one in given.values() if _is_embedded(one, width)]
+    named = [given.get(name) for name in (*parameters[:1], getattr(model, "main_input_name", "input_ids"))]
+    other = [value for name, value in given.items() if "mask" not in name]
+    for one in (*embedded, *_ids(named), *_ids(other)):
+        return one.shape[1]
+    return 1
+
+
+def _embedding_width(model: Any) -> int | None:
+    try:
+        return model.get_input_embeddings().weight.shape[-1]
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def _is_embedded(value: Any, width: int | None) -> bool:
+    if not isinstance(value, torch.Tensor) or value.dim() != 3 or not value.is_floating_point():
+        return False
+    return width is None or value.shape[2] == width
+
+
+def _ids(values: Iterable[Any]) -> list[torch.Tensor]:
+    return [
+        one
+        for one in values
+        if isinstance(one, torch.Tensor) and one.dim() == 2 and not one.is_floating_point() and one.dtype != torch.bool
+    ]
