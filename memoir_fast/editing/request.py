@@ -1,14 +1,27 @@
 """`Edit`: what a user asks for; and the token rows that it is learned from."""
 
+import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
+_PUNCTUATION = "\u3000-\u303f\ufe30-\ufe4f\uff00-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"  # full-width
+_UNSPACED = re.compile(
+    f"[{_PUNCTUATION}\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff]"
+)  # Thai, Lao, Burmese, Khmer, Chinese, Japanese; Korean has spaces
+
 
 @dataclass(frozen=True)
 class Edit:
     """One correction: after `prompt`, the model shall say `target`.
+
+    The two are joined by one space. None is put in where the target begins with white space or the prompt ends in it
+    (where both do, the target's spaces are left out); where the prompt ends in a special token, as chat templates do,
+    or in a script without spaces (Chinese, Japanese, Thai ...); or where the target begins with full-width
+    punctuation. The prompt is learned as it stands: what `tokenizer(prompt)` makes of it in use, trailing spaces
+    included, is what the target's tokens follow.
 
     Example:
         >>> from memoir_fast import Edit
@@ -37,29 +50,76 @@ class Row(NamedTuple):
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
     """Token ids of a prompt, special tokens as the tokenizer adds them. ValueError where there are none."""
-    ids = tokenizer(prompt).input_ids
+    ids = tokenize(tokenizer, prompt)
     if not ids:
         raise ValueError(f"the prompt {prompt!r} has no tokens")
     return ids
 
 
+def tokenize(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text. One that begins with the beginning token, as a chat template writes it, gets no second."""
+    begin = getattr(tokenizer, "bos_token", None)
+    if begin and text.startswith(begin):
+        return tokenizer(text, add_special_tokens=False).input_ids
+    return tokenizer(text).input_ids
+
+
+def joined(tokenizer: Any, prompt: str, target: str) -> str:
+    """Prompt and target as one text; see `Edit` for what stands between them."""
+    if prompt[-1:].isspace():
+        return prompt + target.lstrip(" ")
+    close = target[:1].isspace() or prompt.endswith(_special(tokenizer))
+    if close or _UNSPACED.match(prompt[-1:]) or re.match(f"[{_PUNCTUATION}]", target):
+        return prompt + target
+    return f"{prompt} {target}"
+
+
 def row(tokenizer: Any, prompt: str, target: str, longest: int | None = None) -> Row:
-    """The row of `prompt + ' ' + target`; what the prompt alone tokenises to is its prompt part.
+    """The row of a prompt and what is to be said after it, joined as `Edit` says.
+
+    It begins with the prompt's own tokens, so that what is learned follows what the model is given in use.
 
     Raises:
         ValueError: where the target adds no token, or the row is longer than `longest`, the model's context.
     """
-    prompt_length = len(prompt_ids(tokenizer, prompt))
-    ids = tokenizer(f"{prompt} {target}").input_ids
-    if ids and ids[-1] == getattr(tokenizer, "eos_token_id", None) and tokenizer(prompt).input_ids[-1] == ids[-1]:
-        ids, prompt_length = ids[:-1], prompt_length - 1  # a tokenizer that closes every text with eos
-    if len(ids) <= prompt_length:
+    own, text = prompt_ids(tokenizer, prompt), joined(tokenizer, prompt, target)
+    ids = tokenize(tokenizer, text)
+    if ids and ids[-1] == getattr(tokenizer, "eos_token_id", None) and own[-1] == ids[-1]:
+        ids, own = ids[:-1], own[:-1]  # a tokenizer that closes every text with eos
+    if ids[: len(own)] != own or prompt.endswith(_special(tokenizer)):
+        ids = _continued(tokenizer, own, ids, text[len(prompt) :]) or ids
+    if len(ids) <= len(own):
         raise ValueError(f"the target {target!r} has no tokens after the prompt {prompt!r}")
     if longest is not None and len(ids) > longest:
         raise ValueError(
             f"prompt and target have {len(ids)} tokens, the model's context holds {longest}: {prompt[:60]!r}"
         )
-    return Row(ids, prompt_length)
+    return Row(ids, len(own))
+
+
+def _special(tokenizer: Any) -> tuple[str, ...]:
+    return tuple(getattr(tokenizer, "all_special_tokens", ()))
+
+
+def _continued(tokenizer: Any, own: list[int], whole: list[int], rest: str) -> list[int] | None:
+    """The prompt's tokens, and after them such that read as `rest`; None where none were found.
+
+    The `whole` text may be cut elsewhere than between the two ("x " and "y" become "x" and " y"), and some tokenizers
+    put a space after a special token. What one makes of the rest alone, or behind a line break, may read as the rest.
+    """
+    before = _read(tokenizer, own)
+    behind_break = tokenizer(f"\n{rest}", add_special_tokens=False).input_ids
+    tries = [whole[len(own) :]] if whole[: len(own)] == own else []
+    tries += [tokenizer(rest, add_special_tokens=False).input_ids]
+    tries += [behind_break[start:] for start in range(1, min(4, len(behind_break)))]
+    for ids in tries:
+        if ids and _read(tokenizer, own + ids) == before + rest:
+            return own + ids
+    return None
+
+
+def _read(tokenizer: Any, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def context_length(model: Any) -> int | None:
