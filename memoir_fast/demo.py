@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -16,14 +16,16 @@ from rich.text import Text
 
 from memoir_fast.config import MemoirConfig
 from memoir_fast.errors import MemoirError
+from memoir_fast.evaluation.answers import says
 from memoir_fast.evaluation.metrics import agreement, teacher_forced
-from memoir_fast.generation import answer, load_model
+from memoir_fast.generation import answer, generated, load_model
 from memoir_fast.jsonl import Fact, facts, unrelated
 from memoir_fast.memoir import EditResult, Memoir
 
 _NEW_TOKENS = 10
 _FALSE_MATCH_RATE = 5e-3  # of irrelevant prompts; the library's default is 1e-3, at which fewer paraphrases are found
 _SHOWN_FACTS, _SHOWN_PARAPHRASES, _SHOWN_UNRELATED = 4, 2, 2
+_SAID = 0.9  # share of the edits that the model must say freely for the demo to have worked
 _COMPARED = 8  # taught prompts whose logits are compared across processes, and as many of each other kind
 _RELOAD = "import sys; from memoir_fast.demo import write_logits; write_logits(*sys.argv[1:])"
 
@@ -56,6 +58,8 @@ def run(model_name: str, edits: int, dtype: str, device: str, screen: Console, p
     memoir.calibrate(false_match_rate=_FALSE_MATCH_RATE)
 
     _show_answers(screen, memoir, shown, old_answers)
+    freely = _freely(memoir, taught, results)
+    _show_not_said(screen, freely)
     scores = _scores(memoir, taught, asides)
     reload_equal = _reloads_equal(memoir, model_name, dtype, device, _compared(taught, asides))
     restored = _delete_and_compare(screen, memoir, results[0], old_logits[0], old_answers[0])
@@ -68,6 +72,9 @@ def run(model_name: str, edits: int, dtype: str, device: str, screen: Console, p
         "seconds_per_edit": seconds / edits,
         "reload_equal": reload_equal,
         "delete_restores": restored,
+        "exact_match": _mean([one.said for one in freely]),
+        "routes_changed": sum(one.changed for one in freely),
+        "said": [one.answer for one in freely],
         "bytes_per_edit": memoir.status().bytes_per_edit,
         "learned": sum(result.learned for result in results),
         "steps_per_edit": sum(result.steps for result in results) / edits,
@@ -82,7 +89,51 @@ def run(model_name: str, edits: int, dtype: str, device: str, screen: Console, p
         "threads": torch.get_num_threads(),
     }
     _show_figures(screen, figures)
+    worked, words = verdict(figures)
+    screen.print(words, style="bold" if worked else "bold red", markup=False)
     return figures
+
+
+def verdict(figures: dict[str, Any]) -> tuple[bool, str]:
+    """Whether the demo worked, and in a sentence what did, or what did not."""
+    edits, said = figures["edits"], round(figures["exact_match"] * figures["edits"])
+    failures = []
+    if figures["exact_match"] < _SAID:
+        failures.append(f"only {said} of {edits} facts are what the model says when it is asked")
+    if figures["routes_changed"]:
+        failures.append(f"{figures['routes_changed']} of {edits} answers left their edit while they were generated")
+    if not figures["reload_equal"]:
+        failures.append("a new process that loads the memory computes something else")
+    if not figures["delete_restores"]:
+        failures.append("the deleted edit's prompt did not get its old answer back")
+    if failures:
+        return False, f"It did not work: {'; '.join(failures)}."
+    return True, (
+        f"It worked: asked freely, the model says {said} of {edits} facts as they were taught, follows each edit to "
+        "the end of the answer, says the same in a new process, and forgets one when told to."
+    )
+
+
+class _Freely(NamedTuple):
+    """One taught prompt, answered without help."""
+
+    prompt: str
+    target: str
+    answer: str
+    said: bool
+    """The answer begins with the target."""
+    changed: bool
+    """The route at the prompt's end, or the one after the last token, is not this edit's."""
+
+
+def _freely(memoir: Memoir, taught: Sequence[Fact], results: Sequence[EditResult]) -> list[_Freely]:
+    found = []
+    for fact, result in zip(taught, results, strict=True):
+        said, cache = generated(memoir.model, memoir.tokenizer, fact.prompt, _NEW_TOKENS)
+        decided = [route.edit_id for route in memoir.last_routes]
+        changed = not decided == memoir.followed(cache) == [result.edit_id]
+        found.append(_Freely(fact.prompt, fact.target, said, says(said, fact.target), changed))
+    return found
 
 
 def write_logits(
@@ -195,6 +246,15 @@ def _show_answers(
     screen.print(table)
 
 
+def _show_not_said(screen: Console, freely: Sequence[_Freely]) -> None:
+    wrong = [one for one in freely if not one.said or one.changed]
+    if wrong:
+        table = Table("prompt", "taught", "said instead", "", title="not said freely")
+        for one in wrong:
+            table.add_row(*map(_line, (one.prompt, one.target, one.answer, "left its edit" if one.changed else "")))
+        screen.print(table)
+
+
 def _line(text: str) -> Text:
     return Text(" ".join(text.split()))
 
@@ -205,7 +265,8 @@ def _show_figures(screen: Console, figures: dict[str, Any]) -> None:
     rows = {
         "model": f"{figures['model']}, {figures['dtype']} on {figures['device']}, {figures['threads']} threads",
         "edits": f"{figures['edits']}, {figures['learned']} learned below the bar, recipe {figures['recipe']}",
-        "reliability": f"{figures['reliability']:.3f}",
+        "said freely": f"{figures['exact_match']:.3f} of the facts, when the model is asked without help",
+        "reliability": f"{figures['reliability']:.3f} of the targets' tokens, each after the right ones before it",
         "generalization": f"{figures['generalization']:.3f} ({figures['paraphrases_routed']:.1%} routed to their edit)",
         "locality": f"{figures['locality']:.3f} ({missed})",
         "threshold": f"{figures['tau']:.3f}, for {figures['false_match_rate']:g} of irrelevant prompts to match",

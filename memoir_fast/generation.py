@@ -1,12 +1,13 @@
 """Loads a language model by name, and lets it answer one prompt."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from memoir_fast import smollm
 from memoir_fast.editing.request import padding_id, prompt_ids
+from memoir_fast.hf.cache import find_cache
 from memoir_fast.presets import device_of
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -39,12 +40,26 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[An
     return model.to(place).eval(), tokenizer
 
 
-@torch.no_grad()
+class Answer(NamedTuple):
+    """What a model said freely."""
+
+    text: str
+    """White space at the ends is cut."""
+    cache: Any
+    """The keys and values of prompt and answer; None where the model keeps none."""
+
+
 def answer(model: Any, tokenizer: Any, prompt: str, new_tokens: int) -> str:
     """What the model says after `prompt`, greedily, in at most `new_tokens` tokens; white space at the ends is cut.
 
     A model that would say nothing at all, as instructed models do after a bare question, is not allowed to end.
     """
+    return generated(model, tokenizer, prompt, new_tokens).text
+
+
+@torch.no_grad()
+def generated(model: Any, tokenizer: Any, prompt: str, new_tokens: int) -> Answer:
+    """The same with its cache, on which the sequence's route lies (`Memoir.followed`)."""
     ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=device_of(model))
     for least in (0, new_tokens):
         output = model.generate(
@@ -55,11 +70,12 @@ def answer(model: Any, tokenizer: Any, prompt: str, new_tokens: int) -> str:
             do_sample=False,
             num_beams=1,
             pad_token_id=padding_id(tokenizer),
+            return_dict_in_generate=True,
         )
-        text = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
+        text = tokenizer.decode(output.sequences[0, ids.shape[1] :], skip_special_tokens=True).strip()
         if text:
             break
-    return text
+    return Answer(text, find_cache(output))
 
 
 def _device(name: str) -> torch.device:

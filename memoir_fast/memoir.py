@@ -309,6 +309,13 @@ class Memoir:
         """Where the prompts of the latest prefill went, a row each: edit id (-1: none) and best overlap ratio."""
         return self._router.last_routes
 
+    def followed(self, cache: Any) -> list[int]:
+        """The edits that the sequences of a cache follow, a row each (-1: none); [] where nothing is known of it.
+
+        `last_routes` says what was decided, this what the next decode step will do. Reading waits for the device.
+        """
+        return self._router.followed(cache)
+
     @property
     def tau(self) -> float:
         """The threshold on the overlap ratio that is in force."""

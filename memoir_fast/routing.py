@@ -154,6 +154,11 @@ class Router:
             ratios = (overlap.double() / self._layer.tophash.k).tolist()
         return [Route(edit, ratio) for edit, ratio in zip(edits.tolist(), ratios, strict=True)]
 
+    def followed(self, cache: Any) -> list[int]:
+        """The edits that the sequences of a cache follow, a row each; [] where it carries no routes of this router."""
+        state = remembered(cache)
+        return state.route.tolist() if state is not None and state.owner == self._number else []
+
     @torch.no_grad()
     def __call__(self, x: torch.Tensor) -> torch.Tensor | None:
         """The route int32 [B] of each sequence in a batch of layer inputs [B, S, D]; None: add nothing to any."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from memoir_fast import RECIPES, MemoirConfig, cli, demo
+from memoir_fast import RECIPES, MemoirConfig, cli, demo, generation, routing
 from memoir_fast.jsonl import facts
 
 FIELDS = [
@@ -26,11 +26,12 @@ FIELDS = [
 @pytest.fixture
 def model(tiny_llama, tiny_tokenizer, tmp_path, monkeypatch):
     """A folder with the tiny model, for which edits are learned without prefixes."""
+    tiny_llama.get_output_embeddings().weight.data *= 4  # else no hidden state of 32 numbers is sure of one token
     tiny_llama.save_pretrained(tmp_path / "model")
     tiny_tokenizer.save_pretrained(tmp_path / "model")
     attach = demo.Memoir.attach
-    recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0)
-    config = MemoirConfig(recipe=recipe, background=16, tau=0.9)
+    recipe = dataclasses.replace(RECIPES["fast-stop"], prefixes=0, rewordings=0, steps=300, learning_rate=0.1)
+    config = MemoirConfig(recipe=recipe, background=16, tau=0.9, k=24)
     monkeypatch.setattr(demo.Memoir, "attach", lambda model, tokenizer, _: attach(model, tokenizer, config))
     return tmp_path / "model"
 
@@ -50,10 +51,33 @@ def test_demo(model, tmp_path):
     for name in ("reliability", "generalization", "locality", "paraphrases_routed"):
         assert 0 <= figures[name] <= 1
     assert figures["seconds_per_edit"] > 0
-    assert figures["bytes_per_edit"] == 4 * (4 + 16)  # 48 bits in 4 words, 16 columns
+    assert figures["bytes_per_edit"] == 4 * (4 + 24)  # 48 bits in 4 words, 24 columns
     assert (figures["dtype"], figures["threads"]) == ("float32", torch.get_num_threads())
     for text in (facts()[0].prompt, facts()[1].target, "the same bits", "edit deleted"):
         assert text in result.stdout
+    assert (figures["exact_match"], figures["routes_changed"]) == (1.0, 0)
+    assert [one.startswith(fact.target) for one, fact in zip(figures["said"], facts()[:2], strict=True)] == [True, True]
+    assert "It worked: asked freely, the model says 2 of 2 facts" in " ".join(result.stdout.split())
+
+
+def test_answers_that_leave_their_edit_are_noticed(model, monkeypatch, tmp_path):
+    """Where no cache is found, every decode step is taken for a new prompt: teacher forcing alone sees nothing."""
+    monkeypatch.setattr(demo, "_reloads_equal", lambda *_: True)
+    monkeypatch.setattr(routing, "find_cache", lambda _: None)
+    result = run("-m", model, "--edits", 2, "--json", tmp_path / "demo.json")
+    figures = json.loads((tmp_path / "demo.json").read_text())
+    assert figures["reliability"] == 1.0 and figures["exact_match"] < 0.9 and figures["routes_changed"] == 2
+    assert result.exit_code == 1
+    last = " ".join(result.stdout.split()).split("It did not work: ")[1]
+    assert last.startswith("only 0 of 2 facts are what the model says when it is asked; 2 of 2 answers left their edit")
+
+
+def test_what_is_not_said_is_shown(model, monkeypatch):
+    monkeypatch.setattr(demo, "_reloads_equal", lambda *_: True)
+    monkeypatch.setattr(demo, "generated", lambda model, tokenizer, *_: generation.Answer("something else", None))
+    result = run("-m", model, "--edits", 1)
+    assert result.exit_code == 1
+    assert "not said freely" in result.stdout and "something else" in result.stdout
 
 
 def test_quiet_demo_prints_json_alone(model, monkeypatch):

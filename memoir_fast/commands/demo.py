@@ -15,11 +15,13 @@ def demo(
     json_file: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Teach a model facts; show what it keeps, that a new process knows them too, and that one can be taken back."""
-    from memoir_fast.demo import run
+    """Teach a model facts; show what it says, what it keeps, that a new process knows them too, and that one can be
+    taken back. Exit code 1: something of this did not hold, as the last line says.
+    """
+    from memoir_fast.demo import run, verdict
 
     require_writable(json_file)
     figures = run(model, edits, dtype, device, console(json_file, quiet), progress=not quiet)
     write_json(json_file, figures)
-    if not (figures["reload_equal"] and figures["delete_restores"]):
+    if not verdict(figures)[0]:
         raise typer.Exit(1)

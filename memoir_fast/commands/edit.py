@@ -11,6 +11,7 @@ import typer
 from memoir_fast.commands._options import Device, Dtype, Json, Model, Quiet, console, require_writable, write_json
 
 SOME_NOT_LEARNED = 3
+SHOWN = 20  # rows of a table
 
 
 def edit(
@@ -28,7 +29,11 @@ def edit(
     json_file: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Teach a model the edits of a file and save the memory. Exit code 3: some edit was not learned."""
+    """Teach a model the edits of a file, save the memory, and show what the model says after each prompt now.
+
+    Exit code 3: some edit was not learned.
+    """
+    from memoir_fast.evaluation.answers import free_answers, says
     from memoir_fast.jsonl import read_edits
 
     wanted = read_edits(edits)
@@ -47,6 +52,8 @@ def edit(
         raise
     seconds = time.perf_counter() - started
     memoir.save_pretrained(out)
+    said = free_answers(memoir, [(result.prompt, result.target) for result in results])
+    spoken = [says(text, result.target) for text, result in zip(said, results, strict=True)]
     learned = sum(result.learned for result in results)
     write_json(
         json_file,
@@ -57,10 +64,15 @@ def edit(
             "learned": learned,
             "held": len(memoir.edits),
             "seconds": seconds,
-            "results": [dataclasses.asdict(result) for result in results],
+            "said": sum(spoken),
+            "results": [
+                dataclasses.asdict(result) | {"says": text, "says_target": yes}
+                for result, text, yes in zip(results, said, spoken, strict=True)
+            ],
         },
     )
     _show(screen, results, learned, seconds, out)
+    _show_said(screen, results, said, spoken)
     if learned < len(results):
         raise typer.Exit(SOME_NOT_LEARNED)
 
@@ -97,12 +109,32 @@ def _show(screen: Any, results: list[Any], learned: int, seconds: float, out: Pa
     failed = [result for result in results if not result.learned]
     if failed:
         table = Table("id", "prompt", "target", "loss", "steps", title="not learned below the bar")
-        for result in failed[:20]:
+        for result in failed[:SHOWN]:
             texts = Text(result.prompt), Text(result.target)
             table.add_row(str(result.edit_id), *texts, f"{result.loss:.3f}", str(result.steps))
         screen.print(table)
-        if len(failed) > 20:
-            screen.print(f"and {len(failed) - 20} more; --json lists all")
+        if len(failed) > SHOWN:
+            screen.print(f"and {len(failed) - SHOWN} more; --json lists all")
     screen.print(
         f"{learned} of {len(results)} edits learned, {seconds / len(results):.2f} s each; saved in {out}", markup=False
     )
+
+
+def _show_said(screen: Any, results: list[Any], said: list[str], spoken: list[bool]) -> None:
+    """Few edits with what the model says; of many those that it does not say."""
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = list(zip(results, said, spoken, strict=True))
+    shown = rows if len(rows) <= SHOWN else [row for row in rows if not row[2]]
+    if shown:
+        title = "what the model says now" if len(rows) <= SHOWN else "edits that the model does not say"
+        table = Table("id", "prompt", "target", "it says", "", title=title)
+        for result, text, yes in shown[:SHOWN]:
+            texts = (Text(" ".join(one.split())) for one in (result.prompt, result.target, text))
+            table.add_row(str(result.edit_id), *texts, "" if yes else "not the target")
+        screen.print(table)
+        if len(shown) > SHOWN:
+            screen.print(f"and {len(shown) - SHOWN} more; --json lists all")
+    count = sum(spoken)
+    screen.print(f"asked freely, the model says {count} of {len(rows)} targets", markup=False)

@@ -33,6 +33,18 @@ def exact_match(answer: str, target: str) -> float:
     return float(normalised(answer) == normalised(target))
 
 
+def says(answer: str, target: str) -> bool:
+    """Whether an answer begins with the target, white space aside; its last word must not run on into a longer one.
+
+    Example:
+        >>> says("Lyon, of course", " Lyon"), says("Lyonnaise potatoes", "Lyon"), says("It is Lyon", "Lyon")
+        (True, False, False)
+    """
+    said, wanted = " ".join(answer.split()), " ".join(target.split())
+    rest = said[len(wanted) : len(wanted) + 1]
+    return said.startswith(wanted) and not (wanted[-1:].isalnum() and rest.isalnum() and rest.isascii())
+
+
 def f1(answer: str, target: str) -> float:
     """Harmonic mean of precision and recall of the words of `answer`, after `normalised`.
 
