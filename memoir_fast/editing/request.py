@@ -68,7 +68,7 @@ def joined(tokenizer: Any, prompt: str, target: str) -> str:
     """Prompt and target as one text; see `Edit` for what stands between them."""
     if prompt[-1:].isspace():
         return prompt + target.lstrip(" ")
-    close = target[:1].isspace() or prompt.endswith(_special(tokenizer))
+    close = target[:1].isspace() or _ends_special(tokenizer, prompt)
     if close or _UNSPACED.match(prompt[-1:]) or re.match(f"[{_PUNCTUATION}]", target):
         return prompt + target
     return f"{prompt} {target}"
@@ -86,8 +86,8 @@ def row(tokenizer: Any, prompt: str, target: str, longest: int | None = None) ->
     ids = tokenize(tokenizer, text)
     if ids and ids[-1] == getattr(tokenizer, "eos_token_id", None) and own[-1] == ids[-1]:
         ids, own = ids[:-1], own[:-1]  # a tokenizer that closes every text with eos
-    if ids[: len(own)] != own or prompt.endswith(_special(tokenizer)):
-        ids = _continued(tokenizer, own, ids, text[len(prompt) :]) or ids
+    if ids[: len(own)] != own or _ends_special(tokenizer, prompt):
+        ids = _continued(tokenizer, own, ids, text[len(prompt) :])
     if len(ids) <= len(own):
         raise ValueError(f"the target {target!r} has no tokens after the prompt {prompt!r}")
     if longest is not None and len(ids) > longest:
@@ -97,15 +97,25 @@ def row(tokenizer: Any, prompt: str, target: str, longest: int | None = None) ->
     return Row(ids, len(own))
 
 
-def _special(tokenizer: Any) -> tuple[str, ...]:
-    return tuple(getattr(tokenizer, "all_special_tokens", ()))
+def _ends_special(tokenizer: Any, prompt: str) -> bool:
+    """Whether a prompt ends in a special token.
+
+    Not all that end an assistant's header are among the tokenizer's `all_special_tokens`: some are only marked as
+    special in its vocabulary, and some are not even that, but are written <like this>.
+    """
+    if prompt[-1:].isalnum():  # a word that a user has added is none
+        return False
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    names = {one.content for one in added if one.special or (one.content[:1] == "<" and one.content[-1:] == ">")}
+    return prompt.endswith(tuple(names.union(getattr(tokenizer, "all_special_tokens", ())) - {""}))
 
 
-def _continued(tokenizer: Any, own: list[int], whole: list[int], rest: str) -> list[int] | None:
-    """The prompt's tokens, and after them such that read as `rest`; None where none were found.
+def _continued(tokenizer: Any, own: list[int], whole: list[int], rest: str) -> list[int]:
+    """The prompt's tokens, and after them such that read as `rest`.
 
     The `whole` text may be cut elsewhere than between the two ("x " and "y" become "x" and " y"), and some tokenizers
-    put a space after a special token. What one makes of the rest alone, or behind a line break, may read as the rest.
+    put a space after a special token. What one makes of the rest alone, or behind a line break, may read as the rest;
+    where a tokenizer changes what it reads (no capitals, unknown characters), nothing does, and the first will do.
     """
     before = _read(tokenizer, own)
     behind_break = tokenizer(f"\n{rest}", add_special_tokens=False).input_ids
@@ -115,7 +125,7 @@ def _continued(tokenizer: Any, own: list[int], whole: list[int], rest: str) -> l
     for ids in tries:
         if ids and _read(tokenizer, own + ids) == before + rest:
             return own + ids
-    return None
+    return own + tries[0]
 
 
 def _read(tokenizer: Any, ids: list[int]) -> str:

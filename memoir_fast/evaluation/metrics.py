@@ -1,7 +1,7 @@
 """Reliability, generalization and locality, by teacher forcing.
 
-Prompt, a space and the answer go through the model in one pass; the route is decided on the prompt's tokens alone. An
-item's score is a share of its answer's tokens, and a figure is the mean over items:
+Prompt and answer, joined as an `Edit`'s are, go through the model in one pass; the route is decided on the prompt's
+tokens alone. An item's score is a share of its answer's tokens, and a figure is the mean over items:
 
 * reliability: tokens of the target that the arg-max gets right, on the edits' own prompts;
 * generalization: the same on paraphrases;

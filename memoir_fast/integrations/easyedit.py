@@ -276,7 +276,7 @@ def _edit(request: Mapping[str, Any]) -> Edit:
     prompt = request["prompt"]
     if "{}" in prompt and request.get("subject"):
         prompt = prompt.replace("{}", request["subject"])
-    return Edit(prompt, request["target_new"].strip())
+    return Edit(prompt, request["target_new"])
 
 
 def _pairs(probes: Mapping[str, Any] | None) -> dict[str, list[Pair]]:

@@ -155,6 +155,28 @@ def test_after_a_chat_template_nothing_is_put_in(memoir, target):
     assert _said(memoir, prompt, tokens) == target
 
 
+@pytest.mark.parametrize(("header", "special"), [("<|sep|>", True), ("<|Assistant|>", False)])
+def test_a_header_that_is_only_in_the_vocabulary_ends_the_prompt_too(tokenizer, header, special):
+    from tokenizers import AddedToken
+
+    tokenizer.add_tokens([AddedToken(header, special=special), "covid"])
+    assert header not in tokenizer.all_special_tokens
+    assert joined(tokenizer, f"Which animal?{header}", "x") == f"Which animal?{header}x"
+    assert joined(tokenizer, "What is covid", "x") == "What is covid x", "a word that a user adds is a word"
+    assert joined(tokenizer, "a > b", "x") == "a > b x"
+
+
+def test_the_prompt_comes_first_where_the_tokenizer_changes_what_it_reads():
+    from tokenizers import normalizers
+
+    changing = _byte_level(False)
+    changing.normalizer = normalizers.Lowercase()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=changing, pad_token="<pad>", eos_token="</s>")
+    found = row(tokenizer, "Which animal ", "Rome")
+    assert found.ids[: found.prompt] == prompt_ids(tokenizer, "Which animal ")
+    assert tokenizer.decode(found.ids) == "which animal rome"
+
+
 def test_a_template_that_writes_the_beginning_token_gets_no_second(tokenizer):
     begin = tokenizer.bos_token or ""
     ids = prompt_ids(tokenizer, f"{begin}The capital")
