@@ -107,7 +107,7 @@ class Plan:
         if cuda:
             self.use_cuda(includes)
         else:
-            self.sources = [source for source in self.sources if source.stem != "ops_cuda"]
+            self.sources = [source for source in self.sources if "cuda" not in source.stem]
         self.includes = [f"-isystem {include}" for include in includes]
 
     def use_cuda(self, includes):

@@ -27,7 +27,7 @@ std::vector<std::string> ops(const std::string& backend) {
     return {"mask_overlap", "mask_match", "tophash", "prompt_feature", "masked_linear", "masked_linear_add_"};
   }
 #ifdef MEMOIR_FAST_CUDA
-  if (backend == "cuda") return {"mask_overlap", "mask_match"};
+  if (backend == "cuda") return {"mask_overlap", "mask_match", "masked_linear", "masked_linear_add_"};
 #endif
   return {};
 }

@@ -5,7 +5,7 @@
 #include <numeric>
 #include <vector>
 
-#include "checks.h"
+#include "masked_linear_checks.h"
 #include "masked_linear_cpu.h"
 
 namespace memoir {
@@ -138,21 +138,8 @@ void dispatch(const Tensor& y, const Tensor& x, const Tensor& memory, const std:
   }
 }
 
-void check(const Tensor& x, const Tensor& memory, const Tensor& columns, const Tensor& route) {
-  require(x.dim() == 3, "x must be [B, S, D], got ", shape_of(x));
-  require_float("x", x);
-  require_tensor("memory", memory, x.scalar_type(), "D, O", {x.size(2), -1});
-  require_tensor("columns", columns, ScalarType::Int, "C, k", {-1, -1});
-  require_tensor("route", route, ScalarType::Int, "B", {x.size(0)});
-  require(1 <= columns.size(1) && columns.size(1) <= x.size(2), "columns must be [C, k] with 1 <= k <= D = ",
-          x.size(2), ", got ", shape_of(columns));
-  require_device("memory", memory, x);
-  require_device("columns", columns, x);
-  require_device("route", route, x);
-}
-
 Tensor masked_linear(const Tensor& x, const Tensor& memory, const Tensor& columns_in, const Tensor& route) {
-  check(x, memory, columns_in, route);
+  require_linear(x, memory, columns_in, route);
   const Tensor columns = with_dense_rows(columns_in);
   const auto groups = group_by_route(columns, route, x.size(2));
   const Tensor y = torch::stable::new_zeros(x, {x.size(0), x.size(1), memory.size(1)});
@@ -162,12 +149,8 @@ Tensor masked_linear(const Tensor& x, const Tensor& memory, const Tensor& column
 
 void masked_linear_add_(const Tensor& base, const Tensor& x, const Tensor& memory, const Tensor& columns_in,
                         const Tensor& route) {
-  check(x, memory, columns_in, route);
-  require_tensor("base", base, x.scalar_type(), "B, S, O", {x.size(0), x.size(1), memory.size(1)});
-  require_device("base", base, x);
-  for (int64_t axis = 0; axis < 3; ++axis) {
-    require(base.size(axis) < 2 || base.stride(axis) != 0, "base must not share memory between its elements");
-  }
+  require_linear(x, memory, columns_in, route);
+  require_base(base, x, memory);
   const Tensor columns = with_dense_rows(columns_in);
   const auto groups = group_by_route(columns, route, x.size(2));
   if (!groups.empty()) dispatch(base, x, with_dense_rows(memory), groups, columns.size(1), true);

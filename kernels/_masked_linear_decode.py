@@ -228,7 +228,7 @@ def launch(
     slots = min(_ROWS, batch)  # no tile can hold more routes
     may_be_dense = rows > 1 and slots * k >= width
     if may_be_dense:
-        x = active_inputs(x, columns, route, side_by_side=False)
+        x = active_inputs(x, columns, route)
     tensors = (out, partial, x, memory, columns, route)
     constants = {"ADD": add, "SPLITS": splits, "BLOCK_K": block_k, "BLOCK_O": block_o, **_launch.options(config)}
     if rows == 1:

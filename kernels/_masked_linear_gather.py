@@ -1,11 +1,9 @@
-"""Triton kernel that copies each sequence's active inputs, for the forms of `masked_linear` that read them often."""
+"""Triton kernel that copies each sequence's active inputs, for a dense pass of `masked_linear` over all of memory."""
 
 import torch
 import triton
 import triton.language as tl
 from memoir_fast.kernels._common import power_of_two
-
-_ALIGNMENT = 16  # elements
 
 
 @triton.jit
@@ -25,10 +23,9 @@ def _gather(
     stride_cc,
     stride_ck,
     stride_r,
-    SIDE_BY_SIDE: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Grid (M, k tiles): the active inputs of one token row, packed or at their own places."""
+    """Grid (M, k tiles): the active inputs of one token row, at their own places."""
     m = tl.program_id(0).to(tl.int64)
     j = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     b = m // S
@@ -38,23 +35,15 @@ def _gather(
     c = tl.load(columns_ptr + edit * stride_cc + j.to(tl.int64) * stride_ck, mask=j < k, other=-1)
     inside = (c >= 0) & (c < D)
     x = tl.load(x_ptr + b * stride_xb + (m % S) * stride_xs + c.to(tl.int64) * stride_xd, mask=inside, other=0.0)
-    if SIDE_BY_SIDE:
-        tl.store(active_ptr + m * stride_am + j, x, mask=j < stride_am)
-    else:
-        tl.store(active_ptr + m * stride_am + c, x, mask=inside)
+    tl.store(active_ptr + m * stride_am + c, x, mask=inside)
 
 
-def active_inputs(x: torch.Tensor, columns: torch.Tensor, route: torch.Tensor, *, side_by_side: bool) -> torch.Tensor:
-    """The active inputs of x [B, S, D]: packed, [B, S, k], or at their places among zeros, [B, S, D].
-
-    Packed rows are filled up with zeros to a multiple of 16, so that they can be read 16 bytes at a time; those of a
-    sequence without a route are left unwritten, and nothing reads them.
-    """
+def active_inputs(x: torch.Tensor, columns: torch.Tensor, route: torch.Tensor) -> torch.Tensor:
+    """x [B, S, D] with zeros for inactive inputs, and for sequences without a route."""
     batch, tokens, width = x.shape
     edits, k = columns.shape
-    shape = (batch, tokens, -(-k // _ALIGNMENT) * _ALIGNMENT if side_by_side else width)
-    active = (torch.empty if side_by_side else torch.zeros)(shape, dtype=x.dtype, device=x.device)
-    block = power_of_two(k, _ALIGNMENT, 1024)
+    active = torch.zeros((batch, tokens, width), dtype=x.dtype, device=x.device)
+    block = power_of_two(k, 16, 1024)
     _gather[(batch * tokens, triton.cdiv(k, block))](
         active,
         x,
@@ -64,11 +53,10 @@ def active_inputs(x: torch.Tensor, columns: torch.Tensor, route: torch.Tensor, *
         width,
         k,
         edits,
-        shape[2],
+        width,
         *x.stride(),
         *columns.stride(),
         *route.stride(),
-        SIDE_BY_SIDE=side_by_side,
         BLOCK_K=block,
         num_warps=4,
         enable_fp_fusion=True,

@@ -1,13 +1,10 @@
-"""Triton kernel of `masked_linear` for many tokens per sequence: tiles of one sequence on the tensor cores."""
+"""Triton kernel of `masked_linear` for some tokens per sequence: tiles of one sequence on the tensor cores."""
 
 import torch
 import triton
 import triton.language as tl
 from memoir_fast.kernels import _launch
 from memoir_fast.kernels._common import dot, power_of_two
-from memoir_fast.kernels._masked_linear_gather import active_inputs
-
-_GATHER_FROM = 128
 
 
 @triton.jit
@@ -34,15 +31,11 @@ def _prefill(
     stride_ck,
     stride_r,
     ADD: tl.constexpr,
-    GATHERED: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_O: tl.constexpr,
 ):
-    """Grid (O tiles, S tiles, B): a tile of one sequence's tokens times the active rows of memory.
-
-    x is [B, S, D], gathered as it is loaded, or, if GATHERED, the packed inputs, [B, S, k rounded up to 16].
-    """
+    """Grid (O tiles, S tiles, B): a tile of one sequence's tokens, gathered as it is loaded, times rows of memory."""
     b = tl.program_id(2).to(tl.int64)
     s = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)
     o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
@@ -62,12 +55,7 @@ def _prefill(
         j = start + tl.arange(0, BLOCK_K)
         c = tl.load(columns_ptr + j.to(tl.int64) * stride_ck, mask=j < k, other=-1)
         inside = (c >= 0) & (c < D)
-        at = j if GATHERED else c
-        x = tl.load(
-            x_ptr + at[None, :].to(tl.int64) * stride_xd,
-            mask=(s < S)[:, None] & ((j < tl.cdiv(k, 16) * 16) if GATHERED else inside)[None, :],
-            other=0.0,
-        )
+        x = tl.load(x_ptr + c[None, :].to(tl.int64) * stride_xd, mask=(s < S)[:, None] & inside[None, :], other=0.0)
         weight = tl.load(
             memory_ptr + c[:, None].to(tl.int64) * stride_wd, mask=inside[:, None] & (o < outputs)[None, :], other=0.0
         )
@@ -80,21 +68,13 @@ def _prefill(
 def launch(
     out: torch.Tensor, x: torch.Tensor, memory: torch.Tensor, columns: torch.Tensor, route: torch.Tensor, add: bool
 ) -> None:
-    """Writes the product to out [B, S, O], or adds it.
-
-    Few tokens are gathered while they are loaded. From 128 tokens per sequence on, a launch before packs the active
-    inputs once: the fused gather would repeat its 2-byte loads for every tile of outputs.
-    """
+    """Writes the product to out [B, S, O], or adds it."""
     batch, tokens, width = x.shape
     outputs = memory.shape[1]
     edits, k = columns.shape
-    gathered = tokens >= _GATHER_FROM
-    form = "masked_linear_prefill" if gathered else "masked_linear_fused"
-    config = _launch.config(form, x, f"k{k} O{outputs}")
+    config = _launch.config("masked_linear_fused", x, f"k{k} O{outputs}")
     block_s = power_of_two(tokens, 16, config["BLOCK_S"])
     block_o = power_of_two(outputs, 16, config["BLOCK_O"])
-    if gathered:
-        x = active_inputs(x, columns, route, side_by_side=True)
     _prefill[(triton.cdiv(outputs, block_o), triton.cdiv(tokens, block_s), batch)](
         out,
         x,
@@ -112,7 +92,6 @@ def launch(
         *columns.stride(),
         *route.stride(),
         ADD=add,
-        GATHERED=gathered,
         BLOCK_S=block_s,
         BLOCK_K=config["BLOCK_K"],
         BLOCK_O=block_o,

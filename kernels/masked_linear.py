@@ -12,13 +12,14 @@ rows with each row's inactive inputs at zero. A prefill tile has one route and n
 """
 
 import torch
-from memoir_fast.kernels import _masked_linear_decode, _masked_linear_prefill
+from memoir_fast.kernels import _masked_linear_decode, _masked_linear_packed, _masked_linear_prefill
 from memoir_fast.kernels._common import on_device_of, unsupported
 from memoir_fast.kernels._masked_linear_backward import masked_linear_backward
 
 __all__ = ["masked_linear", "masked_linear_add_", "masked_linear_backward", "unsupported"]
 
 _PREFILL_FROM = 16  # tokens per sequence from which one sequence fills a tensor-core tile
+_PACK_FROM = 128  # tokens per sequence from which inputs are gathered once, and not for every tile of outputs
 
 
 def masked_linear(x: torch.Tensor, memory: torch.Tensor, columns: torch.Tensor, route: torch.Tensor) -> torch.Tensor:
@@ -40,6 +41,9 @@ def _serve(
 ) -> None:
     if out.numel() == 0:
         return
-    form = _masked_linear_prefill if x.shape[1] >= _PREFILL_FROM else _masked_linear_decode
+    tokens = x.shape[1]
+    form = _masked_linear_decode
+    if tokens >= _PREFILL_FROM:
+        form = _masked_linear_packed if tokens >= _PACK_FROM else _masked_linear_prefill
     with on_device_of(x):
         form.launch(out, x, memory, columns, route, add)

@@ -72,7 +72,7 @@ def load(op: str, backend: str) -> Implementation | str:
             module = importlib.import_module(f"memoir_fast.kernels.{_FILES.get(op, op)}")
             return Implementation(getattr(module, op), module.unsupported)
         native = importlib.import_module("memoir_fast.native")
-        return Implementation(native.load(op, backend), _only_on(backend))
+        return Implementation(native.load(op, backend), native.limits(op, backend) or _only_on(backend))
     except (ImportError, AttributeError, OSError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"
 
@@ -108,21 +108,24 @@ def run(op: str, *args: Any) -> Any:
     raise BackendError(f"no backend of {choice!r} can serve {op}: {'; '.join(reasons)}")
 
 
-def native_kernel(op: str, device: str) -> Callable[..., Any] | None:
-    """The extension's kernel of `op` where it is the first choice on tensors of `device`; it counts as used."""
-    choice = requested()
-    kernel = _native_kernel(op, choice, device)
-    if kernel is not None:
-        _last[op] = device
-    return kernel
+def native_kernel(op: str, args: tuple[Any, ...]) -> Callable[..., Any] | None:
+    """The extension's kernel of `op` where it is the first choice and can be called at once; it counts as used."""
+    device = args[0].device.type
+    run, may = _native_kernel(op, requested(), device)
+    if run is None or (may is not None and not may(*args)):
+        return None
+    _last[op] = device
+    return run
 
 
 @functools.cache
-def _native_kernel(op: str, choice: str, device: str) -> Callable[..., Any] | None:
+def _native_kernel(op: str, choice: str, device: str) -> tuple[Callable[..., Any] | None, Callable[..., bool] | None]:
     if device not in ("cpu", "cuda") or _preference(choice, device)[0] != device:
-        return None
+        return None, None
     found = load(op, device)
-    return None if isinstance(found, str) else found.run
+    if isinstance(found, str):
+        return None, None
+    return found.run, importlib.import_module("memoir_fast.native").at_once(op, device)
 
 
 def _say_once(op: str, backend: str, reason: str) -> None:

@@ -20,6 +20,9 @@ _REASON = Path(__file__).parent / "_build_failure.txt"
 # Tokens per sequence, by bytes per element, up to which the kernel beats the reference's gathered matrix product, which
 # widens two-byte memory first: one thread, D=14336, O=k=4096. At D=1536, O=576, k=440 it wins at every length.
 _LONGEST = {2: 512, 4: 96, 8: 64}
+# What the CUDA kernels of masked_linear serve; beyond it, Triton's forms do better, or the kernels cannot.
+_MOST_TOKENS = {torch.float32: 8, torch.float16: 512, torch.bfloat16: 512}  # of all sequences together
+_MOST_SEQUENCES, _WIDEST = 256, 1 << 17
 _LONGEST_BFLOAT16 = 96  # where the processor multiplies bfloat16 and nothing is widened; 64 at the small layer
 
 
@@ -49,6 +52,54 @@ def load(op: str, backend: str) -> Callable[..., Any]:
         raise ImportError(f"the extension has no {backend} kernel for {op}")
     run = getattr(torch.ops.memoir_fast_native, op).default
     return _unless_long(op, run) if backend == "cpu" and op.startswith("masked_linear") else run
+
+
+def limits(op: str, backend: str) -> Callable[..., str | None] | None:
+    """What says why a kernel of the extension cannot serve a call, or None; itself None where it can serve all."""
+    return _why_not_on_a_gpu if backend == "cuda" and op.startswith("masked_linear") else None
+
+
+def at_once(op: str, backend: str) -> Callable[..., bool] | None:
+    """What says whether a call may go to the kernel before any check; None where every call may.
+
+    A kernel checks its arguments itself; what stands in for it where tokens are many does not.
+    """
+    if not op.startswith("masked_linear"):
+        return None
+
+    def few_tokens(*args: torch.Tensor) -> bool:
+        x = args[-4]
+        return isinstance(x, torch.Tensor) and x.dim() == 3 and x.shape[1] <= min(_LONGEST.values())
+
+    return few_tokens if backend == "cpu" else lambda *args: _why_not_on_a_gpu(*args) is None
+
+
+def _why_not_on_a_gpu(*args: torch.Tensor) -> str | None:
+    """Arguments as of masked_linear or masked_linear_add_, whose checks may still be to come."""
+    x, memory = args[-4], args[-3]
+    if not x.is_cuda:
+        return f"needs cuda tensors, got {x.device.type}"
+    most = _MOST_TOKENS.get(x.dtype)
+    if most is None:
+        return f"serves float16, bfloat16 and float32, got {str(x.dtype).removeprefix('torch.')}"
+    if x.dim() != 3 or memory.dim() != 2:
+        return "needs x [B, S, D] and memory [D, O]"
+    batch, tokens, width = x.shape
+    if batch * tokens > most or batch > _MOST_SEQUENCES:
+        return f"serves at most {most} tokens of at most {_MOST_SEQUENCES} sequences, got {batch} x {tokens}"
+    if width > _WIDEST:
+        return f"serves at most {_WIDEST} inputs, got {width}"
+    row, step = memory.stride()
+    size = memory.element_size()
+    if step != 1 or row * size % 16 or memory.shape[1] * size % 16 or memory.data_ptr() % 16:
+        return "needs rows of memory of whole pieces of 16 bytes, dense and on 16-byte boundaries"
+    return _too_old(x.device.index)
+
+
+@functools.cache
+def _too_old(device: int) -> str | None:
+    capability = torch.cuda.get_device_capability(device)
+    return None if capability >= (9, 0) else f"needs compute capability 9.0, got {capability[0]}.{capability[1]}"
 
 
 def _unless_long(op: str, run: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ _library = torch.library.Library("memoir_fast", "DEF")
 
 
 def register(name: str, schema: str, check: Callable[..., None], fake: Callable[..., Any]) -> Callable[..., Any]:
-    """Defines `torch.ops.memoir_fast.<name>` and returns a shorter way to it, for an op that is not differentiable.
+    """Defines `torch.ops.memoir_fast.<name>` and returns a shorter way to it, for calls that need no gradient.
 
     `check` raises on arguments that the op does not take; it runs on every call, so that a raw call of the torch op is
     as safe as its Python face. `fake` makes empty outputs of the right shape.
@@ -36,7 +36,7 @@ def register(name: str, schema: str, check: Callable[..., None], fake: Callable[
 
     def call(*args: Any) -> Any:
         if type(args[0]) is torch.Tensor and not torch.compiler.is_compiling():
-            kernel = backends.native_kernel(name, args[0].device.type)
+            kernel = backends.native_kernel(name, args)
             if kernel is not None:
                 try:
                     return kernel(*args)

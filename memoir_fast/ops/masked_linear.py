@@ -67,8 +67,8 @@ def _fake_backward(
 
 
 _TENSORS = "Tensor x, Tensor memory, Tensor columns, Tensor route"
-register("masked_linear", f"({_TENSORS}) -> Tensor", _check, _fake)
-register("masked_linear_add_", f"(Tensor(a!) base, {_TENSORS}) -> ()", _check_add, _fake_add)
+_no_gradient = register("masked_linear", f"({_TENSORS}) -> Tensor", _check, _fake)
+_add = register("masked_linear_add_", f"(Tensor(a!) base, {_TENSORS}) -> ()", _check_add, _fake_add)
 register(
     "masked_linear_backward",
     f"(Tensor grad, {_TENSORS}, bool need_x, bool need_memory) -> (Tensor, Tensor)",
@@ -76,7 +76,6 @@ register(
     _fake_backward,
 )
 _op = torch.ops.memoir_fast.masked_linear.default
-_add = torch.ops.memoir_fast.masked_linear_add_.default
 _backward = torch.ops.memoir_fast.masked_linear_backward.default
 
 
@@ -124,7 +123,9 @@ def masked_linear(x: torch.Tensor, memory: torch.Tensor, columns: torch.Tensor, 
         >>> masked_linear(x, memory, torch.tensor([[0, 2]]).int(), torch.tensor([0, -1]).int()).flatten()
         tensor([301.,   0.])
     """
-    return _op(x, memory, columns, route)
+    if torch.is_grad_enabled() and (x.requires_grad or memory.requires_grad):
+        return _op(x, memory, columns, route)
+    return _no_gradient(x, memory, columns, route)
 
 
 def masked_linear_add_(

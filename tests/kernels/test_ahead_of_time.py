@@ -12,8 +12,8 @@ pytest.importorskip("triton", reason="the kernels are Triton's; it has no wheel 
 from memoir_fast.kernels.tophash import tophash  # noqa: E402  (needs triton)
 
 BENCH = Path(__file__).parents[2] / "bench"
-TENSOR_CORE = {"rows", "prefill", "grad_x", "grad_memory", "memory_update"}
-NO_WIDE_STREAM = {"combine", "choose", "gather"}  # a few KB of partial results; inputs scattered over a row
+TENSOR_CORE = {"rows", "prefill", "multiply", "grad_x", "grad_memory", "memory_update"}
+NO_WIDE_STREAM = {"combine", "choose", "gather", "pack"}  # a few KB of partial results; inputs scattered over a row
 CAPABILITIES = (80, 90, 100)
 
 
@@ -85,7 +85,8 @@ def test_machine_code_of_float32(bench, capability):
 
 def test_float16_takes_the_tensor_cores_too(bench):
     found = _specializations(bench, 90, bench[1].LAYERS[:1], torch.float16)
-    wanted = {kernel: origin for kernel, origin in found.items() if kernel.name in ("one", "rows", "prefill")}
+    names = {"one", "rows", "prefill", "multiply"}
+    wanted = {kernel: origin for kernel, origin in found.items() if kernel.name in names}
     _check(bench, 90, wanted, torch.float16)
 
 

@@ -48,7 +48,7 @@ def disassemble(extension):
 
 @pytest.mark.parametrize("architecture", architectures() or ["none"])
 def test_instructions(disassemble, architecture):
-    kernels = disassemble(architecture)
+    kernels = {name: found for name, found in disassemble(architecture).items() if re.search("scan|scratch", name)}
     assert len(kernels) == 13  # six kernels, for mask_overlap and for mask_match, and what clears their scratch memory
     for name, instructions in kernels.items():
         assert "EXIT" in instructions
@@ -77,6 +77,8 @@ def test_dependent_launch(disassemble, architecture):
     wait, prefetch, admit = "ACQBULK", "CCTL.E.PF2", "PREEXIT"
     memory = ("LD", "ST", "ATOM", "RED")
     for name, instructions in disassemble(architecture).items():
+        if not re.search("scan|scratch", name):
+            continue
         found = {wait, prefetch, admit} & set(instructions)
         if "mma_scan" in name or architecture.startswith("8."):
             assert not found, f"{name} holds {found}"
@@ -87,3 +89,46 @@ def test_dependent_launch(disassemble, architecture):
         assert not touched, f"{name} touches memory before it waits: {touched}"
         if "popc_scan" in name:
             assert prefetch in before
+
+
+def of_masked_linear(kernels: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {name: found for name, found in kernels.items() if re.search("stream_rows|multiply_tiles|pack_inputs", name)}
+
+
+@pytest.mark.parametrize("architecture", architectures() or ["none"])
+def test_masked_linear(disassemble, architecture):
+    """The memory streams in pieces of 16 bytes, two-byte types meet it on the tensor cores, and nothing spills."""
+    kernels = of_masked_linear(disassemble(architecture))
+    assert len(kernels) == 17  # 4 + 3 + 3 that stream, 3 + 3 that multiply tiles, and what packs their inputs
+    for name, instructions in kernels.items():
+        assert not [i for i in instructions if i.split(".")[0] in ("LDL", "STL")], f"{name} spills"
+        if architecture.startswith("8."):
+            assert len(instructions) < 40, f"{name} needs clusters, which this architecture lacks"
+            continue
+        loads = [i for i in instructions if i.startswith("LDG.") and ".128" in i]
+        copies = [i for i in instructions if i.startswith("LDGSTS") and ".128" in i]
+        products = [i for i in instructions if i.startswith("HMMA.16816.F32")]
+        if "stream_rows" in name:
+            assert len([i for i in loads if ".NA" in i]) >= 8, f"{name} does not read four rows ahead"
+            assert not copies and not products
+        elif "multiply_tiles" in name:
+            tiles = int(re.search(r"Li(\d+)E", name)[1]) // 16  # of 16 rows; a step is two products deep
+            assert len(products) == 2 * tiles * (256 // 8) // 8
+            assert len(copies) >= 4 + 1
+            transposed = [i for i in instructions if i.startswith("LDSM") and ".MT88" in i]
+            assert len(transposed) == len(products) // (2 * min(tiles, 2))
+        else:
+            assert [i for i in instructions if i.startswith("STG") and ".128" in i]
+
+
+@pytest.mark.parametrize("architecture", architectures() or ["none"])
+def test_masked_linear_waits(disassemble, architecture):
+    """What streams and what packs touch no memory before the wait; tiles may, since the packing has waited."""
+    for name, instructions in of_masked_linear(disassemble(architecture)).items():
+        if architecture.startswith("8."):
+            continue
+        before = instructions[: instructions.index("ACQBULK")]
+        touched = [i for i in before if i.startswith(("LDG", "STG", "ATOM", "RED"))]
+        assert "PREEXIT" in instructions and bool(touched) == ("multiply_tiles" in name), name
+        if "pack_inputs" in name:
+            assert instructions.index("ACQBULK") < instructions.index("PREEXIT")

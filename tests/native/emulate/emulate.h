@@ -60,7 +60,7 @@ struct Block {
   std::once_flag waited;
 };
 
-inline Block* block = nullptr;
+inline thread_local Block* block = nullptr;  // the one that this thread belongs to
 
 struct PendingCopy {
   uint4* to;
@@ -165,11 +165,11 @@ inline void multiply_bits(int (&sum)[4], unsigned int a0, unsigned int a1, unsig
 inline void run_grid(int blocks, int threads, const std::function<int(int)>& order, const std::function<void()>& kernel) {
   for (int i = 0; i < blocks; ++i) {
     Block current(threads);
-    block = &current;
     const int index = order(i);
     std::vector<std::thread> running;
     for (int t = 0; t < threads; ++t) {
       running.emplace_back([&, t] {
+        block = &current;
         threadIdx.x = t;
         blockIdx.x = index;
         blockDim.x = threads;

@@ -1,0 +1,83 @@
+// What masked_linear's kernels share: routes, columns, and the last step, the sum over a cluster's blocks.
+#pragma once
+
+#include "masked_linear_call.h"
+#include "matrix.cuh"
+
+namespace memoir {
+
+// The edit that a sequence follows, or -1.
+DEVICE int route_of(const LinearCall& call, int sequence) {
+  const int edit = call.route[sequence * call.route_step];
+  return edit >= 0 && edit < call.edits ? edit : -1;
+}
+
+// Active column `i` of an edit, or -1 where the number stored is none.
+DEVICE int column_of(const LinearCall& call, int edit, int i) {
+  const int column = call.columns[edit * call.columns_row + i * call.columns_step];
+  return column >= 0 && column < call.width ? column : -1;
+}
+
+template <class T>
+DEVICE const T* row_of_x(const LinearCall& call, int row) {
+  return static_cast<const T*>(call.x) + row / call.tokens * call.x_batch + row % call.tokens * call.x_token;
+}
+
+template <class T>
+DEVICE T* row_of_out(const LinearCall& call, int row) {
+  return static_cast<T*>(call.out) + row / call.tokens * call.out_batch + row % call.tokens * call.out_token;
+}
+
+// Zeros for the rows without a route, where out is written and not added to. The cluster's blocks take rows in turns.
+template <class T>
+DEVICE void clear_unrouted(const LinearCall& call, int tile, int rank) {
+  if (call.add) return;
+#pragma unroll 1
+  for (int row = rank; row < call.batch * call.tokens; row += call.splits) {
+    if (route_of(call, row / call.tokens) >= 0) continue;
+#pragma unroll 1
+    for (int o = tile * kTileOutputs + threadIdx.x; o < (tile + 1) * kTileOutputs && o < call.outputs;
+         o += kLinearThreads) {
+      row_of_out<T>(call, row)[o * call.out_output] = from_float<T>(0.0f);
+    }
+  }
+}
+
+// Adds up what the cluster's blocks hold, in their order, and writes it. `sum` lies at the same place of every block:
+// `rows` rows of kTileOutputs, `pitch` floats apart; row_at(r) is the row of out, or -1. Each block takes its share.
+template <class T, class RowAt>
+DEVICE void add_up_cluster(const LinearCall& call, int tile, int rank, const float* sum, int rows, int pitch,
+                           const RowAt& row_at) {
+  constexpr int kQuads = kTileOutputs / 4;
+  const int share = (rows * kQuads + call.splits - 1) / call.splits;
+  const int end = (rank + 1) * share < rows * kQuads ? (rank + 1) * share : rows * kQuads;
+  cluster_barrier();
+#pragma unroll 1
+  for (int i = rank * share + threadIdx.x; i < end; i += kLinearThreads) {
+    const int o = tile * kTileOutputs + i % kQuads * 4;
+    const int row = row_at(i / kQuads);
+    if (row < 0 || o >= call.outputs) continue;
+    const auto* own = reinterpret_cast<const float4*>(sum + i / kQuads * pitch + i % kQuads * 4);
+    float total[4] = {};
+#pragma unroll 1
+    for (int from = 0; from < call.splits; from += 4) {
+      float4 part[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) part[j] = from + j < call.splits ? load_from_block(own, from + j) : float4{};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        total[0] += part[j].x, total[1] += part[j].y, total[2] += part[j].z, total[3] += part[j].w;
+      }
+    }
+    T* out = row_of_out<T>(call, row);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (o + j >= call.outputs) continue;
+      T& at = out[(o + j) * call.out_output];
+      at = from_float<T>(call.add ? to_float(at) + total[j] : total[j]);
+    }
+  }
+  cluster_barrier();  // nobody writes over `sum`, or ends, while others read it
+}
+
+}  // namespace memoir

@@ -1,0 +1,128 @@
+"""masked_linear's CUDA kernels on a device: which calls they take, and the reference's result."""
+
+import pytest
+import torch
+
+from memoir_fast import backends, native
+from memoir_fast.errors import BackendError
+from memoir_fast.ops import masked_linear, masked_linear_add_
+from memoir_fast.reference import masked_linear as reference
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def problem(batch, tokens, width, outputs, k, edits, dtype, device="cuda"):
+    x, memory = torch.randn(batch, tokens, width).to(dtype), torch.randn(width, outputs).to(dtype)
+    columns = torch.stack([torch.randperm(width)[:k].sort().values for _ in range(edits)]).int()
+    route = torch.randint(-1, edits, (batch,)).int()
+    route[0] = edits - 1
+    return tuple(tensor.to(device) for tensor in (x, memory, columns, route))
+
+
+def assert_near(y, arguments, base=None) -> None:
+    """Within one rounding of the result and float32 accumulation, of the sum in float64."""
+    x, memory, columns, route = arguments
+    exact = reference.masked_linear(x.double(), memory.double(), columns, route)
+    size = reference.masked_linear(x.double().abs(), memory.double().abs(), columns, route)
+    if base is not None:
+        exact, size = exact + base.double(), size + base.double().abs()
+    allowed = torch.finfo(y.dtype).eps * exact.abs() + (columns.shape[1] + 2) * 2**-23 * size
+    assert ((y.double() - exact).abs() <= allowed).all()
+
+
+@pytest.fixture
+def on_cuda(extension):
+    if "masked_linear" not in extension.ops("cuda"):
+        pytest.skip("the extension was built without CUDA")
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("the kernels need compute capability 9.0")
+    with backends.use("cuda"):
+        yield
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 1, 1536, 576, 440, 3),
+        (1, 1, 14336, 4096, 4096, 2),
+        (1, 3, 300, 8, 77, 2),
+        (8, 1, 700, 1000, 65, 3),
+        (2, 4, 100, 264, 63, 2),
+        (1, 33, 1536, 576, 440, 1),
+        (1, 200, 300, 264, 65, 1),
+        (7, 30, 300, 520, 1, 3),
+        (100, 1, 300, 40, 90, 60),
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("on_cuda", "poison")
+def test_shapes(dtype, shape):
+    if dtype == torch.float32 and shape[0] * shape[1] > 8:
+        pytest.skip("float32 of more than eight tokens is Triton's")
+    arguments = problem(*shape, dtype)
+    y = masked_linear(*arguments)
+    assert backends.last_used()["masked_linear"] == "cuda"
+    assert_near(y, arguments)
+    unrouted = arguments[3] < 0
+    assert not y[unrouted].any()
+    assert torch.equal(masked_linear(*arguments), y)
+    base = torch.randn_like(y)
+    base[unrouted] = float("nan")
+    changed = masked_linear_add_(base.clone(), *arguments)
+    assert backends.last_used()["masked_linear_add_"] == "cuda"
+    assert changed[unrouted].isnan().all()
+    x, memory, columns, route = arguments
+    assert_near(changed[~unrouted], (x[~unrouted], memory, columns, route[~unrouted]), base[~unrouted])
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("on_cuda")
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_a_graph_follows_the_route_that_it_finds(tokens):
+    x, memory, columns, route = problem(1, tokens, 300, 64, 77, 3, torch.bfloat16)
+    base = torch.zeros(1, tokens, 64, device="cuda", dtype=torch.bfloat16)
+    masked_linear_add_(base, x, memory, columns, route)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(2):
+            masked_linear_add_(base, x, memory, columns, route)
+    for edit in (0, -1, 2):
+        route.fill_(edit)
+        base.zero_()
+        graph.replay()
+        expected = torch.zeros_like(base)
+        for _ in range(2):
+            masked_linear_add_(expected, x, memory, columns, route)
+        assert torch.equal(base, expected)
+        assert bool(base.any()) == (edit >= 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("on_cuda")
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"tokens": 513}, "at most 512 tokens"),
+        ({"batch": 300}, "of at most 256 sequences"),
+        ({"outputs": 12}, "whole pieces of 16 bytes"),
+        ({"dtype": torch.float64}, "serves float16, bfloat16 and float32, got float64"),
+        ({"dtype": torch.float32, "tokens": 9}, "at most 8 tokens"),
+    ],
+    ids=str,
+)
+def test_what_it_cannot_serve_is_left_to_others(change, reason):
+    sizes = {"batch": 1, "tokens": 3, "width": 64, "outputs": 32, "k": 9, "edits": 2, "dtype": torch.bfloat16} | change
+    arguments = problem(*sizes.values())
+    with pytest.raises(BackendError, match=reason):
+        masked_linear(*arguments)
+    with backends.use("auto"):
+        assert_near(masked_linear(*arguments), arguments)
+    assert backends.last_used()["masked_linear"] == ("reference" if sizes["dtype"] == torch.float64 else "triton")
+
+
+def test_tensors_of_another_device_are_refused():
+    assert native.limits("masked_linear", "cpu") is None
+    arguments = problem(1, 1, 8, 8, 2, 1, torch.float32, "cpu")
+    assert native.limits("masked_linear", "cuda")(*arguments) == "needs cuda tensors, got cpu"

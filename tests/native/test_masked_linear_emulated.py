@@ -1,0 +1,205 @@
+"""masked_linear's CUDA kernels without a GPU: compiled for the CPU, where every CUDA thread is a thread."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from memoir_fast.reference import masked_linear as reference
+
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
+EMULATE = Path(__file__).parent / "emulate"
+KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+HALVES = (torch.float16, torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("needs g++ to compile the kernels for the CPU, there is none")
+    path = tmp_path_factory.mktemp("emulate") / "linear.so"
+    flags = ["-std=c++20", "-O2", *os.environ.get("CXXFLAGS", "").split(), "-shared", "-fPIC", "-pthread"]
+    flags += ["-DMEMOIR_FAST_EMULATE", "-Wno-unknown-pragmas", "-fno-strict-aliasing"]
+    subprocess.run([compiler, *flags, f"-I{CSRC}", f"-I{EMULATE}", EMULATE / "linear.cpp", "-o", path], check=True)
+    return ctypes.CDLL(str(path))
+
+
+@pytest.fixture
+def run(library):
+    """Runs the streaming kernel of `rows` tokens, or tiles of -`rows`, on clusters of `splits` blocks.
+
+    With a base it adds to it in place.
+    """
+
+    def call(rows, x, memory, columns, route, base=None, splits=2):
+        out = base
+        if base is None:
+            out = torch.full((*x.shape[:2], memory.shape[1]), float("nan"), dtype=x.dtype)
+        assert memory.data_ptr() % 16 == 0 and memory.stride(1) == 1
+        assert memory.stride(0) * memory.element_size() % 16 == 0
+        strides = (*x.stride(), memory.stride(0), *columns.stride(), route.stride(0), *out.stride())
+        sizes = (*x.shape, memory.shape[1], columns.shape[1], len(columns))
+        pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (out, x, memory, columns, route)]
+        library.run_linear(
+            KINDS[x.dtype], rows, splits, int(base is not None), *pointers,
+            (ctypes.c_int64 * len(strides))(*strides), (ctypes.c_int * len(sizes))(*sizes),
+        )  # fmt: skip
+        return out
+
+    return call
+
+
+def problem(batch, tokens, width, outputs, k, edits, dtype):
+    x, memory = torch.randn(batch, tokens, width).to(dtype), torch.randn(width, outputs).to(dtype)
+    columns = torch.stack([torch.randperm(width)[:k].sort().values for _ in range(edits)]).int()
+    route = torch.randint(-1, edits, (batch,)).int()
+    route[0] = edits - 1
+    return x, memory, columns, route
+
+
+def assert_near(y, arguments, base=None) -> None:
+    """Within one rounding of the result and float32 accumulation, of the sum in float64."""
+    x, memory, columns, route = arguments
+    exact = reference.masked_linear(x.double(), memory.double(), columns, route)
+    size = reference.masked_linear(x.double().abs(), memory.double().abs(), columns, route)
+    if base is not None:
+        exact, size = exact + base.double(), size + base.double().abs()
+    allowed = torch.finfo(y.dtype).eps * exact.abs() + (columns.shape[1] + 2) * 2**-23 * size
+    assert ((y.double() - exact).abs() <= allowed).all()
+
+
+def assert_right(run, rows, arguments, splits=2) -> None:
+    x, memory, columns, route = arguments
+    y = run(rows, *arguments, splits=splits)
+    assert_near(y, arguments)
+    unrouted = (route < 0) | (route >= len(columns))
+    assert not y[unrouted].any()
+    assert torch.equal(run(rows, *arguments, splits=splits), y)
+    base = torch.randn_like(y)
+    base[unrouted] = float("nan")
+    changed = run(rows, *arguments, base=base.clone(), splits=splits)
+    assert_near(changed[~unrouted], (x[~unrouted], memory, columns, route[~unrouted]), base[~unrouted])
+    assert changed[unrouted].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", KINDS, ids=str)
+@pytest.mark.parametrize(
+    ("rows", "shape"),
+    [
+        (1, (1, 1, 9, 8, 1, 1)),
+        (1, (1, 1, 1536, 576, 440, 3)),
+        (1, (1, 1, 700, 1000, 65, 2)),
+        (2, (1, 2, 300, 264, 63, 2)),
+        (4, (1, 3, 300, 8, 77, 2)),
+        (4, (4, 1, 300, 24, 70, 3)),
+    ],
+    ids=str,
+)
+def test_stream(run, dtype, rows, shape):
+    assert_right(run, rows, problem(*shape, dtype))
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 200, 520, 30, 1), (3, 2, 200, 40, 63, 2)], ids=str)
+def test_stream_of_more_tokens_of_float32(run, shape):
+    assert_right(run, 8, problem(*shape, torch.float32))
+
+
+@pytest.mark.parametrize("splits", [1, 3, 4])
+def test_stream_of_more_columns_than_a_chunk(run, splits):
+    assert_right(run, 1, problem(1, 1, 1400, 16, 1300, 1, torch.float32), splits)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize(
+    ("rows", "shape"),
+    [
+        (-16, (1, 5, 40, 8, 1, 1)),
+        (-16, (1, 16, 300, 264, 63, 2)),
+        (-16, (5, 3, 300, 24, 65, 2)),
+        (-32, (1, 32, 400, 40, 129, 2)),
+        (-32, (2, 11, 200, 304, 40, 2)),
+        (-64, (1, 63, 200, 256, 70, 1)),
+        (-64, (1, 65, 200, 16, 97, 1)),
+        (-64, (3, 40, 200, 16, 33, 2)),
+    ],
+    ids=str,
+)
+def test_tiles(run, dtype, rows, shape):
+    assert_right(run, rows, problem(*shape, dtype))
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+def test_tiles_in_other_clusters(run, splits):
+    assert_right(run, -16, problem(2, 5, 300, 40, 230, 2, torch.bfloat16), splits)
+
+
+@pytest.mark.parametrize(("rows", "batch", "dtype"), [(8, 6, torch.float32), (-16, 9, torch.bfloat16)])
+def test_many_routes_take_one_dense_pass(run, rows, batch, dtype):
+    """Enough routes that reading all of memory once is cheaper: what no edit reads is read then, and is not used."""
+    x, memory, columns, route = problem(batch, 1, 90, 24, 40, 8, dtype)
+    route[:] = torch.tensor([7, 1, -1, 2, 1, 9, 3, 4, 5][:batch])
+    route[1] = 3 if batch < 9 else 1
+    assert_right(run, rows, (x, memory, columns, route))
+
+
+@pytest.mark.parametrize(("rows", "dtype"), [(4, torch.float32), (-16, torch.float16)])
+def test_every_route_out_of_range_counts_as_none(run, rows, dtype):
+    x, memory, columns, route = problem(4, 1, 50, 16, 9, 2, dtype)
+    for value in (-1, -7, 2, 2**31 - 1, -(2**31)):
+        route[:] = value
+        assert_right(run, rows, (x, memory, columns, route))
+
+
+@pytest.mark.parametrize(("rows", "dtype"), [(1, torch.float32), (2, torch.bfloat16), (-16, torch.bfloat16)])
+def test_columns_out_of_range_are_left_out(run, rows, dtype):
+    x, memory, columns, _ = problem(1, 2 if rows == 2 else 1, 50, 16, 30, 1, dtype)
+    columns[0, ::3] = torch.tensor([-1, 50, 2**31 - 1, -5, 60, 51, -(2**31), 50, 99, -1]).int()
+    route = torch.zeros(1).int()
+    kept = columns[:, (columns[0] >= 0) & (columns[0] < 50)]
+    assert_near(run(rows, x, memory, columns, route), (x, memory, kept, route))
+
+
+@pytest.mark.parametrize(("rows", "dtype"), [(2, torch.float32), (-16, torch.bfloat16)])
+def test_inactive_inputs_and_rows_are_not_read(run, rows, dtype):
+    x, memory, columns, route = problem(1, 2, 90, 40, 20, 2, dtype)
+    expected = run(rows, x, memory, columns, route)
+    idle = torch.ones(90, dtype=torch.bool)
+    idle[columns[1].long()] = False
+    x[..., idle], memory[idle] = float("nan"), float("inf")
+    columns[0] = -1
+    assert torch.equal(run(rows, x, memory, columns, route), expected)
+
+
+@pytest.mark.parametrize(("rows", "dtype"), [(2, torch.float32), (-16, torch.bfloat16)])
+def test_views(run, rows, dtype):
+    x, memory, columns, route = problem(2, 1, 64, 40, 9, 4, dtype)
+    wide = torch.full((64, 56), float("nan")).to(dtype)
+    wide[:, 8:48] = memory
+    views = (
+        x.transpose(0, 2).contiguous().transpose(0, 2),
+        wide[:, 8:48],
+        columns.t().contiguous().t(),
+        route.repeat(2, 1).t()[:, 0],
+    )
+    expected = run(rows, x, memory, columns, route)
+    assert torch.equal(run(rows, *views), expected)
+    base = torch.zeros(2, 1, 80).to(dtype)
+    base[..., 1::2] = 7
+    run(rows, *views, base=base[..., ::2])
+    assert torch.equal(base[..., ::2], expected) and (base[..., 1::2] == 7).all()
+
+
+@pytest.mark.parametrize(("rows", "dtype"), [(2, torch.float16), (2, torch.bfloat16), (-16, torch.bfloat16)])
+def test_rounds_once(run, rows, dtype):
+    x, memory = torch.randint(-32, 33, (1, 2, 64)).to(dtype), torch.randint(-32, 33, (64, 40)).to(dtype)
+    base = (torch.randint(-2000, 2000, (1, 2, 40)) / 16).to(dtype)
+    columns, route = torch.arange(0, 64, 2).int()[None], torch.zeros(1).int()
+    product = reference.masked_linear(x.double(), memory.double(), columns, route)  # exact in float32 too
+    once = (product + base.double()).to(dtype)
+    assert not torch.equal(once, product.to(dtype) + base)
+    assert torch.equal(run(rows, x, memory, columns, route, base=base), once)
