@@ -68,7 +68,8 @@ def _scan(read: torch.Tensor) -> dict[str, Mover]:
         return {}
     store = read[: len(read) // _ROW_WORDS * _ROW_WORDS].view(torch.int32).view(-1, _ROW_WORDS)
     query, rows = store[:1].clone(), torch.tensor(len(store), dtype=torch.int32)
-    return {"mask_match": Mover(lambda _: search.run(query, store, rows, 1), store.nbytes)}
+    least = torch.ones(len(store), dtype=torch.int32)
+    return {"mask_match": Mover(lambda _: search.run(query, store, rows, least), store.nbytes)}
 
 
 def best(samples: dict[str, list[float]], moved: dict[str, Mover]) -> Bandwidth | None:

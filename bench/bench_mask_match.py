@@ -7,7 +7,7 @@ from typing import Any
 import peers
 import torch
 from cases import Absent, Case, Peer, Prepared, Settings, Wrong, most_rows, require_equal, rotated, some_rows
-from shapes import LLAMA, SMOLLM, Layer, count_of, masks
+from shapes import LLAMA, SMOLLM, Layer, count_of, masks, thresholds_of
 
 from memoir_fast import ops
 from memoir_fast.reference import mask_match as reference
@@ -17,28 +17,32 @@ _MOST_PUBLISHED = 64  # queries on the CPU
 _MOST_COMPILED, _MOST_EAGER = 10_000, 100_000  # pairs of masks; the time per pair does not change further on
 
 
-def in_blocks(query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: int) -> tuple:
+def in_blocks(query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: torch.Tensor) -> tuple:
     """The reference a block of stored rows at a time, since its temporaries are several times as large as they."""
     edit, best = torch.full_like(query[:, 0], -1), torch.zeros_like(query[:, 0])
     for first in range(0, int(count), _ROWS_AT_ONCE):
         part = store[first : min(first + _ROWS_AT_ONCE, int(count))]
-        row, overlap = reference.mask_match(query, part, count_of(len(part), str(query.device)), 1)
-        edit = torch.where(overlap > best, row + first, edit)  # an equal one further on is a higher row
-        best = torch.maximum(best, overlap)
-    return torch.where(best >= min_overlap, edit, -1), best
+        rows, least = count_of(len(part), str(query.device)), min_overlap[first : first + len(part)]
+        row, overlap = reference.mask_match(query, part, rows, least)
+        # An equal one further on is a higher row, and a match is better than any overlap without one.
+        better = ((row >= 0) > (edit >= 0)) | ((row >= 0) == (edit >= 0)) & (overlap > best)
+        edit = torch.where(better & (row >= 0), row + first, edit)
+        best = torch.where(better, overlap, best)
+    return edit, best
 
 
 def make(layer: Layer, queries: int, stored: int, settings: Settings) -> Prepared:
     """Random masks; each even query is a stored mask with an eighth of its bits gone, each odd one matches nothing."""
     device = settings.device
     store, count = masks(stored, layer, device), count_of(stored, device)
+    least = thresholds_of(stored, layer.min_overlap, device)
 
     def draw() -> tuple:
         query = masks(queries, layer, device)
         chosen = torch.randint(stored, (queries,), device=device)
         lost = masks(queries, layer, device) & masks(queries, layer, device)  # 1/16 of all bits
         query[::2] = (store[chosen] & ~lost)[::2]
-        return query, rotated(store), count, layer.min_overlap
+        return query, rotated(store), count, least
 
     def check(inputs: tuple, result: Any) -> None:
         query, *others = inputs

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from bench_mask_match import in_blocks
 from cases import Case, Peer, Prepared, Settings, Wrong, require_equal, rotated
-from shapes import LLAMA, Layer, count_of, masks
+from shapes import LLAMA, Layer, count_of, masks, thresholds_of
 
 from memoir_fast import ops
 from memoir_fast.sketch import TILE_BITS, mask_match_sketch, miss_probability
@@ -21,10 +21,11 @@ def make(layer: Layer, stored: int, tiles: int, settings: Settings) -> Prepared:
     """One query, a stored mask with an eighth of its bits gone. The exact search is the peer."""
     device = settings.device
     store, count = masks(stored, layer, device), count_of(stored, device)
+    least = thresholds_of(stored, layer.min_overlap, device)
 
     def draw() -> tuple:
         lost = masks(1, layer, device) & masks(1, layer, device)
-        return store[torch.randint(stored, (1,), device=device)] & ~lost, rotated(store), count, layer.min_overlap
+        return store[torch.randint(stored, (1,), device=device)] & ~lost, rotated(store), count, least
 
     def check(inputs: tuple, result: Any) -> None:
         edit, overlap = in_blocks(*inputs)

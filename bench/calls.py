@@ -86,7 +86,7 @@ def calls(layer: Layer, dtype: torch.dtype = torch.bfloat16) -> list[Call]:
         feature(),
         select(1),
         select(8192),
-        Call("mask_match, 7,000 edits", lambda: mask_match.mask_match(query, store, count, 1), scanned),
+        Call("mask_match, 7,000 edits", lambda: mask_match.mask_match(query, store, count, _meta(EDITS)), scanned),
         Call("mask_overlap, 7,000 edits", lambda: mask_overlap.mask_overlap(query, store), scanned + 4 * EDITS),
         product("masked_linear, 1 token", 1, 1),
         product("masked_linear, 4 sequences of one route", 4, 1),

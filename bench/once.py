@@ -5,7 +5,7 @@ made, and kernels compiled, before.
 """
 
 import torch
-from shapes import LLAMA, columns, count_of, masks
+from shapes import LLAMA, columns, count_of, masks, thresholds_of
 
 from memoir_fast import ops
 
@@ -14,14 +14,14 @@ def main() -> None:
     """Search among 100,000 edits, hash one feature, multiply one token."""
     device, layer = "cuda", LLAMA
     store, query = masks(100_000, layer, device), masks(1, layer, device)
-    count = count_of(len(store), device)
+    count, least = count_of(len(store), device), thresholds_of(len(store), layer.min_overlap, device)
     feature, permutation = torch.randn((1, layer.width), device=device), torch.randperm(layer.width).int().to(device)
     x = torch.randn((1, 1, layer.width), device=device, dtype=torch.bfloat16)
     memory = torch.randn((layer.width, layer.outputs), device=device, dtype=torch.bfloat16)
     active, route = columns(1, layer, device), torch.zeros(1, dtype=torch.int32, device=device)
 
     def hot() -> None:
-        ops.mask_match(query, store, count, layer.min_overlap)
+        ops.mask_match(query, store, count, least)
         ops.tophash(feature, layer.k, permutation, check=False)
         ops.masked_linear(x, memory, active, route)
         torch.cuda.synchronize()

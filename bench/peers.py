@@ -102,12 +102,13 @@ def overlap_numpy(query: torch.Tensor, store: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(found)
 
 
-def match_numpy(query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: int) -> Any:
+def match_numpy(query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: torch.Tensor) -> Any:
     """`overlap_numpy` and an arg-max, which takes the lowest row of a tie."""
     overlap = overlap_numpy(query, store[: int(count)])
     best = overlap.numpy().argmax(axis=1)
     found = torch.from_numpy(overlap.numpy()[np.arange(len(query)), best])
-    return torch.where(found >= min_overlap, torch.from_numpy(best).int(), -1), found
+    least = min_overlap[torch.from_numpy(best)]
+    return torch.where(found >= least, torch.from_numpy(best).int(), -1), found
 
 
 def bool_bank(store: torch.Tensor) -> torch.Tensor | Absent:
@@ -123,11 +124,11 @@ def match_published(bank: torch.Tensor | Absent) -> Peer | Absent:
     if isinstance(bank, Absent):
         return bank
 
-    def run(query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: int) -> Any:
+    def run(query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: torch.Tensor) -> Any:
         bits = query[..., None] >> torch.arange(32, dtype=torch.int32, device=query.device) & 1
         overlap = bits.flatten(-2).float() @ bank.float().T
         best = overlap.max(dim=1)
-        return torch.where(best.values >= min_overlap, best.indices, -1).int(), best.values.int()
+        return torch.where(best.values >= min_overlap[best.indices], best.indices, -1).int(), best.values.int()
 
     return Peer(run)
 
@@ -150,14 +151,14 @@ def match_half(bank: torch.Tensor | Absent, dtype: torch.dtype) -> Peer | Absent
         return bank
     kept = bank.to(dtype)
 
-    def run(query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: int) -> Any:
+    def run(query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: torch.Tensor) -> Any:
         bits = query[..., None] >> torch.arange(32, dtype=torch.int32, device=query.device) & 1
         return (bits.flatten(-2).to(dtype) @ kept.T).max(dim=1)
 
     return Peer(run, same=False)  # sums are rounded to the two-byte float
 
 
-def match_torch(query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: int) -> Any:
+def match_torch(query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: torch.Tensor) -> Any:
     """Popcount by shifts and adds on the packed masks, and an arg-max: the specification, as eager torch runs it."""
     return reference_match.mask_match(query, store, count, min_overlap)
 
@@ -167,16 +168,16 @@ def overlap_torch(query: torch.Tensor, store: torch.Tensor) -> torch.Tensor:
     return reference_overlap.mask_overlap(query, store)
 
 
-def store_sum(query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: int) -> torch.Tensor:
+def store_sum(query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: torch.Tensor) -> torch.Tensor:
     """Reads every mask and does next to nothing: how quickly this store can be read."""
     return store.view(torch.int64).sum()
 
 
-def popcount_match(query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: int) -> Any:
+def popcount_match(query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: torch.Tensor) -> Any:
     """What torch.compile fuses into one pass: popcount, row sums, maximum."""
     overlap = reference_overlap.popcount(store[None] & query[:, None]).sum(-1, dtype=torch.int32)
     best = overlap.max(dim=1)
-    return torch.where(best.values >= min_overlap, best.indices, -1).int(), best.values
+    return torch.where(best.values >= min_overlap[best.indices], best.indices, -1).int(), best.values
 
 
 def faiss_flat(store: torch.Tensor, threads: int) -> Peer | Absent:

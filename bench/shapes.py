@@ -80,6 +80,11 @@ def count_of(rows: int, device: str) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.int32, device=device)
 
 
+def thresholds_of(rows: int, bits: int, device: str) -> torch.Tensor:
+    """One threshold for every stored mask, as the ops take it, int32 [rows]."""
+    return torch.full((rows,), bits, dtype=torch.int32, device=device)
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """`bfloat16` for torch.bfloat16."""
     return str(dtype).removeprefix("torch.")

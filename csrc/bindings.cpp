@@ -15,7 +15,7 @@ namespace {
 
 const std::vector<const char*> kSchemas = {
     "mask_overlap(Tensor query, Tensor store) -> Tensor",
-    "mask_match(Tensor query, Tensor store, Tensor count, int min_overlap) -> (Tensor, Tensor)",
+    "mask_match(Tensor query, Tensor store, Tensor count, Tensor min_overlap) -> (Tensor, Tensor)",
     "tophash(Tensor feature, int k, Tensor permutation) -> (Tensor, Tensor)",
     "prompt_feature(Tensor x, Tensor prompt_mask, Tensor mu) -> Tensor",
     "masked_linear(Tensor x, Tensor memory, Tensor columns, Tensor route) -> Tensor",

@@ -102,11 +102,12 @@ inline void require_masks(const Tensor& query, const Tensor& store) {
   require_device("store", store, query);
 }
 
-inline void require_match(const Tensor& query, const Tensor& store, const Tensor& count, int64_t min_overlap) {
+inline void require_match(const Tensor& query, const Tensor& store, const Tensor& count, const Tensor& min_overlap) {
   require_masks(query, store);
   require_tensor("count", count, ScalarType::Int, "", {});
   require_device("count", count, query);
-  require(min_overlap >= 1, "min_overlap must be at least 1, got ", min_overlap);
+  require_tensor("min_overlap", min_overlap, ScalarType::Int, "C", {store.size(0)});
+  require_device("min_overlap", min_overlap, query);
 }
 
 }  // namespace memoir

@@ -41,18 +41,19 @@ Tensor mask_overlap(const Tensor& query_in, const Tensor& store_in) {
 }
 
 std::tuple<Tensor, Tensor> mask_match(const Tensor& query_in, const Tensor& store_in, const Tensor& count,
-                                      int64_t min_overlap) {
+                                      const Tensor& min_overlap) {
   require_match(query_in, store_in, count, min_overlap);
   const int64_t used = *static_cast<const int32_t*>(count.const_data_ptr());
   require(0 <= used && used <= store_in.size(0), "count must lie in [0, ", store_in.size(0), "], got ", used);
 
   const Tensor query = with_dense_rows(query_in), store = with_dense_rows(store_in);
   const Masks queries = masks_of(query), rows = masks_of(store);
+  const Thresholds least = {static_cast<const int32_t*>(min_overlap.const_data_ptr()), min_overlap.stride(0)};
   std::vector<uint64_t> best(queries.rows, 0);
   std::mutex merging;
   parallel(used, rows.words * 4 * queries.rows, [&](int64_t begin, int64_t end) {
     std::vector<uint64_t> own(queries.rows, 0);
-    mask_match_rows(queries, rows, begin, end, own.data());
+    mask_match_rows(queries, rows, least, begin, end, own.data());
     const std::lock_guard<std::mutex> lock(merging);
     for (size_t q = 0; q < own.size(); ++q) best[q] = std::max(best[q], own[q]);
   });
@@ -63,7 +64,7 @@ std::tuple<Tensor, Tensor> mask_match(const Tensor& query_in, const Tensor& stor
   auto* overlaps = static_cast<int32_t*>(overlap.mutable_data_ptr());
   for (int64_t q = 0; q < queries.rows; ++q) {
     overlaps[q] = overlap_of(best[q]);
-    edits[q] = overlaps[q] >= min_overlap ? row_of(best[q]) : -1;
+    edits[q] = edit_of(best[q]);
   }
   return {edit, overlap};
 }

@@ -57,7 +57,7 @@ Tensor mask_overlap(const Tensor& query_in, const Tensor& store_in) {
 }
 
 std::tuple<Tensor, Tensor> mask_match(const Tensor& query_in, const Tensor& store_in, const Tensor& count,
-                                      int64_t min_overlap) {
+                                      const Tensor& min_overlap) {
   require_match(query_in, store_in, count, min_overlap);
   const int64_t queries = query_in.size(0);
   require(queries <= kLargestGrid, "too many queries: ", queries);
@@ -77,7 +77,8 @@ std::tuple<Tensor, Tensor> mask_match(const Tensor& query_in, const Tensor& stor
   scan.count = static_cast<const int32_t*>(count.const_data_ptr());
   scan.edit = static_cast<int32_t*>(edit.mutable_data_ptr());
   scan.overlap = static_cast<int32_t*>(overlap.mutable_data_ptr());
-  scan.min_overlap = min_overlap;
+  scan.min_overlap = static_cast<const int32_t*>(min_overlap.const_data_ptr());
+  scan.min_overlap_stride = min_overlap.stride(0);
   check(launch_mask_match(scan, kernel, gpu, current_stream(device)));
   return {edit, overlap};
 }

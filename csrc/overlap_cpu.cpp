@@ -122,9 +122,10 @@ void mask_overlap_rows(const Masks& query, const Masks& store, int64_t begin, in
   }
 }
 
-void mask_match_rows(const Masks& query, const Masks& store, int64_t begin, int64_t end, uint64_t* best) {
+void mask_match_rows(const Masks& query, const Masks& store, const Thresholds& least, int64_t begin, int64_t end,
+                     uint64_t* best) {
   if (query.rows == 1) {
-    best[0] = OF_CPU_PATH(scan)(query, store.slice(begin, end - begin), begin, best[0]);
+    best[0] = OF_CPU_PATH(scan)(query, store.slice(begin, end - begin), least, begin, best[0]);
     return;
   }
   const OverlapBlock block = overlap_block();
@@ -137,7 +138,7 @@ void mask_match_rows(const Masks& query, const Masks& store, int64_t begin, int6
       for (int64_t q = 0; q < queries.rows; ++q) {
         uint64_t most = best[first + q];
         for (int64_t r = 0; r < rows.rows; ++r) {
-          most = std::max(most, match_key(overlap[q * kBlockRows + r], row + r));
+          most = std::max(most, match_key(overlap[q * kBlockRows + r], least[row + r], row + r));
         }
         best[first + q] = most;
       }

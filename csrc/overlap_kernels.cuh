@@ -10,9 +10,18 @@
 
 namespace memoir {
 
-// A match as one number: more bits win, then the lower row. 0 stands for no row at all.
-DEVICE unsigned long long match_key(int overlap, int row) {
-  return static_cast<unsigned long long>(overlap) << 32 | (0xffffffffu - static_cast<unsigned int>(row));
+constexpr unsigned int kReached = 1u << 31;  // overlaps are smaller
+
+// A match as one number: a row that reaches its threshold wins, then more bits, then the lower row. 0: no row at all.
+DEVICE unsigned long long match_key(int overlap, int least, int row) {
+  const unsigned int high = static_cast<unsigned int>(overlap) | (overlap >= least ? kReached : 0);
+  return static_cast<unsigned long long>(high) << 32 | (0xffffffffu - static_cast<unsigned int>(row));
+}
+
+// The bits that `row` must share to match: a row of zeros never does.
+DEVICE int threshold(const Scan& scan, int64_t row) {
+  const int least = scan.min_overlap[row * scan.min_overlap_stride];
+  return least < 1 ? 1 : least;
 }
 
 template <bool kMatch>
@@ -35,10 +44,9 @@ DEVICE void report(const Scan& scan, int tile, int first_query, int used, unsign
   memory_fence();
   const int query = first_query + threadIdx.x;
   const unsigned long long best = atomic_max(scan.best + query, 0);
-  const int overlap = static_cast<int>(best >> 32);
-  scan.overlap[query] = overlap;
-  scan.edit[query] =
-      overlap >= scan.min_overlap ? static_cast<int>(0xffffffffu - static_cast<unsigned int>(best)) : -1;
+  const auto high = static_cast<unsigned int>(best >> 32);
+  scan.overlap[query] = static_cast<int>(high & ~kReached);
+  scan.edit[query] = high >= kReached ? static_cast<int>(0xffffffffu - static_cast<unsigned int>(best)) : -1;
 }
 
 constexpr int kWarp = 32;
@@ -88,6 +96,7 @@ GLOBAL LAUNCH_BOUNDS(kScanThreads, kResidentBlocks) void popc_scan(const Scan sc
   for (; first < count; first += step) {
     const int64_t row = first + lane / kRowLanes;
     const uint4* masks = scan.store + (row < count ? row : count - 1) * scan.store_stride;
+    const int least = kMatch ? threshold(scan, row < count ? row : count - 1) : 0;
     int overlap[kQueries] = {};
 #pragma unroll kLoads
     for (int piece = lane % kRowLanes; piece < scan.pieces; piece += kRowLanes) {
@@ -100,7 +109,7 @@ GLOBAL LAUNCH_BOUNDS(kScanThreads, kResidentBlocks) void popc_scan(const Scan sc
       for (int apart = kRowLanes / 2; apart > 0; apart /= 2) overlap[q] += from_lane(overlap[q], apart);
       if (row >= count) continue;
       if (kMatch) {
-        best[q] = larger(best[q], match_key(overlap[q], static_cast<int>(row)));
+        best[q] = larger(best[q], match_key(overlap[q], least, static_cast<int>(row)));
       } else if (q < used && lane % kRowLanes == 0) {
         scan.overlap[static_cast<int64_t>(first_query + q) * scan.rows + row] = overlap[q];
       }
@@ -199,6 +208,9 @@ GLOBAL LAUNCH_BOUNDS(T::kThreads, 2) void mma_scan(const Scan scan) {
   const int warp_m = warp / T::kWarpsOfRows, warp_n = warp % T::kWarpsOfRows;
   const int count = rows_to_scan<kMatch>(scan);
   const int steps = first_row < count ? (scan.pieces + T::kPieces - 1) / T::kPieces : 0;
+  static_assert(T::kRows <= T::kThreads, "a thread a row's threshold");
+  const bool has_row = kMatch && static_cast<int>(threadIdx.x) < T::kRows && first_row + threadIdx.x < count;
+  const int own_threshold = has_row ? threshold(scan, first_row + threadIdx.x) : 0;  // fetched while products run
 
   int sum[T::kTilesOfQueries][T::kTilesOfRows][4] = {};
   for (int step = 0; step < T::kStages - 1; ++step) {
@@ -220,6 +232,11 @@ GLOBAL LAUNCH_BOUNDS(T::kThreads, 2) void mma_scan(const Scan scan) {
 
   // A thread holds, of each 16 x 8 product, rows lane / 4 and lane / 4 + 8, columns lane % 4 * 2 and the one after.
   auto* block_best = reinterpret_cast<unsigned long long*>(stages);  // [kWarpsOfRows][kQueries]
+  auto* least = reinterpret_cast<int*>(block_best + T::kWarpsOfRows * T::kQueries);  // [kRows]
+  if constexpr (kMatch) {
+    if (static_cast<int>(threadIdx.x) < T::kRows) least[threadIdx.x] = own_threshold;
+    block_barrier();
+  }
 #pragma unroll
   for (int m = 0; m < T::kTilesOfQueries; ++m) {
 #pragma unroll
@@ -230,11 +247,12 @@ GLOBAL LAUNCH_BOUNDS(T::kThreads, 2) void mma_scan(const Scan scan) {
       for (int n = 0; n < T::kTilesOfRows; ++n) {
 #pragma unroll
         for (int side = 0; side < 2; ++side) {
-          const int64_t row = first_row + (warp_n * T::kTilesOfRows + n) * 8 + lane % 4 * 2 + side;
+          const int of_block = (warp_n * T::kTilesOfRows + n) * 8 + lane % 4 * 2 + side;
+          const int64_t row = first_row + of_block;
           const int overlap = sum[m][n][half * 2 + side];
           if (row >= count) continue;
           if (kMatch) {
-            best = larger(best, match_key(overlap, static_cast<int>(row)));
+            best = larger(best, match_key(overlap, least[of_block], static_cast<int>(row)));
           } else if (first_query + in_block < scan.queries) {
             scan.overlap[static_cast<int64_t>(first_query + in_block) * scan.rows + row] = overlap;
           }

@@ -22,9 +22,10 @@ struct Scan {
   int32_t* overlap;  // mask_overlap: [queries, rows]; mask_match: [queries]
 
   // mask_match only.
-  const int32_t* count;  // rows to look at, on the device
-  int32_t* edit;         // [queries]
-  int64_t min_overlap;
+  const int32_t* count;        // rows to look at, on the device
+  int32_t* edit;               // [queries]
+  const int32_t* min_overlap;  // [rows], each row's threshold; below 1 counts as 1
+  int64_t min_overlap_stride;
   unsigned long long* best;  // [queries], zero at the scan: see match_key
   unsigned int* finished;    // [query_tiles], zero at the scan: blocks that have reported; right behind `best`
 

@@ -16,17 +16,22 @@ def _scan(
     query_ptr,
     store_ptr,
     count_ptr,
+    min_overlap_ptr,
     C,
     W,
     stride_qb,
     stride_qw,
     stride_n,
     stride_w,
+    stride_m,
     STEP: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """Grid (B, P): the best of every P-th tile of rows, as one key: overlap in the high half, 2^31 - 1 - row below."""
+    """Grid (B, P): the best of every P-th tile of rows, as one key.
+
+    From the highest bit: whether the row reaches its threshold, 31 bits of overlap, 31 bits of 2^31 - 1 - row.
+    """
     program = tl.program_id(1)
     programs = tl.num_programs(1)
     b = tl.program_id(0).to(tl.int64)
@@ -37,25 +42,26 @@ def _scan(
         shared = overlaps(
             query_ptr + b * stride_qb, store_ptr, n, n < count, W, stride_qw, stride_n, stride_w, STEP, BLOCK_N, BLOCK_W
         )
-        key = (shared.to(tl.int64) << 32) | (0x7FFFFFFF - n).to(tl.int64)
+        least = tl.maximum(tl.load(min_overlap_ptr + n.to(tl.int64) * stride_m, mask=n < count, other=1), 1)
+        key = ((shared >= least).to(tl.int64) << 62) | (shared.to(tl.int64) << 31) | (0x7FFFFFFF - n).to(tl.int64)
         best = tl.maximum(best, tl.where(n < count, key, -1))
     tl.store(best_ptr + b * programs + program, tl.max(best, axis=0))
 
 
 @triton.jit
-def _choose(edit_ptr, overlap_ptr, best_ptr, P, min_overlap, BLOCK_P: tl.constexpr):
-    """Grid (B,): the best of a query's P keys, unpacked and held against the threshold."""
+def _choose(edit_ptr, overlap_ptr, best_ptr, P, BLOCK_P: tl.constexpr):
+    """Grid (B,): the best of a query's P keys, unpacked."""
     b = tl.program_id(0).to(tl.int64)
     p = tl.arange(0, BLOCK_P)
     best = tl.max(tl.load(best_ptr + b * P + p, mask=p < P, other=-1), axis=0)
-    overlap = (best >> 32).to(tl.int32)
+    overlap = ((best >> 31) & 0x7FFFFFFF).to(tl.int32)
     row = 0x7FFFFFFF - (best & 0x7FFFFFFF).to(tl.int32)
-    tl.store(edit_ptr + b, tl.where(overlap >= min_overlap, row, -1))
-    tl.store(overlap_ptr + b, tl.maximum(overlap, 0))
+    tl.store(edit_ptr + b, tl.where((best >> 62) > 0, row, -1))
+    tl.store(overlap_ptr + b, tl.where(best < 0, 0, overlap))
 
 
 def mask_match(
-    query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: int
+    query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `memoir_fast.ops.mask_match`. Two launches, nothing of size [B, C]; reads the used rows once per query."""
     batch, capacity = query.shape[0], store.shape[0]
@@ -73,10 +79,12 @@ def mask_match(
             query,
             store,
             count,
+            min_overlap,
             capacity,
             store.shape[1],
             *query.stride(),
             *store.stride(),
+            min_overlap.stride(0),
             STEP=step(store),
             BLOCK_N=block_n,
             BLOCK_W=power_of_two(store.shape[1], 4, config["BLOCK_W"]),
@@ -87,7 +95,6 @@ def mask_match(
             overlap,
             best,
             programs,
-            min_overlap,
             BLOCK_P=power_of_two(programs),
             num_warps=4,
             enable_fp_fusion=True,

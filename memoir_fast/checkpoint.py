@@ -72,7 +72,8 @@ class SavedMemory:
     edits: dict[int, Edit]
     tensors: dict[str, torch.Tensor]
     """permutation int32 [D], mu float32 [D], masks int32 [N, W], memory_rows int32 [R], memory_values [R, O],
-    and, where tau was chosen by calibration, background int32 [M, W]."""
+    where tau was chosen by calibration, background int32 [M, W], and where an edit's threshold is not tau's,
+    min_overlap int32 [N]."""
     sizes: dict[str, int]
     """Bytes of each file, by its name."""
 
@@ -93,6 +94,9 @@ def save(memoir: "Memoir", folder: str | os.PathLike) -> None:
         "memory_rows": rows.int(),
         "memory_values": weight[rows],
     }
+    least = store.min_overlap[: len(store)]
+    if bool((least != memoir.layer.min_overlap).any()):
+        tensors["min_overlap"] = least
     if memoir.background is not None:
         tensors["background"] = memoir.background
     contents = {
@@ -336,6 +340,8 @@ def _require_consistent(saved: SavedMemory, path: Path) -> None:
             "memory_rows": (torch.int32, (len(rows),)),
             "memory_values": (None, (len(rows), outputs)),
         }
+        if "min_overlap" in saved.tensors:
+            expected["min_overlap"] = (torch.int32, (count,))
         if "background" in saved.tensors:
             expected["background"] = (torch.int32, (len(saved.tensors["background"]), words(width)))
         for name, (dtype, shape) in expected.items():
@@ -392,7 +398,7 @@ def _fill(memoir: "Memoir", saved: SavedMemory) -> None:
         columns = _columns(tensors["masks"], layer.tophash.width, layer.tophash.k)
     except ValueError as error:
         raise CheckpointError(f"{saved.folder} does not hold a memory: {error}") from error
-    layer.store.restore(tensors["masks"], columns)
+    layer.store.restore(tensors["masks"], columns, tensors.get("min_overlap"))
     weight.zero_()
     weight[tensors["memory_rows"].long().to(weight.device)] = tensors["memory_values"].to(weight)
     memoir.prefixes = list(saved.prefixes)

@@ -51,7 +51,21 @@ def load(op: str, backend: str) -> Callable[..., Any]:
             raise ImportError(f"the extension was built without CUDA: {_reason('no reason was kept')}")
         raise ImportError(f"the extension has no {backend} kernel for {op}")
     run = getattr(torch.ops.memoir_fast_native, op).default
+    _require_same_schema(op, run)
     return _unless_long(op, run) if backend == "cpu" and op.startswith("masked_linear") else run
+
+
+def _require_same_schema(op: str, run: Any) -> None:
+    """A file that was built before an op changed must not be called as if it were today's."""
+    wanted, built = (
+        [str(argument.type) for argument in kernel._schema.arguments]
+        for kernel in (getattr(torch.ops.memoir_fast, op).default, run)
+    )
+    if built != wanted:
+        raise ImportError(
+            f"the extension is older than its sources: its {op} takes ({', '.join(built)}), not ({', '.join(wanted)}); "
+            "build it again: pip install --no-build-isolation -e ."
+        )
 
 
 def limits(op: str, backend: str) -> Callable[..., str | None] | None:
@@ -150,7 +164,7 @@ def _register_fakes() -> None:
         return query.new_empty((query.shape[0], store.shape[0]))
 
     @fake("mask_match")
-    def _(query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: int) -> tuple[torch.Tensor, ...]:
+    def _(query: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return query.new_empty(query.shape[0]), query.new_empty(query.shape[0])
 
     @fake("tophash")

@@ -204,7 +204,7 @@ class Router:
             route = _per_row(orders.forced, batch, "routed").to(state.mean.device, torch.int32)
         else:
             mask, _ = self._layer.tophash.hash(state.mean - self._layer.tophash.mu, check=False)
-            route, overlap = self._layer.store.match(mask, self._layer.min_overlap)
+            route, overlap = self._layer.store.match(mask)
         self._last = route, overlap
         return route
 

@@ -19,7 +19,7 @@ def mask_match_sketch(
     query: torch.Tensor,
     store: torch.Tensor,
     count: torch.Tensor,
-    min_overlap: int,
+    min_overlap: torch.Tensor | int,
     *,
     tiles: int = 4,
     candidates: int = 1024,
@@ -33,13 +33,13 @@ def mask_match_sketch(
         query (Tensor): packed masks, int32 [B, W], their bits permuted at random, as those of `tophash` are.
         store (Tensor): packed masks, int32 [C, W].
         count (Tensor): int32 [], on the store's device: rows in use.
-        min_overlap (int): threshold in bits, >= 1.
+        min_overlap (Tensor or int): thresholds in bits, int32 [C] or one >= 1 for all rows. Candidates are chosen by
+            overlap alone: where thresholds differ, a row that would match may be none of them.
         tiles (int): >= 1. Default: 4.
         candidates (int): rows compared in full, >= 1. Default: 1024.
 
     Returns:
-        edit (Tensor): int32 [B], the candidate that shares most bits, the lowest row of equals; -1 below `min_overlap`.
-        overlap (Tensor): int32 [B], the bits that it shares, exactly.
+        edit, overlap (Tensor): int32 [B] each, what `mask_match` finds among the candidates; overlaps are exact.
 
     Raises:
         TypeError, ValueError: as `mask_match`, or on tiles or candidates below 1.
@@ -66,7 +66,9 @@ def mask_match_sketch(
 
     edit, overlap = torch.empty_like(query[:, 0]), torch.empty_like(query[:, 0])
     for i, own in enumerate(chosen):
-        place, overlap[i : i + 1] = mask_match(query[i : i + 1], store[own.clamp(max=rows - 1)], used[i], min_overlap)
+        chosen_rows = own.clamp(max=rows - 1)
+        least = min_overlap if isinstance(min_overlap, int) else min_overlap[chosen_rows]
+        place, overlap[i : i + 1] = mask_match(query[i : i + 1], store[chosen_rows], used[i], least)
         edit[i : i + 1] = torch.where(place < 0, -1, own[place.clamp(min=0)]).int()
     return edit, overlap
 

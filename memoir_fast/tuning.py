@@ -187,6 +187,7 @@ def _trials(device: str) -> list[Trial]:
     feature, mu = torch.randn(1, width, device=device), torch.zeros(width, device=device)
     store = torch.randint(-(2**31), 2**31 - 1, (_EDITS, words), dtype=torch.int32, device=device)
     count, marked = torch.tensor(_EDITS, dtype=torch.int32, device=device), torch.ones(1, 512, dtype=torch.bool)
+    least = torch.ones(_EDITS, dtype=torch.int32, device=device)
     marked = marked.to(device)
     a, c = normal(220, k), normal(220, outputs)
 
@@ -215,7 +216,7 @@ def _trials(device: str) -> list[Trial]:
         ),
         Trial("tophash", f"D{width}", "tophash", lambda: tophash.tophash(feature, k, permutation)),
         Trial("mask_overlap", mask, "mask_overlap", lambda: mask_overlap.mask_overlap(store[:1], store)),
-        Trial("mask_match", mask, "mask_match", lambda: mask_match.mask_match(store[:1], store, count, 1)),
+        Trial("mask_match", mask, "mask_match", lambda: mask_match.mask_match(store[:1], store, count, least)),
         Trial("masked_linear_one", shape, "masked_linear", product(1, 1)),
         Trial("masked_linear_rows", shape, "masked_linear", product(4, 1)),
         Trial("masked_linear_fused", shape, "masked_linear", product(1, 64)),

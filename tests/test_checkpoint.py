@@ -107,6 +107,14 @@ def test_threshold_in_force_is_kept(memoir, tmp_path, tiny_tokenizer):
     assert loaded.layer.min_overlap == memoir.layer.min_overlap
 
 
+def test_thresholds_of_single_edits_are_kept(memoir, tmp_path, tiny_tokenizer):
+    memoir.layer.store.set_min_overlap(11, 0)
+    memoir.save_pretrained(tmp_path)
+    loaded = Memoir.from_pretrained(another(memoir.model), tiny_tokenizer, tmp_path)
+    rows = len(memoir.layer.store)
+    assert loaded.layer.store.min_overlap[:rows].tolist() == [11] + [memoir.layer.min_overlap] * (rows - 1)
+
+
 def test_empty_memory(tiny_llama, tiny_tokenizer, tmp_path):
     memoir = attach(tiny_llama, tiny_tokenizer)
     memoir.save_pretrained(tmp_path)

@@ -118,14 +118,14 @@ def count_out(
     store.truncate(0)
     store.extend(hashed[name].masks[chosen], hashed[name].columns[chosen])
     tau = calibrate(memoir, hashed["background"].masks, RATE, probe=False).tau
-    least = math.ceil(tau * k - 1e-9)
+    store.set_min_overlap(math.ceil(tau * k - 1e-9))
 
     def matches(masks: torch.Tensor) -> torch.Tensor:
-        return store.match(masks, least)[0]
+        return store.match(masks)[0]
 
-    paraphrases, overlap = store.match(hashed[f"{name} paraphrases"].masks[chosen], least)
+    paraphrases, overlap = store.match(hashed[f"{name} paraphrases"].masks[chosen])
     needed = _least_for_rate(
-        store.match(torch.cat([unrelated[kind] for kind in unrelated if kind not in (SEEN, SAME)]), 1)[1]
+        store.match(torch.cat([unrelated[kind] for kind in unrelated if kind not in (SEEN, SAME)]))[1]
     )
     return {
         "store": name,

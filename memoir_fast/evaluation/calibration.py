@@ -132,7 +132,8 @@ def best_overlaps(memoir: "Memoir", prompts: Sequence[str]) -> list[float]:
 
 def overlap_ratios(memoir: "Memoir", masks: torch.Tensor) -> list[float]:
     """As `best_overlaps`, of masks int32 [M, W]."""
-    _, overlap = memoir.layer.store.match(masks, 1)
+    store = memoir.layer.store
+    _, overlap = ops.mask_match(masks, store.masks, store.count, 1)
     return (overlap.double() / memoir.layer.tophash.k).tolist()
 
 

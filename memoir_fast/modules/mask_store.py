@@ -1,4 +1,4 @@
-"""`MaskStore`: the masks and columns of all edits, and the search among them."""
+"""`MaskStore`: the masks, columns and thresholds of all edits, and the search among them."""
 
 import torch
 from torch import nn
@@ -10,12 +10,19 @@ from memoir_fast.ops._checks import tensor, words
 _FIRST_CAPACITY = 64
 
 
+def _bits(value: int) -> int:
+    if value < 1:
+        raise ValueError(f"min_overlap must be at least 1, got {value}")
+    return value
+
+
 class MaskStore(nn.Module):
-    """All edits' packed masks and columns; an edit's id is its row, and is never given to another edit.
+    """All edits' packed masks, columns and thresholds; an edit's id is its row, and is never given to another edit.
 
     Buffers hold more rows than there are edits and double when they are full, so that adding N edits copies each row
     about twice in all. `count`, the number of rows in use, is a device tensor too: a search asks nothing of the host.
-    A deleted edit leaves a row of zeros, which shares no bit with anything.
+    A deleted edit leaves a row of zeros, which shares no bit with anything. `min_overlap` int32 [C] is the bits that a
+    query must share with each row to match it; `set_min_overlap` changes it.
 
     Args:
         width (int): D, bits of a mask.
@@ -23,6 +30,7 @@ class MaskStore(nn.Module):
         max_edits (int, optional): refuse to hold more than this; buffers of this size are then made at once and never
             move, which a captured CUDA graph needs. Default: None, grow.
         device (torch.device, optional): where the buffers lie. Default: the CPU.
+        min_overlap (int, optional): the threshold of rows that get none of their own, in bits. Default: k, all of them.
 
     Example:
         >>> import torch
@@ -30,22 +38,32 @@ class MaskStore(nn.Module):
         >>> store, mask_columns = MaskStore(64, k=8), TopHash(64, k=8)(torch.randn(2, 5, 64))
         >>> [store.append(mask, columns) for mask, columns in zip(*mask_columns)]
         [0, 1]
-        >>> store.match(mask_columns[0], min_overlap=8)[0].tolist()
+        >>> store.match(mask_columns[0])[0].tolist()
         [0, 1]
     """
 
     masks: torch.Tensor
     columns: torch.Tensor
+    min_overlap: torch.Tensor
     count: torch.Tensor
 
-    def __init__(self, width: int, k: int, max_edits: int | None = None, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        k: int,
+        max_edits: int | None = None,
+        device: torch.device | None = None,
+        min_overlap: int | None = None,
+    ) -> None:
         super().__init__()
         if max_edits is not None and max_edits < 1:
             raise ValueError(f"max_edits must be at least 1, got {max_edits}")
         self.width, self.k, self.max_edits = width, k, max_edits
+        self._least = k if min_overlap is None else _bits(min_overlap)
         capacity = max_edits or _FIRST_CAPACITY
         self.register_buffer("masks", huge_pages.zeros((capacity, words(width)), torch.int32, device))
         self.register_buffer("columns", torch.zeros((capacity, k), dtype=torch.int32, device=device))
+        self.register_buffer("min_overlap", torch.full((capacity,), self._least, dtype=torch.int32, device=device))
         self.register_buffer("count", torch.zeros((), dtype=torch.int32, device=device))
         self._deleted: set[int] = set()
         self._rows = 0  # the host's copy of count
@@ -62,16 +80,34 @@ class MaskStore(nn.Module):
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers."""
-        return self.masks.nbytes + self.columns.nbytes
+        return self.masks.nbytes + self.columns.nbytes + self.min_overlap.nbytes
+
+    def set_min_overlap(self, bits: int, edit_id: int | None = None) -> None:
+        """The bits, at least 1, that a match needs: of one edit, or, without an id, of all rows and of those to come.
+
+        In place, so a captured CUDA graph sees it. ValueError below 1, UnknownEditError where the edit is not live.
+        """
+        bits = _bits(bits)
+        if edit_id is None:
+            self._least = bits
+            self.min_overlap.fill_(bits)
+        else:
+            self.require(edit_id)
+            self.min_overlap[edit_id] = bits
 
     def append(self, mask: torch.Tensor, columns: torch.Tensor) -> int:
         """Adds one edit: mask int32 [W], columns int32 [k]. Returns its id. StoreFullError past `max_edits`."""
         return self.extend(mask[None], columns[None])[0]
 
-    def extend(self, masks: torch.Tensor, columns: torch.Tensor) -> range:
-        """Adds many edits: masks int32 [n, W], columns int32 [n, k]. Returns their ids; all are added, or none."""
+    def extend(self, masks: torch.Tensor, columns: torch.Tensor, min_overlap: torch.Tensor | None = None) -> range:
+        """Adds many edits: masks int32 [n, W], columns int32 [n, k]. Returns their ids; all are added, or none.
+
+        Their thresholds are `min_overlap` int32 [n]; where it is None, that of the last `set_min_overlap` for all rows.
+        """
         tensor("masks", masks, torch.int32, "n W", W=self.masks.shape[1])
         tensor("columns", columns, torch.int32, "n k", n=len(masks), k=self.k)
+        if min_overlap is not None:
+            tensor("min_overlap", min_overlap, torch.int32, "n", n=len(masks))
         first, last = self._rows, self._rows + len(masks)
         if self.max_edits is not None and last > self.max_edits:
             raise StoreFullError(
@@ -81,15 +117,16 @@ class MaskStore(nn.Module):
             self._grow(max(last, 2 * len(self.masks)))
         self.masks[first:last] = masks
         self.columns[first:last] = columns
+        self.min_overlap[first:last] = self._least if min_overlap is None else min_overlap
         self.count.fill_(last)
         self._rows = last
         return range(first, last)
 
-    def restore(self, masks: torch.Tensor, columns: torch.Tensor) -> None:
-        """Fills an empty store with saved rows, ids as they were; a mask of zeros is a deleted edit."""
+    def restore(self, masks: torch.Tensor, columns: torch.Tensor, min_overlap: torch.Tensor | None = None) -> None:
+        """Fills an empty store with saved rows, as `extend` does; a mask of zeros is a deleted edit."""
         if self._rows:
             raise ValueError(f"only an empty store can be restored, this one has {self._rows} rows")
-        self.extend(masks, columns)
+        self.extend(masks, columns, min_overlap)
         self._note_deleted()
 
     def delete(self, edit_id: int) -> None:
@@ -110,11 +147,14 @@ class MaskStore(nn.Module):
         if not isinstance(edit_id, int) or not 0 <= edit_id < self._rows or edit_id in self._deleted:
             raise UnknownEditError(f"no live edit has the id {edit_id!r}; the store has {len(self.live)} live edits")
 
-    def match(self, query: torch.Tensor, min_overlap: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def match(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Query masks int32 [B, W] -> best edit int32 [B] or -1, overlap int32 [B]; see `ops.mask_match`."""
-        return ops.mask_match(query, self.masks, self.count, min_overlap)
+        return ops.mask_match(query, self.masks, self.count, self.min_overlap)
 
     def _grow(self, capacity: int) -> None:
+        least = self.min_overlap.new_full((capacity,), self._least)
+        least[: self._rows] = self.min_overlap[: self._rows]
+        self.min_overlap = least
         for name in ("masks", "columns"):
             old = getattr(self, name)
             new = huge_pages.zeros((capacity, old.shape[1]), old.dtype, old.device)
@@ -125,6 +165,8 @@ class MaskStore(nn.Module):
         if prefix + "masks" in state_dict and len(state_dict[prefix + "masks"]) != len(self.masks):
             self._rows = 0  # its own edits give way to those of the state
             self._grow(len(state_dict[prefix + "masks"]))
+        if prefix + "masks" in state_dict:  # a state from before rows had thresholds takes the one that is set here
+            state_dict.setdefault(prefix + "min_overlap", torch.full_like(self.min_overlap, self._least))
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._rows = int(self.count)
         self._note_deleted()

@@ -77,12 +77,13 @@ class MemoirLinear(nn.Module):
 
     @property
     def tau(self) -> float:
-        """The threshold on the overlap ratio, in (0, 1]."""
+        """The threshold on the overlap ratio, in (0, 1]. Setting it sets every edit's; `store` may change one's."""
         return self._tau
 
     @tau.setter
     def tau(self, value: float) -> None:
         self.min_overlap = min_overlap(value, self.tophash.k)
+        self.store.set_min_overlap(self.min_overlap)
         self._tau = value
 
     @property
@@ -108,7 +109,7 @@ class MemoirLinear(nn.Module):
     def match(self, x: torch.Tensor, prompt_mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Activations [B, S, D], prompt tokens bool [B, S] -> best edit int32 [B] or -1, overlap int32 [B]."""
         mask, _ = self.tophash(x, prompt_mask, check=False)
-        return self.store.match(mask, self.min_overlap)
+        return self.store.match(mask)
 
     @contextmanager
     def drafting(self, output: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Iterator[None]:

@@ -6,15 +6,16 @@ from memoir_fast.reference.mask_overlap import mask_overlap
 
 
 def mask_match(
-    query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: int
+    query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `memoir_fast.ops.mask_match`."""
-    capacity = len(store)
-    if capacity == 0:
+    if len(store) == 0:
         return query.new_full((len(query),), -1), query.new_zeros(len(query))
-    row = torch.arange(capacity, device=store.device)
-    overlap = mask_overlap(query, store).where(row < count, -1)
-    best = (overlap.long() * capacity + (capacity - 1 - row)).max(dim=1).values  # most bits, then the lowest row
-    overlap = best.div(capacity, rounding_mode="floor").int()
-    edit = torch.where(overlap >= min_overlap, capacity - 1 - best % capacity, -1).int()
-    return edit, overlap.clamp(min=0)
+    row = torch.arange(len(store), device=store.device)
+    overlap = mask_overlap(query, store)
+    reached = overlap >= min_overlap.clamp(min=1)
+    # Rows that reach their threshold, then most bits, then the lowest row.
+    key = reached.long() << 62 | overlap.long() << 31 | (1 << 31) - 1 - row
+    best = torch.where(row < count, key, -1).max(dim=1).values
+    edit = torch.where(best >= 1 << 62, (1 << 31) - 1 - best % (1 << 31), -1).int()
+    return edit, torch.where(best < 0, 0, (best >> 31) % (1 << 31)).int()

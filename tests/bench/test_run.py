@@ -96,10 +96,13 @@ def test_match_oracle_is_the_reference(bench):
     layer = shapes.SMOLLM
     store, query = shapes.masks(1300, layer), shapes.masks(3, layer)
     store[700] = store[1299] = query[0]  # equal in two blocks: the lower one counts
-    arguments = query, store, shapes.count_of(1300, "cpu"), layer.min_overlap
+    arguments = query, store, shapes.count_of(1300, "cpu"), shapes.thresholds_of(1300, layer.min_overlap, "cpu")
     for found, expected in zip(match.in_blocks(*arguments), reference.mask_match(*arguments), strict=True):
         assert found.tolist() == expected.tolist()
     assert match.in_blocks(*arguments)[0][0] == 700
+    arguments[3][700], arguments[3][5], arguments[3][1290] = 1 << 30, 1, 2  # the best row does not match, others do
+    for found, expected in zip(match.in_blocks(*arguments), reference.mask_match(*arguments), strict=True):
+        assert found.tolist() == expected.tolist()
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from memoir_fast.reference import mask_match as reference
 
 def _assert_equal(draw, query, store, count, least) -> None:
     count = torch.tensor(count, dtype=torch.int32, device=draw.device)
+    if isinstance(least, int):
+        least = torch.full((len(store),), least, dtype=torch.int32, device=draw.device)
     expected = reference.mask_match(query, store, count, least)
     actual = mask_match(draw.layout(query), draw.layout(store), count, least)
     assert all(torch.equal(*pair) for pair in zip(actual, expected, strict=True))
@@ -28,12 +30,16 @@ def test_random_stores(draw, seed):
     if draw.chance(0.3):
         query &= 0 if draw.chance(0.3) else 5
     count = draw.pick(0, capacity, draw.size(0, capacity), capacity + 7, -3)
-    _assert_equal(draw, query, store, count, draw.pick(1, 8 * words, 8 * words + 10, 32 * words))
+    least = draw.pick(1, 8 * words, 8 * words + 10, 32 * words)
+    if draw.chance(0.5):
+        least = torch.randint(-2, max(1, 2 * least), (capacity,), dtype=torch.int32, device=draw.device)
+    _assert_equal(draw, query, store, count, least)
 
 
 def test_every_row_alike_goes_to_the_lowest(draw):
     query = draw.masks(1, 8)
-    edit, _ = mask_match(query, query.expand(200, 8), torch.tensor(200, dtype=torch.int32, device=draw.device), 1)
+    count, least = torch.tensor(200, dtype=torch.int32, device=draw.device), torch.ones_like(query[0, :1]).expand(200)
+    edit, _ = mask_match(query, query.expand(200, 8), count, least)
     assert edit.item() == 0
 
 

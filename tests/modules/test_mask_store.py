@@ -17,7 +17,7 @@ def _hashed(count):
 
 
 def _found(store, masks):
-    return store.match(masks, min_overlap=K)[0].tolist()
+    return store.match(masks)[0].tolist()
 
 
 def test_rows_survive_growth_which_is_rare():
@@ -39,12 +39,12 @@ def test_many_rows_at_once_past_twice_the_capacity():
     assert store.extend(masks[3:], columns[3:]) == range(3, 300)
     assert store.extend(masks[:0], columns[:0]) == range(300, 300)
     assert _found(store, masks) == list(range(300))
-    assert store.nbytes == store.masks.nbytes + store.columns.nbytes
+    assert store.nbytes == store.masks.nbytes + store.columns.nbytes + store.min_overlap.nbytes
 
 
 def test_a_limited_store_never_moves_and_refuses_more():
     store, (masks, columns) = MaskStore(WIDTH, K, max_edits=5), _hashed(8)
-    place = store.masks.data_ptr(), store.columns.data_ptr(), store.count.data_ptr()
+    place = [buffer.data_ptr() for buffer in store.buffers()]
     store.extend(masks[:3], columns[:3])
     with pytest.raises(StoreFullError, match=r"holds 3 of max_edits = 5, 3 more do not fit"):
         store.extend(masks[3:6], columns[3:6])
@@ -52,7 +52,9 @@ def test_a_limited_store_never_moves_and_refuses_more():
     store.extend(masks[3:5], columns[3:5])
     with pytest.raises(StoreFullError):
         store.append(masks[5], columns[5])
-    assert (store.masks.data_ptr(), store.columns.data_ptr(), store.count.data_ptr()) == place
+    store.set_min_overlap(3)
+    store.set_min_overlap(4, 0)
+    assert [buffer.data_ptr() for buffer in store.buffers()] == place
     with pytest.raises(ValueError, match="max_edits must be at least 1, got 0"):
         MaskStore(WIDTH, K, max_edits=0)
 
@@ -81,7 +83,9 @@ def test_a_deleted_edit_matches_nothing_and_its_id_is_not_used_again():
     store.delete(0)
     assert store.live == [1] and len(store) == 3
     assert _found(store, masks[:3]) == [-1, 1, -1]
-    assert store.match(masks[:1], 1)[0].tolist() != [0]
+    store.set_min_overlap(1)
+    assert store.match(masks[:1])[0].tolist() != [0]
+    store.set_min_overlap(K)
     assert store.append(masks[3], columns[3]) == 3
     for gone in (0, 2, 4, -1, "1", None, 1.0):
         with pytest.raises(UnknownEditError, match=f"no live edit has the id {gone!r}; the store has 2 live edits"):
@@ -107,6 +111,52 @@ def test_the_lowest_id_wins_a_tie():
     assert _found(store, masks) == [0, 1]
     store.delete(0)
     assert _found(store, masks) == [3, 1]
+
+
+def test_thresholds_follow_their_rows():
+    store, (masks, columns) = MaskStore(WIDTH, K, min_overlap=5), _hashed(200)
+    own = torch.arange(30, dtype=torch.int32) + 1
+    store.extend(masks[:30], columns[:30], own)
+    store.append(masks[30], columns[30])
+    store.set_min_overlap(7, 3)
+    own[3] = 7
+    store.extend(masks[31:160], columns[31:160])  # the buffers grow
+    assert store.min_overlap[:160].tolist() == own.tolist() + [5] * 130 and len(store.min_overlap) == len(store.masks)
+    store.truncate(10)
+    store.append(masks[160], columns[160])
+    assert store.min_overlap[:11].tolist() == [*own[:10].tolist(), 5]
+    store.set_min_overlap(6)
+    store.append(masks[161], columns[161])
+    assert store.min_overlap[:12].tolist() == [6] * 12
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match=f"min_overlap must be at least 1, got {wrong}"):
+            store.set_min_overlap(wrong, 0)
+    with pytest.raises(UnknownEditError):
+        store.set_min_overlap(1, 12)
+    with pytest.raises(ValueError, match=r"min_overlap must be int32 \[2\], got int32 \[1\]"):
+        store.extend(masks[:2], columns[:2], own[:1])
+    assert len(store) == 12 and store.min_overlap[:12].tolist() == [6] * 12
+
+
+def test_a_match_needs_the_bits_of_its_own_row():
+    store, (masks, columns) = MaskStore(WIDTH, K), _hashed(2)
+    store.extend(masks[[0, 0, 1]], columns[[0, 0, 1]])
+    store.set_min_overlap(K + 1, 0)
+    assert store.match(masks)[0].tolist() == [1, 2] and store.match(masks)[1].tolist() == [K, K]
+    store.set_min_overlap(K + 1, 2)
+    assert store.match(masks)[0].tolist() == [1, -1] and store.match(masks)[1].tolist() == [K, K]
+
+
+def test_a_state_from_before_thresholds_takes_the_one_that_is_set():
+    masks, columns = _hashed(80)
+    store, other = MaskStore(WIDTH, K), MaskStore(WIDTH, K, min_overlap=9)
+    store.extend(masks, columns)
+    state = store.state_dict()
+    del state["min_overlap"]
+    other.load_state_dict(state)
+    assert other.min_overlap.tolist() == [9] * len(other.masks) and "min_overlap" not in state
+    other.load_state_dict(store.state_dict())
+    assert other.min_overlap.tolist() == [K] * len(other.masks)
 
 
 def test_restore_knows_which_edits_were_deleted():

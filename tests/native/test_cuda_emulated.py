@@ -41,22 +41,26 @@ def run_scan(tmp_path_factory):
         edit = torch.full((queries,), -7, dtype=torch.int32)
         overlap = torch.full((queries, rows) if count is None else (queries,), -7, dtype=torch.int32)
         pointer = None if count is None else ctypes.byref(ctypes.c_int32(count))
-        arrays = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (query, store, edit, overlap)]
+        least = thresholds(min_overlap, rows)
+        arrays = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (query, store, least, edit, overlap)]
         sizes = ctypes.c_int(queries), ctypes.c_int(rows), ctypes.c_int(words)
         function(
-            kernel, blocks, threads, arrays[0], sizes[0], arrays[1], *sizes[1:], pointer,
-            ctypes.c_int64(min_overlap), *arrays[2:],
+            kernel, blocks, threads, arrays[0], sizes[0], arrays[1], *sizes[1:], pointer, *arrays[2:],
         )  # fmt: skip
         return (edit, overlap) if count is not None else overlap
 
     return run
 
 
+def thresholds(bits, rows) -> torch.Tensor:
+    return bits if isinstance(bits, torch.Tensor) else torch.full((rows,), bits, dtype=torch.int32)
+
+
 def assert_same(run_scan, kernel, query, store, count, min_overlap, **grid) -> None:
     assert torch.equal(run_scan(kernel, query, store, **grid), mask_overlap(query, store))
     edit, overlap = run_scan(kernel, query, store, count, min_overlap, **grid)
     clamped = torch.tensor(min(max(count, 0), len(store)))
-    expected = mask_match(query, store, clamped, min_overlap)
+    expected = mask_match(query, store, clamped, thresholds(min_overlap, len(store)))
     assert torch.equal(edit, expected[0])
     assert torch.equal(overlap, expected[1])
 
@@ -70,12 +74,16 @@ def test_kernels(run_scan, masks, kernel, width):
     if width == 1536 and kernel == LARGE:
         query, store = query[:5], store[:5]
     assert_same(run_scan, kernel, query, store, max(1, len(store) - 2), width // 10)
+    low = width // 6
+    own = torch.randint(low, 2 * low, (len(store),), dtype=torch.int32)
+    assert_same(run_scan, kernel, query, store, len(store), own)
 
 
 @pytest.mark.parametrize("kernel", [1, 4, SMALL])
 @pytest.mark.parametrize("kind", ["zeros", "ones", "single", "tied"])
 def test_kinds(run_scan, masks, kernel, kind):
     assert_same(run_scan, kernel, masks(kind, 3, 300), masks(kind, 40, 300), 40, 1)
+    assert_same(run_scan, kernel, masks(kind, 3, 300), masks(kind, 40, 300), 40, torch.arange(40).int() * 9 - 5)
 
 
 @pytest.mark.parametrize("kernel", [1, 2, SMALL])

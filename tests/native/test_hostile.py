@@ -28,14 +28,15 @@ CASES = {
     "overlap: width not of 16 bytes": ("mask_overlap", (ints(1, 3), ints(3, 3))),
     "overlap: no words": ("mask_overlap", (ints(1, 0), ints(3, 0))),
     "overlap: too many rows": ("mask_overlap", (ints(1, 4), ints(1, 4).expand(1 << 31, 4))),
-    "match: negative count": ("mask_match", (ints(1, 4), ints(3, 4), count(-1), 1)),
-    "match: smallest count": ("mask_match", (ints(1, 4), ints(3, 4), count(-(1 << 31)), 1)),
-    "match: count past the store": ("mask_match", (ints(1, 4), ints(3, 4), count(4), 1)),
-    "match: huge count": ("mask_match", (ints(1, 4), ints(3, 4), count((1 << 31) - 1), 1)),
-    "match: int64 count": ("mask_match", (ints(1, 4), ints(3, 4), torch.tensor(1), 1)),
-    "match: count with an axis": ("mask_match", (ints(1, 4), ints(3, 4), ints(1), 1)),
-    "match: threshold 0": ("mask_match", (ints(1, 4), ints(3, 4), count(1), 0)),
-    "match: threshold below 0": ("mask_match", (ints(1, 4), ints(3, 4), count(1), -HUGE)),
+    "match: negative count": ("mask_match", (ints(1, 4), ints(3, 4), count(-1), ints(3))),
+    "match: smallest count": ("mask_match", (ints(1, 4), ints(3, 4), count(-(1 << 31)), ints(3))),
+    "match: count past the store": ("mask_match", (ints(1, 4), ints(3, 4), count(4), ints(3))),
+    "match: huge count": ("mask_match", (ints(1, 4), ints(3, 4), count((1 << 31) - 1), ints(3))),
+    "match: int64 count": ("mask_match", (ints(1, 4), ints(3, 4), torch.tensor(1), ints(3))),
+    "match: count with an axis": ("mask_match", (ints(1, 4), ints(3, 4), ints(1), ints(3))),
+    "match: thresholds of fewer rows": ("mask_match", (ints(1, 4), ints(3, 4), count(1), ints(2))),
+    "match: one threshold": ("mask_match", (ints(1, 4), ints(3, 4), count(1), count(1))),
+    "match: int64 thresholds": ("mask_match", (ints(1, 4), ints(3, 4), count(1), ints(3).long())),
     "tophash: double": ("tophash", (torch.randn(1, 10).double(), 2, PERMUTATION)),
     "tophash: one axis": ("tophash", (torch.randn(10), 2, PERMUTATION)),
     "tophash: k 0": ("tophash", (torch.randn(1, 10), 0, PERMUTATION)),
@@ -91,7 +92,7 @@ def test_raises_through_the_public_op(extension, name):
 def test_tensors_of_two_devices_raise(raw):
     for op, arguments in {
         "mask_overlap": (ints(1, 4), ints(3, 4).to("meta")),
-        "mask_match": (ints(1, 4), ints(3, 4), count(1).to("meta"), 1),
+        "mask_match": (ints(1, 4), ints(3, 4), count(1).to("meta"), ints(3)),
         "tophash": (torch.randn(1, 10), 2, PERMUTATION.to("meta")),
         "prompt_feature": (X, MARKED.to("meta"), torch.zeros(10)),
         "masked_linear": (X, MEMORY.to("meta"), COLUMNS, ROUTE),
@@ -110,7 +111,7 @@ def test_sparse_tensors_raise(raw):
 def test_empty_tensors(raw):
     assert raw.mask_overlap(ints(0, 4), ints(0, 4)).shape == (0, 0)
     assert raw.mask_overlap(ints(2, 4), ints(0, 4)).shape == (2, 0)
-    edit, overlap = raw.mask_match(ints(2, 4), ints(0, 4), count(0), 1)
+    edit, overlap = raw.mask_match(ints(2, 4), ints(0, 4), count(0), ints(0))
     assert (edit.tolist(), overlap.tolist()) == ([-1, -1], [0, 0])
     assert raw.masked_linear(X[:0], MEMORY, COLUMNS, ROUTE[:0]).shape == (0, 1, 6)
     assert raw.masked_linear(X[:, :0], MEMORY, COLUMNS, ROUTE).shape == (2, 0, 6)

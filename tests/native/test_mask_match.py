@@ -14,7 +14,13 @@ def count_of(number: int) -> torch.Tensor:
     return torch.tensor(number, dtype=torch.int32)
 
 
+def least_of(bits: int, rows: int) -> torch.Tensor:
+    return torch.full((rows,), bits, dtype=torch.int32)
+
+
 def assert_match(raw, query, store, count, min_overlap) -> None:
+    if isinstance(min_overlap, int):
+        min_overlap = least_of(min_overlap, len(store))
     edit, overlap = raw.mask_match(query, store, count_of(count), min_overlap)
     expected_edit, expected_overlap = mask_match(query, store, count_of(count), min_overlap)
     assert edit.dtype == overlap.dtype == torch.int32
@@ -28,6 +34,7 @@ def test_widths(raw, masks, cpu_path, width):
     query, store = masks("random", 5, width), masks("random", 37, width)
     assert torch.equal(raw.mask_overlap(query, store), mask_overlap(query, store))
     assert_match(raw, query, store, 37, max(1, width // 12))
+    assert_match(raw, query[:1], store, 37, torch.arange(37, dtype=torch.int32) * (width // 60))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -44,6 +51,7 @@ def test_sizes(raw, masks, cpu_path, threads, rows, batch):
     query, store = masks("random", batch, 520), masks("duplicated", rows, 520)
     assert torch.equal(raw.mask_overlap(query, store), mask_overlap(query, store))
     assert_match(raw, query, store, rows, 40)
+    assert_match(raw, query, store, rows, torch.randint(-5, 200, (2 * rows,), dtype=torch.int32)[::2])
 
 
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 99, 100])
@@ -53,10 +61,10 @@ def test_count_below_capacity(raw, masks, cpu_path, count):
     assert_match(raw, store[:3], store, count, 641)
 
 
-@pytest.mark.parametrize("min_overlap", [1, 3, 4, 1 << 40])
+@pytest.mark.parametrize("min_overlap", [1, 3, 4, (1 << 31) - 1])
 def test_threshold_is_inclusive(raw, masks, cpu_path, min_overlap):
     query = torch.tensor([[7, 0, 0, 0]], dtype=torch.int32)
-    edit, overlap = raw.mask_match(query, query.repeat(4, 1), count_of(4), min_overlap)
+    edit, overlap = raw.mask_match(query, query.repeat(4, 1), count_of(4), least_of(min_overlap, 4))
     assert (edit.item(), overlap.item()) == (0 if min_overlap <= 3 else -1, 3)
 
 
@@ -66,7 +74,7 @@ def test_large_store(raw, masks, threads, width):
     store = torch.randint(-(1 << 31), (1 << 31) - 1, (rows, width // 32), dtype=torch.int32)
     query = torch.stack([store[77_777], store[99_999]])
     store[88_888] = store[77_777]
-    edit, overlap = raw.mask_match(query, store, count_of(rows), 1)
+    edit, overlap = raw.mask_match(query, store, count_of(rows), least_of(1, rows))
     every = raw.mask_overlap(query, store)
     assert edit.tolist() == [77_777, 99_999]
     assert torch.equal(overlap, every.max(dim=1).values)
@@ -93,7 +101,8 @@ def test_paths_and_threads_agree(raw, extension, masks):
         for threads in (1, 2) if supported else ():
             extension.set_cpu_path(path)
             torch.set_num_threads(threads)
-            results.append((*raw.mask_match(query, store, count_of(999), 9), raw.mask_overlap(query, store)))
+            match = raw.mask_match(query, store, count_of(999), least_of(9, 999))
+            results.append((*match, raw.mask_overlap(query, store)))
     extension.set_cpu_path("auto")
     torch.set_num_threads(1)
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))

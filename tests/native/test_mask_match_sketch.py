@@ -28,6 +28,15 @@ def test_finds_what_stands_out(count):
     assert (overlap <= exact_overlap).all()
 
 
+def test_candidates_bring_their_own_thresholds():
+    store = random_masks(400, 3000, 900)
+    least = torch.full((400,), 500, dtype=torch.int32)
+    least[7], least[9] = 901, 900
+    query = store[[7, 9, 11]]
+    edit, overlap = mask_match_sketch(query, store, count_of(400), least, tiles=1, candidates=60)
+    assert edit.tolist() == [-1, 9, 11] and overlap.tolist() == [900] * 3
+
+
 def test_lowest_row_wins_a_tie():
     store = random_masks(1, 4096, 1000).repeat(500, 1)
     edit, overlap = mask_match_sketch(store[:1], store, count_of(500), 1, tiles=1, candidates=3)

@@ -15,7 +15,7 @@ STORE = pack(torch.arange(300) % torch.arange(2, 12)[:, None] == 0)
 X = torch.randn(2, 1, 12)
 SAMPLES = {
     "mask_overlap": (STORE[:3], STORE),
-    "mask_match": (STORE[:3], STORE, torch.tensor(10, dtype=torch.int32), 4),
+    "mask_match": (STORE[:3], STORE, torch.tensor(10, dtype=torch.int32), torch.full((10,), 4, dtype=torch.int32)),
     "tophash": (torch.randn(2, 12), 3, torch.randperm(12).int()),
     "prompt_feature": (torch.randn(2, 5, 12), torch.ones(2, 5, dtype=torch.bool), torch.zeros(12)),
     "masked_linear": (X, torch.randn(12, 8), torch.tensor([[0, 3, 4]]).int(), torch.zeros(2).int()),
@@ -55,6 +55,14 @@ def test_public_op_runs_on_the_extension(extension):
     edit, overlap = mask_match(*SAMPLES["mask_match"])
     assert backends.last_used()["mask_match"] == "cpu"
     assert edit.tolist() == [0, 1, 0]  # every multiple of 4 is one of 2, and row 0 comes first
+
+
+@pytest.mark.parametrize("op", SAMPLES)
+def test_a_file_built_before_an_op_changed_is_refused(raw, monkeypatch, op):
+    native.load(op, "cpu")
+    monkeypatch.setattr(torch.ops.memoir_fast, op, torch.ops.aten.relu)
+    with pytest.raises(ImportError, match=rf"its {op} takes \(Tensor, .*, not \(Tensor\); build it again"):
+        native.load(op, "cpu")
 
 
 def test_build_info(extension):

@@ -50,18 +50,20 @@ void mma(const Scan& scan, bool match) {
 // kernel: queries of a POPC tile, 1, 2, 4 or 8; or -1 for the small and -2 for the large matrix tiling.
 // count: a pointer selects mask_match, nullptr mask_overlap. Masks have `words` int32 per row, without gaps.
 extern "C" void run_scan(int kernel, int blocks, int threads, const int32_t* query, int queries, const int32_t* store,
-                         int rows, int words, const int32_t* count, int64_t min_overlap, int32_t* edit,
-                         int32_t* overlap) {
+                         int rows, int words, const int32_t* count, const int32_t* min_overlap,
+                         int32_t* edit, int32_t* overlap) {
   const int per_tile =
       kernel > 0 ? kernel : kernel == -1 ? memoir::SmallTiling::kQueries : memoir::LargeTiling::kQueries;
   const size_t pieces = words / 4;
   Late<uint4> late_queries(reinterpret_cast<const uint4*>(query), queries * pieces);
   Late<uint4> late_store(reinterpret_cast<const uint4*>(store), rows * pieces);
   Late<int32_t> late_count(count, count == nullptr ? 0 : 1);
+  Late<int32_t> late_thresholds(min_overlap, rows);
   const auto spoil = [&] {
     late_queries.spoil();
     late_store.spoil();
     late_count.spoil();
+    late_thresholds.spoil();
   };
   Scan scan{};
   scan.query = late_queries.memory();
@@ -73,7 +75,8 @@ extern "C" void run_scan(int kernel, int blocks, int threads, const int32_t* que
   scan.overlap = overlap;
   scan.count = late_count.memory();
   scan.edit = edit;
-  scan.min_overlap = min_overlap;
+  scan.min_overlap = late_thresholds.memory();
+  scan.min_overlap_stride = 1;
   const bool match = count != nullptr;
   std::vector<unsigned long long> scratch(scan.scratch_words());
   if (match) {
@@ -85,6 +88,7 @@ extern "C" void run_scan(int kernel, int blocks, int threads, const int32_t* que
     late_queries.arrive();
     late_store.arrive();
     late_count.arrive();
+    late_thresholds.arrive();
   };
   scan.best = scratch.data();
   scan.finished = reinterpret_cast<unsigned int*>(scan.best + queries);
