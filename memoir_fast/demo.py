@@ -6,21 +6,23 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import safetensors.torch
 import torch
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from memoir_fast import demo_screen
 from memoir_fast.config import MemoirConfig
+from memoir_fast.demo_screen import Freely, Shown
+from memoir_fast.editing.request import prompt_ids
 from memoir_fast.errors import MemoirError
 from memoir_fast.evaluation.answers import says
 from memoir_fast.evaluation.metrics import agreement, teacher_forced
 from memoir_fast.generation import answer, generated, load_model
 from memoir_fast.jsonl import Fact, facts, unrelated
 from memoir_fast.memoir import EditResult, Memoir
+from memoir_fast.presets import device_of
 
 _NEW_TOKENS = 10
 _FALSE_MATCH_RATE = 5e-3  # of irrelevant prompts; the library's default is 1e-3, at which fewer paraphrases are found
@@ -31,7 +33,10 @@ _RELOAD = "import sys; from memoir_fast.demo import write_logits; write_logits(*
 
 
 def run(model_name: str, edits: int, dtype: str, device: str, screen: Console, progress: bool) -> dict[str, Any]:
-    """Runs it all and returns the figures, ready for JSON.
+    """Runs it all, shows it, and returns the figures, ready for JSON.
+
+    `exact_match` is the share of the taught prompts after which the model, answering greedily and without help, says
+    what it was taught, in the sense of `answers.says`; `said` has the answers. The rest is teacher-forced.
 
     Args:
         model_name, dtype, device: see `generation.load_model`.
@@ -47,9 +52,9 @@ def run(model_name: str, edits: int, dtype: str, device: str, screen: Console, p
         raise ValueError(f"edits must lie in 1 .. {len(known)}, the facts that come with the package, got {edits}")
     taught, asides = known[:edits], unrelated()
     model, tokenizer = load_model(model_name, dtype, device)
-    shown = _shown(taught, asides)
+    rows = _rows(taught, asides)
     old_logits = _logits(model, tokenizer, [fact.prompt for fact in taught])
-    old_answers = [answer(model, tokenizer, prompt, _NEW_TOKENS) for _, prompt, _ in shown]
+    old_answers = [answer(model, tokenizer, prompt, _NEW_TOKENS) for _, prompt, _ in rows]
 
     memoir = Memoir.attach(model, tokenizer, MemoirConfig(recipe="fast-stop"))
     started = time.perf_counter()
@@ -57,9 +62,9 @@ def run(model_name: str, edits: int, dtype: str, device: str, screen: Console, p
     seconds = time.perf_counter() - started
     memoir.calibrate(false_match_rate=_FALSE_MATCH_RATE)
 
-    _show_answers(screen, memoir, shown, old_answers)
+    demo_screen.answers(screen, _shown(memoir, rows, old_answers))
     freely = _freely(memoir, taught, results)
-    _show_not_said(screen, freely)
+    demo_screen.not_said(screen, freely)
     scores = _scores(memoir, taught, asides)
     reload_equal = _reloads_equal(memoir, model_name, dtype, device, _compared(taught, asides))
     restored = _delete_and_compare(screen, memoir, results[0], old_logits[0], old_answers[0])
@@ -88,7 +93,7 @@ def run(model_name: str, edits: int, dtype: str, device: str, screen: Console, p
         "device": memoir.status().device,
         "threads": torch.get_num_threads(),
     }
-    _show_figures(screen, figures)
+    demo_screen.figures(screen, figures)
     worked, words = verdict(figures)
     screen.print(words, style="bold" if worked else "bold red", markup=False)
     return figures
@@ -101,7 +106,9 @@ def verdict(figures: dict[str, Any]) -> tuple[bool, str]:
     if figures["exact_match"] < _SAID:
         failures.append(f"only {said} of {edits} facts are what the model says when it is asked")
     if figures["routes_changed"]:
-        failures.append(f"{figures['routes_changed']} of {edits} answers left their edit while they were generated")
+        failures.append(
+            f"{figures['routes_changed']} of {edits} answers did not follow their edit from the prompt to the end"
+        )
     if not figures["reload_equal"]:
         failures.append("a new process that loads the memory computes something else")
     if not figures["delete_restores"]:
@@ -114,25 +121,14 @@ def verdict(figures: dict[str, Any]) -> tuple[bool, str]:
     )
 
 
-class _Freely(NamedTuple):
-    """One taught prompt, answered without help."""
-
-    prompt: str
-    target: str
-    answer: str
-    said: bool
-    """The answer begins with the target."""
-    changed: bool
-    """The route at the prompt's end, or the one after the last token, is not this edit's."""
-
-
-def _freely(memoir: Memoir, taught: Sequence[Fact], results: Sequence[EditResult]) -> list[_Freely]:
+def _freely(memoir: Memoir, taught: Sequence[Fact], results: Sequence[EditResult]) -> list[Freely]:
+    """Each taught prompt, answered once, as any user would have it answered."""
     found = []
     for fact, result in zip(taught, results, strict=True):
         said, cache = generated(memoir.model, memoir.tokenizer, fact.prompt, _NEW_TOKENS)
         decided = [route.edit_id for route in memoir.last_routes]
         changed = not decided == memoir.followed(cache) == [result.edit_id]
-        found.append(_Freely(fact.prompt, fact.target, said, says(said, fact.target), changed))
+        found.append(Freely(fact.prompt, fact.target, said, says(said, fact.target), changed))
     return found
 
 
@@ -156,17 +152,26 @@ def _logits(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[torch.Te
     """Logits [S, V] of each prompt, run by itself."""
     found = []
     for prompt in prompts:
-        inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
-        output = model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, use_cache=False)
+        ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=device_of(model))
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
         found.append(output.logits[0].cpu())
     return found
 
 
-def _shown(taught: Sequence[Fact], asides: Sequence[tuple[str, str]]) -> list[tuple[str, str, str]]:
+def _rows(taught: Sequence[Fact], asides: Sequence[tuple[str, str]]) -> list[tuple[str, str, str]]:
     """(kind, prompt, what it was taught) for the rows of the table, the first fact first."""
     rows = [("edit", fact.prompt, fact.target) for fact in taught[:_SHOWN_FACTS]]
     rows += [("paraphrase", fact.paraphrases[0], fact.target) for fact in taught[:_SHOWN_PARAPHRASES]]
     return rows + [("unrelated", prompt, "-") for prompt, _ in asides[:_SHOWN_UNRELATED]]
+
+
+def _shown(memoir: Memoir, rows: Sequence[tuple[str, str, str]], old_answers: Sequence[str]) -> list[Shown]:
+    """The rows of the table, answered again."""
+    found = []
+    for row, before in zip(rows, old_answers, strict=True):
+        after = answer(memoir.model, memoir.tokenizer, row[1], _NEW_TOKENS)
+        found.append(Shown(*row, before, after, memoir.last_routes[0]))
+    return found
 
 
 def _compared(taught: Sequence[Fact], asides: Sequence[tuple[str, str]]) -> list[str]:
@@ -228,53 +233,5 @@ def _delete_and_compare(
     memoir.delete(result.edit_id)
     (logits,) = _logits(model, tokenizer, [result.prompt])
     again = answer(model, tokenizer, result.prompt, _NEW_TOKENS)
-    table = Table("edited", "edit deleted", "before any edit", title=Text(result.prompt))
-    table.add_row(_line(edited), _line(again), _line(old_answer))
-    screen.print(table)
+    demo_screen.deleted(screen, result.prompt, edited, again, old_answer)
     return torch.equal(logits, old_logits) and again == old_answer
-
-
-def _show_answers(
-    screen: Console, memoir: Memoir, shown: Sequence[tuple[str, str, str]], old_answers: Sequence[str]
-) -> None:
-    table = Table("", "prompt", "taught", "before", "after", "route")
-    for (kind, prompt, target), before in zip(shown, old_answers, strict=True):
-        after = answer(memoir.model, memoir.tokenizer, prompt, _NEW_TOKENS)
-        route = memoir.last_routes[0]
-        went = f"edit {route.edit_id}" if route.edit_id >= 0 else "none"
-        table.add_row(kind, *map(_line, (prompt, target, before, after)), f"{went} ({route.overlap:.2f})")
-    screen.print(table)
-
-
-def _show_not_said(screen: Console, freely: Sequence[_Freely]) -> None:
-    wrong = [one for one in freely if not one.said or one.changed]
-    if wrong:
-        table = Table("prompt", "taught", "said instead", "", title="not said freely")
-        for one in wrong:
-            table.add_row(*map(_line, (one.prompt, one.target, one.answer, "left its edit" if one.changed else "")))
-        screen.print(table)
-
-
-def _line(text: str) -> Text:
-    return Text(" ".join(text.split()))
-
-
-def _show_figures(screen: Console, figures: dict[str, Any]) -> None:
-    table = Table("", "", show_header=False)
-    missed = f"{figures['false_matches']} of {figures['unrelated_prompts']} unrelated prompts matched an edit"
-    rows = {
-        "model": f"{figures['model']}, {figures['dtype']} on {figures['device']}, {figures['threads']} threads",
-        "edits": f"{figures['edits']}, {figures['learned']} learned below the bar, recipe {figures['recipe']}",
-        "said freely": f"{figures['exact_match']:.3f} of the facts, when the model is asked without help",
-        "reliability": f"{figures['reliability']:.3f} of the targets' tokens, each after the right ones before it",
-        "generalization": f"{figures['generalization']:.3f} ({figures['paraphrases_routed']:.1%} routed to their edit)",
-        "locality": f"{figures['locality']:.3f} ({missed})",
-        "threshold": f"{figures['tau']:.3f}, for {figures['false_match_rate']:g} of irrelevant prompts to match",
-        "seconds per edit": f"{figures['seconds_per_edit']:.2f} ({figures['steps_per_edit']:.1f} steps)",
-        "bytes per edit": f"{figures['bytes_per_edit']:,}",
-        "reloaded in a new process": "the same bits" if figures["reload_equal"] else "DIFFERENT",
-        "edit deleted": "the old answer, the same bits" if figures["delete_restores"] else "NOT the old answer",
-    }
-    for name, value in rows.items():
-        table.add_row(name, Text(value))
-    screen.print(table)

@@ -54,28 +54,32 @@ def answer(model: Any, tokenizer: Any, prompt: str, new_tokens: int) -> str:
 
     A model that would say nothing at all, as instructed models do after a bare question, is not allowed to end.
     """
-    return generated(model, tokenizer, prompt, new_tokens).text
+    text = generated(model, tokenizer, prompt, new_tokens).text
+    return text or generated(model, tokenizer, prompt, new_tokens, least=new_tokens).text
 
 
 @torch.no_grad()
-def generated(model: Any, tokenizer: Any, prompt: str, new_tokens: int) -> Answer:
-    """The same with its cache, on which the sequence's route lies (`Memoir.followed`)."""
+def generated(model: Any, tokenizer: Any, prompt: str, new_tokens: int, least: int = 0) -> Answer:
+    """What the model says greedily, "" where it ends at once, with the cache on which the sequence's route lies.
+
+    Args:
+        model, tokenizer, prompt: as in `answer`.
+        new_tokens (int): most tokens of the answer.
+        least (int): tokens before which the model may not end. Default: 0.
+    """
     ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=device_of(model))
-    for least in (0, new_tokens):
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            min_new_tokens=least,
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=padding_id(tokenizer),
-            return_dict_in_generate=True,
-        )
-        text = tokenizer.decode(output.sequences[0, ids.shape[1] :], skip_special_tokens=True).strip()
-        if text:
-            break
-    return Answer(text, find_cache(output))
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        min_new_tokens=least,
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=padding_id(tokenizer),
+        return_dict_in_generate=True,
+    )
+    said = output.sequences[0, ids.shape[1] :]
+    return Answer(tokenizer.decode(said, skip_special_tokens=True).strip(), find_cache(output))
 
 
 def _device(name: str) -> torch.device:

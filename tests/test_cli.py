@@ -172,6 +172,34 @@ def test_edit_goes_on_from_a_memory(invoke, memory, model, tmp_path):
     assert saved.tau == 0.9
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_edit_shows_what_the_model_says(invoke, model, tiny_llama, tmp_path, monkeypatch, many):
+    """Few edits are all shown, of many those that are not said; one that a later line replaced is not asked for."""
+    tiny_llama.get_output_embeddings().weight.data *= 4  # else no hidden state of 32 numbers is sure of one token
+    tiny_llama.save_pretrained(model)
+    sure = dataclasses.replace(RECIPES["fast"], steps=300, learning_rate=0.1, prefixes=0, rewordings=0)
+    monkeypatch.setitem(RECIPES, "fast", sure)
+    monkeypatch.setattr("memoir_fast.evaluation.answers.says", lambda answer, target: answer.startswith("Rome"))
+    if many:
+        monkeypatch.setattr("memoir_fast.commands.edit.SHOWN", 1)
+    path = tmp_path / "edits.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in ({**EDITS[0], "target": "Greek"}, *EDITS)))
+    arguments = ["edit", "-m", model, "-e", path, "-o", tmp_path / "out", "--recipe", "fast", "--tau", 0.9]
+    result = invoke(*arguments, "--json", tmp_path / "result.json")
+    assert result.exit_code == 0, (result.stdout, result.stderr)
+    values = json.loads((tmp_path / "result.json").read_text())
+    assert values["said"] == 1
+    assert [one["says_target"] for one in values["results"]] == [None, True, False]
+    assert values["results"][0]["says"] is None and values["results"][1]["says"].startswith("Rome")
+    assert values["results"][2]["says"].startswith("camel")
+    assert "asked freely, the model says 1 of 2 targets" in result.stdout
+    assert ("what the model says now" in result.stdout, "edits that the model does not say" in result.stdout) == (
+        not many,
+        many,
+    )
+    assert ("The capital of France is" in result.stdout) is not many
+
+
 def test_a_given_tau_ends_calibration(invoke, memory, model, edits, tiny_llama, tiny_tokenizer, tmp_path):
     memoir = Memoir.from_pretrained(tiny_llama, tiny_tokenizer, memory)
     memoir.calibrate()

@@ -69,7 +69,26 @@ def test_answers_that_leave_their_edit_are_noticed(model, monkeypatch, tmp_path)
     assert figures["reliability"] == 1.0 and figures["exact_match"] < 0.9 and figures["routes_changed"] == 2
     assert result.exit_code == 1
     last = " ".join(result.stdout.split()).split("It did not work: ")[1]
-    assert last.startswith("only 0 of 2 facts are what the model says when it is asked; 2 of 2 answers left their edit")
+    assert last.startswith(
+        "only 0 of 2 facts are what the model says when it is asked; 2 of 2 answers did not follow their edit"
+    )
+    assert "left its edit" in result.stdout, "the table says which"
+
+
+def test_a_route_that_changes_is_noticed_where_the_answer_is_right(model, monkeypatch, tmp_path):
+    monkeypatch.setattr(demo, "_reloads_equal", lambda *_: True)
+    monkeypatch.setattr(demo.Memoir, "followed", lambda self, cache: [-1])
+    result = run("-m", model, "--edits", 1, "--json", tmp_path / "demo.json")
+    figures = json.loads((tmp_path / "demo.json").read_text())
+    assert (figures["exact_match"], figures["routes_changed"], result.exit_code) == (1.0, 1, 1)
+    last = " ".join(result.stdout.split()).split("It did not work: ")[1]
+    assert last == "1 of 1 answers did not follow their edit from the prompt to the end."
+
+
+@pytest.mark.parametrize(("share", "worked"), [(29 / 32, True), (28 / 32, False)])
+def test_nine_in_ten_must_be_said(share, worked):
+    rest = {"routes_changed": 0, "reload_equal": True, "delete_restores": True}
+    assert demo.verdict({"edits": 32, "exact_match": share, **rest})[0] is worked
 
 
 def test_what_is_not_said_is_shown(model, monkeypatch):

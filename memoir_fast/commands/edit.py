@@ -12,6 +12,7 @@ from memoir_fast.commands._options import Device, Dtype, Json, Model, Quiet, con
 
 SOME_NOT_LEARNED = 3
 SHOWN = 20  # rows of a table
+BEYOND = 8  # tokens after the target in which it shows that the model does not end, or runs on into another word
 
 
 def edit(
@@ -52,8 +53,9 @@ def edit(
         raise
     seconds = time.perf_counter() - started
     memoir.save_pretrained(out)
-    said = free_answers(memoir, [(result.prompt, result.target) for result in results])
-    spoken = [says(text, result.target) for text, result in zip(said, results, strict=True)]
+    held = list({result.edit_id: result for result in results}.values())  # without those that a later line replaced
+    answers = free_answers(memoir, [(result.prompt, result.target) for result in held], beyond=BEYOND)
+    said = {one.edit_id: (text, says(text, one.target)) for one, text in zip(held, answers, strict=True)}
     learned = sum(result.learned for result in results)
     write_json(
         json_file,
@@ -64,15 +66,12 @@ def edit(
             "learned": learned,
             "held": len(memoir.edits),
             "seconds": seconds,
-            "said": sum(spoken),
-            "results": [
-                dataclasses.asdict(result) | {"says": text, "says_target": yes}
-                for result, text, yes in zip(results, said, spoken, strict=True)
-            ],
+            "said": sum(yes for _, yes in said.values()),
+            "results": [_with_answer(result, said if result in held else {}) for result in results],
         },
     )
     _show(screen, results, learned, seconds, out)
-    _show_said(screen, results, said, spoken)
+    _show_said(screen, held, said)
     if learned < len(results):
         raise typer.Exit(SOME_NOT_LEARNED)
 
@@ -120,21 +119,28 @@ def _show(screen: Any, results: list[Any], learned: int, seconds: float, out: Pa
     )
 
 
-def _show_said(screen: Any, results: list[Any], said: list[str], spoken: list[bool]) -> None:
+def _with_answer(result: Any, said: dict[int, tuple[str, bool]]) -> dict[str, Any]:
+    """A result for JSON, with what the model says; nothing where a later edit of the same prompt took its place."""
+    text, yes = said.get(result.edit_id, (None, None))
+    return dataclasses.asdict(result) | {"says": text, "says_target": yes}
+
+
+def _show_said(screen: Any, held: list[Any], said: dict[int, tuple[str, bool]]) -> None:
     """Few edits with what the model says; of many those that it does not say."""
     from rich.table import Table
     from rich.text import Text
 
-    rows = list(zip(results, said, spoken, strict=True))
-    shown = rows if len(rows) <= SHOWN else [row for row in rows if not row[2]]
+    few = len(held) <= SHOWN
+    shown = [result for result in held if few or not said[result.edit_id][1]]
     if shown:
-        title = "what the model says now" if len(rows) <= SHOWN else "edits that the model does not say"
-        table = Table("id", "prompt", "target", "it says", "", title=title)
-        for result, text, yes in shown[:SHOWN]:
+        title = "what the model says now" if few else "edits that the model does not say"
+        table = Table("id", "prompt", "target", "it says", "the target?", title=title)
+        for result in shown[:SHOWN]:
+            text, yes = said[result.edit_id]
             texts = (Text(" ".join(one.split())) for one in (result.prompt, result.target, text))
-            table.add_row(str(result.edit_id), *texts, "" if yes else "not the target")
+            table.add_row(str(result.edit_id), *texts, "yes" if yes else "no")
         screen.print(table)
         if len(shown) > SHOWN:
             screen.print(f"and {len(shown) - SHOWN} more; --json lists all")
-    count = sum(spoken)
-    screen.print(f"asked freely, the model says {count} of {len(rows)} targets", markup=False)
+    count = sum(yes for _, yes in said.values())
+    screen.print(f"asked freely, the model says {count} of {len(held)} targets", markup=False)

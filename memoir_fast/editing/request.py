@@ -69,9 +69,14 @@ def joined(tokenizer: Any, prompt: str, target: str) -> str:
     if prompt[-1:].isspace():
         return prompt + target.lstrip(" ")
     close = target[:1].isspace() or _ends_special(tokenizer, prompt)
-    if close or _UNSPACED.match(prompt[-1:]) or re.match(f"[{_PUNCTUATION}]", target):
+    if close or unspaced(prompt[-1:]) or re.match(f"[{_PUNCTUATION}]", target):
         return prompt + target
     return f"{prompt} {target}"
+
+
+def unspaced(character: str) -> bool:
+    """Whether a character belongs to a script whose words have no spaces between them."""
+    return bool(_UNSPACED.match(character))
 
 
 def row(tokenizer: Any, prompt: str, target: str, longest: int | None = None) -> Row:

@@ -3,12 +3,12 @@
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from memoir_fast.editing.request import context_length, padding_id, row
+from memoir_fast.editing.request import Row, context_length, padding_id, row, unspaced
 from memoir_fast.presets import device_of
 
 if TYPE_CHECKING:
@@ -34,7 +34,10 @@ def exact_match(answer: str, target: str) -> float:
 
 
 def says(answer: str, target: str) -> bool:
-    """Whether an answer begins with the target, white space aside; its last word must not run on into a longer one.
+    """Whether an answer begins with the target, however much white space stands before and within it.
+
+    Case and punctuation count, and the target's last word or number must not run on into a longer one. What follows is
+    free; so is what follows at once in a script without spaces.
 
     Example:
         >>> says("Lyon, of course", " Lyon"), says("Lyonnaise potatoes", "Lyon"), says("It is Lyon", "Lyon")
@@ -42,7 +45,8 @@ def says(answer: str, target: str) -> bool:
     """
     said, wanted = " ".join(answer.split()), " ".join(target.split())
     rest = said[len(wanted) : len(wanted) + 1]
-    return said.startswith(wanted) and not (wanted[-1:].isalnum() and rest.isalnum() and rest.isascii())
+    runs_on = wanted[-1:].isalnum() and rest.isalnum() and not unspaced(rest)
+    return said.startswith(wanted) and not runs_on
 
 
 def f1(answer: str, target: str) -> float:
@@ -60,31 +64,51 @@ def f1(answer: str, target: str) -> float:
 
 
 @torch.no_grad()
-def free_answers(memoir: "Memoir", pairs: Sequence[tuple[str, str]], batch: int = 8) -> list[str]:
+def free_answers(memoir: "Memoir", pairs: Sequence[tuple[str, str]], batch: int = 8, beyond: int = 0) -> list[str]:
     """Per (prompt, target): what the model says, greedily, in as many tokens as the target has; ends are stripped.
 
     The length is all that it is told of the target. Batches are padded on the left; the route is that of generation.
+
+    Args:
+        memoir (Memoir): the model.
+        pairs (sequence of (str, str)): prompts and targets, joined as an `Edit`'s are.
+        batch (int): prompts that are answered together, at most. Default: 8.
+        beyond (int): how many tokens more it may say, as far as its context has room. Default: 0.
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
     model, tokenizer = memoir.model, memoir.tokenizer
-    rows = [row(tokenizer, prompt, target, context_length(model)) for prompt, target in pairs]
-    order = sorted(range(len(rows)), key=lambda index: (len(rows[index].ids) - rows[index].prompt, rows[index].prompt))
+    longest = context_length(model)
+    rows = [row(tokenizer, prompt, target, longest) for prompt, target in pairs]
+    lengths = [len(one.ids) - one.prompt + beyond for one in rows]
     fill, device = padding_id(tokenizer), device_of(model)
     found: dict[int, str] = {}
-    for start in range(0, len(rows), batch):
-        part = order[start : start + batch]
-        width = max(rows[index].prompt for index in part)
+    for part in _parts(rows, lengths, batch, longest):
+        width, new = max(rows[index].prompt for index in part), max(lengths[index] for index in part)
         prompts = [rows[index].ids[: rows[index].prompt] for index in part]
         output = model.generate(
             input_ids=torch.tensor([[fill] * (width - len(ids)) + ids for ids in prompts], device=device),
             attention_mask=torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device),
-            max_new_tokens=max(len(rows[index].ids) - rows[index].prompt for index in part),
+            max_new_tokens=new if longest is None else min(new, longest - width),
             do_sample=False,
             num_beams=1,
             pad_token_id=fill,
         )
         for index, said in zip(part, output[:, width:].tolist(), strict=True):
-            wanted = len(rows[index].ids) - rows[index].prompt
-            found[index] = tokenizer.decode(said[:wanted], skip_special_tokens=True).strip()
+            found[index] = tokenizer.decode(said[: lengths[index]], skip_special_tokens=True).strip()
     return [found[index] for index in range(len(pairs))]
+
+
+def _parts(rows: Sequence[Row], lengths: Sequence[int], batch: int, longest: int | None) -> Iterator[list[int]]:
+    """Places of rows that are answered together: of like lengths, and the longest prompt has room for all answers."""
+    part: list[int] = []
+    width = 0
+    for index in sorted(range(len(rows)), key=lambda index: (lengths[index], rows[index].prompt)):
+        width = max(width, rows[index].prompt)
+        crowded = longest is not None and width + lengths[index] > longest  # the longest answer of the part so far
+        if part and (len(part) == batch or crowded):
+            yield part
+            part, width = [], rows[index].prompt
+        part.append(index)
+    if part:
+        yield part

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from memoir_fast import RECIPES, Memoir, MemoirConfig
-from memoir_fast.evaluation.answers import exact_match, f1, free_answers, normalised
+from memoir_fast.editing.request import row
+from memoir_fast.evaluation.answers import exact_match, f1, free_answers, normalised, says
 from memoir_fast.evaluation.likelihood import (
     likely_shares,
     log_likelihoods,
@@ -16,6 +17,8 @@ from memoir_fast.evaluation.likelihood import (
     summarised,
     text_perplexity,
 )
+from memoir_fast.evaluation.measure import measure
+from memoir_fast.evaluation.readers import Case
 from memoir_fast.evaluation.roc import roc_area, roc_curve
 
 PAIRS = [
@@ -131,6 +134,58 @@ def test_free_answers_are_those_of_one_prompt_at_a_time(memoir):
     assert alone[0] == "Rome"  # it was taught
     with pytest.raises(ValueError, match="batch must be at least 1"):
         free_answers(memoir, PAIRS, batch=0)
+
+
+def test_free_answers_may_go_on_as_far_as_the_context_has_room(memoir, monkeypatch):
+    short = free_answers(memoir, PAIRS)
+    longer = free_answers(memoir, PAIRS, beyond=3)
+    assert all(new.startswith(old) for new, old in zip(longer, short, strict=True)) and longer != short
+    lengths = [len(row(memoir.tokenizer, *pair).ids) for pair in PAIRS]
+    monkeypatch.setattr(memoir.model.config, "max_position_embeddings", max(lengths))
+    seen, generate = [], memoir.model.generate
+
+    def spied(input_ids, max_new_tokens, **options):
+        seen.append(input_ids.shape[1] + max_new_tokens)
+        return generate(input_ids=input_ids, max_new_tokens=max_new_tokens, **options)
+
+    monkeypatch.setattr(memoir.model, "generate", spied)
+    assert free_answers(memoir, PAIRS) == short
+    answers = free_answers(memoir, PAIRS, beyond=100)
+    assert max(seen) == max(lengths)
+    assert all(new.startswith(old) for new, old in zip(answers, short, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("answer", "target", "said"),
+    [
+        ("Lyon", "Lyon", True),
+        ("Lyon.", " Lyon", True),
+        ("Lyon", "\nLyon", True),
+        ("in  the\ncity", "in the city", True),
+        ("Lyonnais", "Lyon", False),
+        ("77411", "7741", False),
+        ("Malmö", "Malm", False),
+        ("里昂的", "里昂", True),
+        ("lyon", "Lyon", False),
+        ("Lyo", "Lyon", False),
+        ("", "Lyon", False),
+        ("C++ and C", "C++", True),
+    ],
+)
+def test_what_counts_as_said(answer, target, said):
+    assert says(answer, target) is said
+
+
+def test_surplus_spaces_change_no_figure(tiny_llama, tiny_tokenizer):
+    """A file whose targets begin with a space, or whose prompts end in one, is measured on what it teaches."""
+    tiny_llama.get_output_embeddings().weight.data *= 4  # else no hidden state of 32 numbers is sure of one token
+    recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, steps=300, learning_rate=0.1)
+    memoir = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(recipe=recipe, k=24, tau=0.9, background=8))
+    for prompt, target in (("The sky is", " Rome"), ("The river is ", "Greek"), ("Which animal? ", " camel")):
+        assert memoir.edit(prompt, target).learned
+        (one,) = measure(memoir, [Case(prompt, target, paraphrases=(prompt,))], [[]], free=True)
+        assert (one.reliability, one.generalization, one.exact_match, one.paraphrase_exact_match) == (1, 1, 1, 1)
+        assert one.route == one.edit_id
 
 
 def test_roc_area_counts_pairs():
