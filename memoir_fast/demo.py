@@ -68,6 +68,7 @@ def run(model_name: str, edits: int, dtype: str, device: str, screen: Console, p
     scores = _scores(memoir, taught, asides)
     reload_equal = _reloads_equal(memoir, model_name, dtype, device, _compared(taught, asides))
     restored = _delete_and_compare(screen, memoir, results[0], old_logits[0], old_answers[0])
+    recipe = memoir.config.recipe
     figures = {
         "model": model_name,
         "edits": edits,
@@ -86,7 +87,7 @@ def run(model_name: str, edits: int, dtype: str, device: str, screen: Console, p
         "paraphrases_routed": scores["paraphrases_routed"],
         "false_matches": scores["false_matches"],
         "unrelated_prompts": len(asides),
-        "recipe": memoir.config.learned.method,
+        "recipe": recipe if isinstance(recipe, str) else recipe.method,
         "tau": memoir.tau,
         "false_match_rate": _FALSE_MATCH_RATE,
         "dtype": memoir.status().dtype,
