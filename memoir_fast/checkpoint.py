@@ -131,7 +131,13 @@ def save(memoir: "Memoir", folder: str | os.PathLike) -> None:
 
 
 def load(
-    model: Any, tokenizer: Any, folder: str | os.PathLike, kind: "type[Memoir] | None" = None, **hub: Any
+    model: Any,
+    tokenizer: Any,
+    folder: str | os.PathLike,
+    kind: "type[Memoir] | None" = None,
+    *,
+    check: bool = True,
+    **hub: Any,
 ) -> "Memoir":
     """Gives `model` the memory that `save` wrote. The memory's dtype follows the model's layer.
 
@@ -139,11 +145,13 @@ def load(
         model, tokenizer: those that the memory was made for, in any floating dtype.
         folder: a local folder, or, where there is none of that name, a hub id.
         kind (type, optional): the class to make. Default: Memoir.
+        check (bool): prove on the model that its sequences can be followed. Default: True.
         **hub: options of `huggingface_hub.snapshot_download`, e.g. revision or token.
 
     Raises:
         CheckpointError: a file is missing, damaged, or written by a newer version; the message names it.
         WrongModelError: the memory belongs to another base model; the message names what differs.
+        UnsupportedModelError: its sequences cannot be followed.
         MemoirError: the model has a memory already.
     """
     from memoir_fast.memoir import Memoir
@@ -151,7 +159,7 @@ def load(
     saved = read(folder, **hub)
     _require_same_model(saved, model)
     try:
-        memoir = (kind or Memoir)(model, tokenizer, saved.config)
+        memoir = (kind or Memoir)(model, tokenizer, saved.config.replace(check=check))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"the settings in {saved.folder} do not fit the model: {error}") from error
     try:

@@ -48,6 +48,9 @@ class MemoirConfig:
     max_edits: int | None = None
     """Refuse further edits past this number; None: grow."""
 
+    check: bool = field(default=True, compare=False)
+    """Prove on the very model, when the memory is put on, that sequences can be followed in it. It is not saved."""
+
     learned: Recipe = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -68,9 +71,9 @@ class MemoirConfig:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Plain values for JSON: what belongs to a memory, so not `check`."""
         values = dataclasses.asdict(self)
-        del values["learned"]
+        del values["learned"], values["check"]
         return values
 
     @classmethod

@@ -29,4 +29,8 @@ class UnknownEditError(MemoirError, KeyError):
 
 
 class UnsupportedModelError(MemoirError):
-    """No preset knows where the model's MLP output projection is; name the layer in the config."""
+    """A memory cannot serve this model: no preset knows its layer, or what routing relies on was not found in it."""
+
+
+class PackedBatchError(MemoirError):
+    """A forward pass holds several sequences in one row, which a memory cannot route one by one."""

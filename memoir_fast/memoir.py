@@ -22,6 +22,7 @@ from memoir_fast.editing.request import Row, prompt_ids
 from memoir_fast.editing.teacher import EditResult, Teacher
 from memoir_fast.errors import MemoirError
 from memoir_fast.evaluation.metrics import teacher_forced
+from memoir_fast.hf.proof import TOKENS, Passes, prove
 from memoir_fast.modules import MemoirLinear
 from memoir_fast.presets import complete, find_layer
 from memoir_fast.routing import Route, Router
@@ -81,8 +82,17 @@ class Memoir:
         """How tau was chosen; None where it was given, or there are too few edits yet."""
         self.background: torch.Tensor | None = None
         """Masks int32 [M, W] of the irrelevant prompts of the latest calibration."""
+        plain = Passes(model, _check_rows(tokenizer)) if self.config.check else None
         self._put(self.layer)
-        self._router = Router(model, getattr(model, "base_model", model), self.layer)
+        try:
+            self._router = Router(model, getattr(model, "base_model", model), self.layer)
+            if plain is not None:
+                prove(plain, self.layer, self._router)
+        except BaseException:
+            if self.layer.router is not None:
+                self._router.remove()
+            self._put(self.layer.base)
+            raise
 
     @classmethod
     @torch.inference_mode(False)  # tensors made in inference mode could not be changed outside of it
@@ -103,7 +113,8 @@ class Memoir:
                 mu. Default: sentences that come with the package.
 
         Raises:
-            UnsupportedModelError: no preset knows the model, and config names no layer.
+            UnsupportedModelError: no preset knows the model, and config names no layer; or its sequences cannot be
+                followed, which two short forward passes prove unless the config's `check` is False.
             ValueError: a setting does not fit the model, or its activations are not finite.
             MemoirError: the model has a memory already.
         """
@@ -121,20 +132,24 @@ class Memoir:
 
     @classmethod
     @torch.inference_mode(False)
-    def from_pretrained(cls, model: Any, tokenizer: Any, folder: str | os.PathLike, **hub: Any) -> "Memoir":
+    def from_pretrained(
+        cls, model: Any, tokenizer: Any, folder: str | os.PathLike, *, check: bool = True, **hub: Any
+    ) -> "Memoir":
         """Gives `model` the memory that `save_pretrained` wrote.
 
         Args:
             model, tokenizer: those that the memory was made for; another floating dtype will do.
             folder (str | PathLike): a local folder, or, where there is none of that name, a hub id.
+            check (bool): prove on the model that its sequences can be followed, as `attach` does. Default: True.
             **hub: options of `huggingface_hub.snapshot_download`, e.g. revision or token.
 
         Raises:
+            UnsupportedModelError: the model's sequences cannot be followed.
             CheckpointError: a file is missing, damaged, or written by a newer version.
             WrongModelError: the memory belongs to another base model.
             MemoirError: the model has a memory already.
         """
-        return checkpoint.load(model, tokenizer, folder, cls, **hub)
+        return checkpoint.load(model, tokenizer, folder, cls, check=check, **hub)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes the memory, not the model, to `folder`; a memory that is there is replaced in one step.
@@ -389,6 +404,11 @@ class Memoir:
             raise ValueError(f"recipe must be one of {', '.join(sorted(RECIPES))} or a Recipe, got {recipe!r}")
         found = self.config.learned if recipe is None else RECIPES[recipe] if isinstance(recipe, str) else recipe
         return found if batch is None else dataclasses.replace(found, batch=batch)
+
+
+def _check_rows(tokenizer: Any) -> torch.Tensor:
+    """The beginnings of two sentences, int64 [2, TOKENS]: what a model is checked with."""
+    return torch.tensor([(prompt_ids(tokenizer, text) * TOKENS)[:TOKENS] for text in irrelevant_prompts()[:2]])
 
 
 def _as_edit(request: Edit | tuple[str, str]) -> Edit:

@@ -8,9 +8,9 @@ cropped and copied together with the keys and values. Nothing is read back from 
 import functools
 import inspect
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -18,11 +18,17 @@ import torch
 from torch import nn
 
 from memoir_fast import ops
+from memoir_fast.errors import PackedBatchError, UnsupportedModelError
 from memoir_fast.hf.attention_mask import real_tokens
-from memoir_fast.hf.cache import find_cache, held, remember, remembered
+from memoir_fast.hf.cache import find_cache, held, holds_tuples, remember, remembered
+from memoir_fast.hf.packed import evidence
 from memoir_fast.hf.prompt import prompt_positions
 from memoir_fast.modules import MemoirLinear
 
+_WHAT_INSTEAD = (
+    "give each sequence a row of its own, e.g. generate on a padded batch. Inside of memoir.disabled() the model runs "
+    "so, without its edits; memoir.detach() takes the memory off"
+)
 _PARTS_KEPT = 16  # parts of a prompt that `crop` can go back to
 
 
@@ -113,25 +119,34 @@ class Router:
         self._model, self._layer = model, layer
         self._number = next(_numbers)
         self._parameters = list(inspect.signature(decoder.forward).parameters)
+        self._last: tuple[torch.Tensor, torch.Tensor | None] | None = None
+        self._own: dict[str, Any] = {}
         self._handles = [
             decoder.register_forward_pre_hook(self._before, with_kwargs=True),
             decoder.register_forward_hook(self._after, with_kwargs=True, always_call=True),
         ]
-        self._last: tuple[torch.Tensor, torch.Tensor | None] | None = None
-        self._generate = model.__dict__.get("generate")
-        if hasattr(model, "generate"):
-            model.generate = functools.wraps(model.generate)(functools.partial(self._generating, model.generate))
         layer.router = self
+        try:
+            self._wrap("generate", self._generating)
+            self._wrap("init_continuous_batching", self._batching)
+        except BaseException:
+            self.remove()
+            raise
 
     def remove(self) -> None:
         """Leaves the model as it was."""
         for handle in self._handles:
             handle.remove()
         self._layer.router = None
-        if self._generate is not None:
-            self._model.generate = self._generate
-        else:
-            self._model.__dict__.pop("generate", None)
+        for name, own in self._own.items():
+            if own is not None:
+                setattr(self._model, name, own)
+            else:
+                self._model.__dict__.pop(name, None)
+
+    def forget_last(self) -> None:
+        """Empties `last_routes`."""
+        self._last = None
 
     @contextmanager
     def ordered(self, **changes: Any) -> Iterator[None]:
@@ -142,6 +157,10 @@ class Router:
             yield
         finally:
             _orders.reset(token)
+
+    @property
+    def _asked(self) -> _Orders:
+        return (_orders.get() or {}).get(id(self), _NO_ORDERS)
 
     @property
     def last_routes(self) -> list[Route]:
@@ -163,7 +182,7 @@ class Router:
     def __call__(self, x: torch.Tensor) -> torch.Tensor | None:
         """The route int32 [B] of each sequence in a batch of layer inputs [B, S, D]; None: add nothing to any."""
         call = (_calls.get() or {}).get(id(self)) or _Call()
-        orders = (_orders.get() or {}).get(id(self), _NO_ORDERS)
+        orders = self._asked
         batch, tokens = x.shape[:2]
         state = call.state
         if state is not None and len(state.route) != batch:
@@ -231,6 +250,8 @@ class Router:
     def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
         cache = find_cache((args, kwargs))
+        if not self._asked.disabled:
+            _require_rows(given, cache)
         state = remembered(cache)
         if state is not None and state.owner != self._number:
             state = None  # routes of a memory that was detached say nothing here
@@ -247,10 +268,42 @@ class Router:
         if cache is not None and call.state is not None:
             remember(cache, call.state)
 
+    def _wrap(self, name: str, around: Callable[..., Any]) -> None:
+        """Lets `around(method, *args)` stand in the place of the model's method of that name, where it has one."""
+        method = getattr(self._model, name, None)
+        if method is not None:
+            self._own[name] = self._model.__dict__.get(name)
+            setattr(self._model, name, functools.wraps(method)(functools.partial(around, method)))
+
+    def _batching(self, start: Any, *args: Any, **kwargs: Any) -> Any:
+        """What `model.generate_batch` begins with. Its passes, in a thread of their own, are disabled as it is."""
+        if not self._asked.disabled:
+            raise PackedBatchError(f"continuous batching puts all sequences into one row: {_WHAT_INSTEAD}")
+        manager = start(*args, **kwargs)
+        loop = getattr(manager, "_run_generation_loop", None)
+        if loop is not None:
+            manager._run_generation_loop = functools.partial(copy_context().run, loop)
+        return manager
+
     def _generating(self, generate: Any, *args: Any, **kwargs: Any) -> Any:
         """`model.generate`, which knows how many positions are prompt: no forward pass could tell."""
         with self.ordered(generate_prompt=prompt_positions(self._model, generate, args, kwargs)):
             return generate(*args, **kwargs)
+
+
+def _require_rows(given: dict[str, Any], cache: Any) -> None:
+    """Raises where the rows of a call are not sequences that can be followed."""
+    if cache is None and holds_tuples(given.values()):
+        raise UnsupportedModelError(
+            "keys and values came as tuples of tensors, which cannot carry a route: give the model a cache object, "
+            "e.g. transformers.DynamicCache"
+        )
+    shown = evidence(given, cache)
+    if shown is not None:
+        raise PackedBatchError(
+            f"a forward pass holds several sequences in one row ({shown}), and a memory routes a row as a whole: "
+            f"{_WHAT_INSTEAD}"
+        )
 
 
 def _per_row(values: tuple[int, ...], batch: int, what: str) -> torch.Tensor:

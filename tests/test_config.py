@@ -97,3 +97,9 @@ def test_it_cannot_be_changed():
 def test_recipes_that_make_no_sense(changes, text):
     with pytest.raises(ValueError, match=text):
         Recipe(**{"method": "fast", "steps": 3, "learning_rate": 0.1, **changes})
+
+
+def test_the_check_is_no_property_of_a_memory():
+    config = MemoirConfig(check=False)
+    assert "check" not in config.to_dict() and config == MemoirConfig()
+    assert MemoirConfig.from_dict(config.to_dict()).check and config.replace(k=3).check is False

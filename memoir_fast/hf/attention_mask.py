@@ -15,15 +15,27 @@ def real_tokens(attention_mask: Any, start: int, batch: int, tokens: int, device
         batch, tokens (int): B and S.
         device: where the result shall be.
     """
-    if isinstance(attention_mask, dict):
-        attention_mask = attention_mask.get("full_attention", next(iter(attention_mask.values()), None))
-    if not isinstance(attention_mask, torch.Tensor):
+    mask = full_attention(attention_mask)
+    if not isinstance(mask, torch.Tensor):
         return torch.ones((batch, tokens), dtype=torch.bool, device=device)
-    mask = attention_mask.to(device)
+    mask = mask.to(device)
     if mask.dim() == 2:  # [B, past + S]
         return mask[:, -tokens:].bool().expand(batch, -1)
-    # [B, 1, S, keys], bool or additive: a token that attends to its own key is no padding
-    allowed = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] > torch.finfo(mask.dtype).min / 2
+    allowed = allowed_keys(mask)
     keys = allowed.shape[-1]
     own = torch.arange(tokens, device=device) + (start if keys >= start + tokens else keys - tokens)
+    # a token that attends to its own key is no padding
     return allowed.gather(2, own.expand(len(allowed), tokens)[..., None])[..., 0].expand(batch, -1)
+
+
+def full_attention(attention_mask: Any) -> Any:
+    """The mask of full attention where there is one for each kind of attention; else the mask itself."""
+    if isinstance(attention_mask, dict):
+        return attention_mask.get("full_attention", next(iter(attention_mask.values()), None))
+    return attention_mask
+
+
+def allowed_keys(mask: torch.Tensor) -> torch.Tensor:
+    """[B, 1, S, keys] or [B, S, keys], bool, whole or additive -> which keys a token attends to, bool [B, S, keys]."""
+    first = mask[:, 0] if mask.dim() == 4 else mask
+    return first > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else first.bool()

@@ -34,6 +34,11 @@ def find_cache(values: Any) -> Any:
     return _search(values, _DEPTH)
 
 
+def holds_tuples(values: Iterable[Any]) -> bool:
+    """Whether keys and values lie among `values` as tuples of tensors [B, heads, S, width], one tuple per layer."""
+    return any(isinstance(one, (tuple, list)) and len(one) > 0 and _is_pair(one[0]) for one in values)
+
+
 def held(cache: Any) -> int:
     """Positions in a cache that was filled while the model had no memory; what they were cannot be hashed any more."""
     length = cache.get_seq_length() if cache is not None else 0
@@ -50,6 +55,11 @@ def remember(cache: Any, state: FollowingState) -> None:
     if not isinstance(cache, _Following):
         cache.__class__ = _following(type(cache))  # type: ignore[arg-type]
     cache.memoir_state = state
+
+
+def _is_pair(value: Any) -> bool:
+    tensors = value if isinstance(value, (tuple, list)) else ()
+    return len(tensors) > 1 and all(isinstance(one, torch.Tensor) and one.dim() == 4 for one in tensors[:2])
 
 
 def _search(value: Any, depth: int) -> Any:

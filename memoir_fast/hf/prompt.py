@@ -7,12 +7,13 @@ from typing import Any
 import torch
 
 
-def prompt_positions(model: Any, generate: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+def prompt_positions(model: Any, generate: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
     """Positions of the prompt in `generate(*args, **kwargs)`: S of its embeddings [B, S, H] or token ids [B, S].
 
     Embeddings win over ids, since the cache is filled from them. Ids go by whatever name generate's first argument or
     the model's main input has; failing these, they are the first integers [B, S] that are not called a mask. 1 where
-    the call has no input: generation then starts from one token.
+    the call has no tensor at all: generation then starts from one token. None where none of its tensors is a prompt of
+    these kinds.
     """
     parameters = list(inspect.signature(generate).parameters)
     given = {**dict(zip(parameters, args, strict=False)), **kwargs}
@@ -22,7 +23,7 @@ def prompt_positions(model: Any, generate: Any, args: tuple[Any, ...], kwargs: d
     other = [value for name, value in given.items() if "mask" not in name]
     for one in (*embedded, *_ids(named), *_ids(other)):
         return one.shape[1]
-    return 1
+    return None if any(isinstance(one, torch.Tensor) for one in given.values()) else 1
 
 
 def _embedding_width(model: Any) -> int | None:
