@@ -122,11 +122,12 @@ def graph_decode(variants: Variants, tokens: torch.Tensor, turns: int) -> measur
         cache = StaticCache(config=model.config, max_cache_len=PROMPT + 2 * turns + 64)
         model(input_ids=tokens, past_key_values=cache, use_cache=True)
         step = {"input_ids": tokens[:, -1:].clone(), "past_key_values": cache, "use_cache": True}
-        replays[name] = measure.captured(lambda _, model=model, step=step: model(**step), sets=3, calls=1)
+        graph = measure.captured(lambda _, model=model, step=step: model(**step), sets=3, calls=1)
+        replays[name] = graph, step  # the cache and the tokens that the graph reads live as long as it does
     found: measure.Samples = {name: [] for name in VARIANTS}
     for turn in range(turns + 3):
         for name in _order(turn):
-            taken = measure.event_seconds(replays[name].replay)
+            taken = measure.event_seconds(replays[name][0].replay)
             found[name] += [taken] if turn >= 3 else []
     return found
 
@@ -184,7 +185,7 @@ def rows(settings: Settings, _: object) -> Iterator[dict[str, Any]]:
     except MemoirError as error:
         yield {"bench": "generate", "case": name, "parameters": numbers, "absent": str(error)}
         return
-    sizes = (1_000,) if settings.quick else (7_000, 1, 100_000)
+    sizes = (1_000,) if settings.quick else (7_000, 100_000) if on_gpu else (7_000, 1, 100_000)
     for stored in sizes:
         figures = measure_model(model, tokenizer, stored, rounds=1 if settings.quick else 6 if stored == 7_000 else 2)
         yield {
@@ -200,6 +201,8 @@ def targets(figures: dict[str, Any], on_gpu: bool) -> list[dict[str, Any]]:
     """What has to hold: a share of the unedited model's tokens per second."""
     phase = "decode" if "absent" in figures.get("decode, graph", {"absent": ""}) else "decode, graph"
     wanted = {phase: {"unmatched": 0.999, "matched": 0.995}} if on_gpu else WANTED
+    if on_gpu and phase != "decode":
+        wanted["decode"] = {"unmatched": 0.98, "matched": 0.98}
     return [
         {"what": f"{phase}, {name}, share of unedited", "value": figures[phase][name]["over_unedited"], "least": least}
         for phase, least_of in wanted.items()

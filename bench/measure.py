@@ -294,17 +294,37 @@ def event_seconds(run: Callable[[], object]) -> float:
 
 
 def captured(run: Callable[[int], object], sets: int, calls: int) -> torch.cuda.CUDAGraph:
-    """A graph of `calls` calls over `sets` input sets in turns. RuntimeError where a call cannot be captured."""
+    """A graph of `calls` calls over `sets` input sets in turns. RuntimeError where a call cannot be captured.
+
+    A call that waits for the device is not captured at all: a failed capture leaves its stream current and the random
+    generator counting for it, and every later capture of the process fails. Where one fails all the same, both are put
+    right. Whatever the calls read must live as long as the graph.
+    """
+    before = torch.cuda.current_stream()
     side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
+    side.wait_stream(before)
     with torch.cuda.stream(side):
-        for index in range(min(sets, 3)):
-            run(index)
-    torch.cuda.current_stream().wait_stream(side)
+        run(0)  # what is compiled or looked up at the first call may wait
+        mode = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for index in range(min(sets, 3)):
+                run(index)
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    before.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in range(calls):
-            run(call % sets)
+    try:
+        with torch.cuda.graph(graph):
+            for call in range(calls):
+                run(call % sets)
+    except RuntimeError:
+        torch.cuda.set_stream(before)
+        torch.cuda.synchronize()
+        empty = torch.cuda.CUDAGraph()  # a capture that succeeds gives the generator back
+        with torch.cuda.graph(empty):
+            pass
+        raise
     return graph
 
 

@@ -249,3 +249,20 @@ def update_dense(memory: torch.Tensor, columns: torch.Tensor, a: torch.Tensor, c
     gradient = torch.zeros_like(memory)
     gradient[columns.long()] = a.T @ c
     return memory.add_(gradient)
+
+
+def backward_gathered(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    memory: torch.Tensor,
+    columns: torch.Tensor,
+    route: torch.Tensor,
+    need_x: bool,
+    need_memory: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both gradients of one sequence by torch's own products over gathered rows."""
+    rows = columns[0].long()
+    to_x, to_memory = torch.zeros_like(x), torch.zeros_like(memory)
+    to_x[..., rows] = grad @ memory[rows].mT
+    to_memory[rows] = x[0][:, rows].mT @ grad[0]
+    return to_x, to_memory

@@ -1,15 +1,17 @@
 """All benchmarks by one command: checks, times, peers, a result file and a short table last.
 
     python bench/run.py [--only NAME]... [--quick] [--gpu] [--json FILE] [--limit SECONDS] [--threads 1]
-        [--pin]
+        [--pin] [--apart]
 
 NAME is one of those that --list prints. Without --json the figures of a whole run go to bench/results/cpu-<date>.json.
 After every row what there is goes to FILE.part, which takes FILE's place at the end: a run that is cut off leaves
-its part, and never a half one where the README's table looks. Exit code 1 where a result was wrong.
+its part, and never a half one where the README's table looks. Exit code 1 where a result was wrong. With --apart, which
+--gpu implies, every benchmark has a process of its own.
 """
 
 import argparse
 import datetime
+import gc
 import importlib
 import json
 import os
@@ -19,9 +21,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import isolated
 import measure
 import torch
 from cases import Settings, blank, rows_of
+from sources import today
 from summary import report
 
 # In this order: what a run that is cut off must have comes first.
@@ -38,7 +42,27 @@ BENCHES = (
     "sketch",
     "scaling",
     "edit_phases",
+    "backward",
+    "host",
 )
+# On a GPU whole models and learning come first: the ops' rows are short, and what a cut-off loses are the longest ones.
+ON_GPU = (
+    "generate",
+    "edit_phases",
+    "prompt_feature",
+    "memory_update",
+    "backward",
+    "host",
+    "tophash",
+    "masked_linear",
+    "layer",
+    "mask_match",
+    "mask_overlap",
+    "scaling",
+    "sketch",
+)
+MOST = {"generate": 75.0, "edit_phases": 75.0}  # seconds
+MOST_OF_ANY = 40.0
 RESULTS = Path(__file__).parent / "results"
 FORMAT = 1
 
@@ -96,6 +120,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=520, help="start no case after so many seconds (default: 520)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads on the CPU (default: 1)")
     parser.add_argument("--pin", action="store_true", help="stay on one core, the last that may be used")
+    parser.add_argument("--apart", action="store_true", help="a process for each benchmark; implied by --gpu")
+    parser.add_argument("--wait", action="store_true", help=argparse.SUPPRESS)  # a process of --apart
     parser.add_argument("--list", action="store_true", help="print the names and end")
     return parser.parse_args(arguments)
 
@@ -120,29 +146,53 @@ def main(arguments: list[str] | None = None) -> int:
         compile=not asked.quick,
         seconds=0.02 if asked.quick else 0.06 if asked.gpu else 0.1,
     )
+    if asked.gpu:
+        torch.cuda.init()
+    if asked.wait:
+        asked.limit = isolated.wait_for_word()
     until = time.monotonic() + asked.limit
+    apart = (asked.apart or asked.gpu) and not asked.wait
     timer = measure.timer_for(settings.device)
     figures: dict[str, Any] = {
         "format": FORMAT,
         "quick": asked.quick,
         "only": asked.only or [],
-        "machine": measure.machine(timer),
+        "machine": {} if asked.wait else measure.machine(timer),
         "rows": [],
     }
     path = asked.json or (None if asked.quick or asked.only else RESULTS / default_name(figures["machine"]))
     started = time.monotonic()
-    for name in [name for name in BENCHES if not asked.only or name in asked.only]:
-        for row in with_seconds(rows(name, settings, timer, until)):
-            figures["rows"].append(row)
-            taken, total = row["row_seconds"], time.monotonic() - started
-            write(path, figures)
-            print(f"{total:5.0f} s {taken:+6.1f}  {row['bench']}: {row['case']}", file=sys.stderr, flush=True)
+    names = [name for name in (ON_GPU if asked.gpu else BENCHES) if not asked.only or name in asked.only]
+
+    def kept(running: list[dict[str, Any]]) -> None:
+        write(path, figures | {"rows": figures["rows"] + running})
+
+    if apart:
+        del timer  # its buffers are the processes' to use
+        gc.collect()
+        command = [sys.executable, str(Path(__file__).resolve()), *_options(asked)]
+        found = isolated.rows_of_each(names, command, asked.limit, lambda name: MOST.get(name, MOST_OF_ANY), kept)
+    else:
+        found = (row for name in names for row in with_seconds(rows(name, settings, timer, until)))
+    for row in found:
+        figures["rows"].append(row | {"sources": today(row["bench"], settings.device)})
+        taken, total = row["row_seconds"], time.monotonic() - started
+        kept([])
+        print(f"{total:5.0f} s {taken:+6.1f}  {row['bench']}: {row['case']}", file=sys.stderr, flush=True)
     figures["seconds"] = round(time.monotonic() - started, 1)
     write(path, figures, finished=True)
+    if asked.wait:
+        return int(any("failed" in row for row in figures["rows"]))
     print(report(figures))
     if path is not None:
         print(f"figures: {path}")
     return 1 if any("failed" in row for row in figures["rows"]) else 0
+
+
+def _options(asked: argparse.Namespace) -> list[str]:
+    """What the process of one benchmark is told beside its name."""
+    flags = [f"--{name}" for name in ("quick", "gpu", "pin") if getattr(asked, name)]
+    return [*flags, "--threads", str(asked.threads)]
 
 
 def default_name(machine: dict[str, Any]) -> str:

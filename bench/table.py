@@ -2,8 +2,8 @@
 
     python bench/table.py [--check]
 
-For each device the newest whole run in bench/results/ counts. A row that it lacks is "not measured". --check writes
-nothing and exits with 1 where a page differs.
+For each device the newest whole run in bench/results/ counts. A row that it lacks is "not measured"; one of kernels
+that have changed since is "older than the kernel". --check writes nothing and exits with 1 where a page differs.
 """
 
 import argparse
@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from growth import page
+from sources import is_old
 from summary import place, share_of, source, time_of
 
 ROOT = Path(__file__).resolve().parent.parent
 README, GROWTH, RESULTS = ROOT / "README.md", ROOT / "bench" / "GROWTH.md", ROOT / "bench" / "results"
 BEGIN, END = "<!-- bench/table.py: begin -->", "<!-- bench/table.py: end -->"
 NOT_MEASURED = "not measured"
+OLDER = "older than the kernel"
 
 # What is said of an op: the case's name on the CPU, on a GPU, and the peers it is compared with.
 OPS = (
@@ -72,20 +74,21 @@ def section(runs: Runs) -> str:
         f"| --- |{' --- |' * len(head)}",
     ]
     for label, bench, case in OPS:
-        cells = [_cell(_row(runs[device][1], bench, case)) for device in columns]
+        cells = [_cell(_row(runs[device][1], bench, case), runs[device][1]["machine"]["device"]) for device in columns]
         cells += [NOT_MEASURED] * (len(head) - len(cells))
         lines.append(f"| {label} | {' | '.join(cells)} |")
     lines += ["", *_whole(runs), "", *_sources(runs)]
     return "\n".join(lines)
 
 
-def _cell(row: dict[str, Any] | None) -> str:
+def _cell(row: dict[str, Any] | None, device: str) -> str:
     if row is None:
         return NOT_MEASURED
+    old = f"; {OLDER}" if is_old(row, device) else ""
     peers = [f"{name} {seen['ratio']:.3g}x" for name, seen in row["peers"].items() if "ratio" in seen]
     own, hot = row["seconds"][row["headline"]]["p50"], row["seconds"].get(row["headline"].replace("cold", "hot"))
     again = f" ({time_of(hot['p50'])} hot)" if hot else ""
-    return f"**{time_of(own)}**{again}, " + "; ".join([share_of(row, "ceiling not trusted"), *peers])
+    return f"**{time_of(own)}**{again}, " + "; ".join([share_of(row, "ceiling not trusted"), *peers]) + old
 
 
 def _whole(runs: Runs) -> list[str]:
@@ -103,7 +106,8 @@ def _whole(runs: Runs) -> list[str]:
                 case = f"{row['case']}{where}: {target['what']}"
                 unit = "x" if at_least else ""
                 sign = ">=" if at_least else "<="
-                lines.append(f"| {case} | {target['value']:.3g}{unit} | {sign} {bound}{unit}, {reached} |")
+                old = f"; {OLDER}" if is_old(row, figures["machine"]["device"]) else ""
+                lines.append(f"| {case} | {target['value']:.3g}{unit} | {sign} {bound}{unit}, {reached}{old} |")
     if len(lines) == 2:
         lines.append(f"| all | {NOT_MEASURED} | |")
     return lines
@@ -111,7 +115,7 @@ def _whole(runs: Runs) -> list[str]:
 
 def _sources(runs: Runs) -> list[str]:
     """Where every column comes from."""
-    found = [source(name, figures["machine"]) for name, figures in runs.values()]
+    found = [" ".join([source(name, run["machine"]), *filter(None, [run.get("note")])]) for name, run in runs.values()]
     return found or ["No result file is in bench/results yet."]
 
 

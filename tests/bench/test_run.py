@@ -4,7 +4,17 @@ import json
 
 import pytest
 
-OPS = ("mask_match", "tophash", "masked_linear", "layer", "prompt_feature", "mask_overlap", "memory_update", "sketch")
+OPS = (
+    "mask_match",
+    "tophash",
+    "masked_linear",
+    "layer",
+    "prompt_feature",
+    "mask_overlap",
+    "memory_update",
+    "sketch",
+    "backward",
+)
 
 
 @pytest.fixture
@@ -17,6 +27,7 @@ def test_every_op_has_its_benchmark(bench):
     from memoir_fast import backends
 
     names = set(bench("run").BENCHES)
+    assert set(bench("run").ON_GPU) <= names
     assert names >= {op for op in backends.OPS if not op.startswith("masked_linear_") and "sketch" not in op}
     for name in names:
         module = bench(f"bench_{name}")

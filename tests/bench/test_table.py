@@ -17,7 +17,7 @@ def test_unmeasured_says_so(bench):
 
 
 @pytest.fixture
-def figures():
+def figures(bench):
     spread = {"p20": 1e-3, "p50": 2.34e-3, "p80": 3e-3, "samples": 9}
     row = {
         "bench": "mask_match",
@@ -27,6 +27,7 @@ def figures():
         "seconds": {"cold": spread, "hot": {**spread, "p50": 1e-3}},
         "share_of_ceiling": 0.91,
         "peers": {"numpy": {"ratio": 6.54321}, "faiss": {"absent": "no"}},
+        "sources": bench("sources").today("mask_match", "cpu"),
     }
     machine = {
         "device": "cpu",
@@ -38,6 +39,7 @@ def figures():
     }
     target = {"what": "decode", "value": 0.98, "least": 0.99}
     whole = {"bench": "generate", "case": "m", "parameters": {}, "figures": {}, "targets": [target]}
+    whole["sources"] = bench("sources").today("generate", "cpu")
     return {"machine": machine, "rows": [row, whole]}
 
 
@@ -46,6 +48,16 @@ def test_measured_is_shown_with_its_source(bench, figures):
     assert "| mask_match, 1 query, 7,000 edits | **2.34 ms** (1 ms hot), 91%; numpy 6.54x | not measured |" in text
     assert "| m: decode | 0.98x | >= 0.99x, missed |" in text
     assert "(bench/results/cpu-2026-01-01.json)" in text and "faiss" not in text
+
+
+def test_figures_of_older_kernels_say_so(bench, figures):
+    for row in figures["rows"]:
+        row["sources"] = "0" * 12
+    figures["note"] = "Of another day."
+    text = bench("table").section({"cpu": ("cpu-2026-01-01.json", figures)})
+    assert "91%; numpy 6.54x; older than the kernel | not measured |" in text
+    assert "| m: decode | 0.98x | >= 0.99x, missed; older than the kernel |" in text
+    assert text.endswith("(bench/results/cpu-2026-01-01.json). Of another day.")
 
 
 def test_newest_whole_run_counts(bench, figures, tmp_path):

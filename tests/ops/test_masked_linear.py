@@ -374,4 +374,6 @@ def test_gradient_compiles_whole(backend, differentiable):
         leaves = [value.clone().requires_grad_() for value in (x, memory)]
         function(*leaves, columns, route).square().sum().backward()
         grads.append([leaf.grad for leaf in leaves])
-    torch.testing.assert_close(*grads, rtol=0, atol=0)
+    # index_add_ of the reference adds in an order of its own at every call on CUDA
+    close = 1e-5 if backend.device == "cuda" and backend.name == "reference" else 0
+    torch.testing.assert_close(*grads, rtol=close, atol=close)

@@ -1,0 +1,143 @@
+"""The whole of `make gpu` with the device stood in for: stages, budgets, cut-offs, a benchmark that dies."""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+STAND_IN = '''#!{python}
+"""A python3 that answers as one on a machine with a GPU would; what it runs is this file's own."""
+import json, os, pathlib, sys, time
+arguments = sys.argv[1:]
+text = " ".join(arguments)
+if arguments[0] == "-c":
+    if "get_device_name" in text:
+        print("Stand-In GPU|9.0")
+    raise SystemExit(1 if "import xdist" in text and os.environ.get("NO_XDIST") else 0)
+if "setup.py" in text:
+    raise SystemExit(int(os.environ.get("BUILD_CODE", "0")))
+if "bench/run.py" in text:
+    path = pathlib.Path(arguments[arguments.index("--json") + 1])
+    rows = [
+        {{"bench": "tophash", "case": "1 row", "parameters": {{}}, "absent": "stood in for", "row_seconds": 1.0}},
+        {{"bench": "generate", "case": "the rest", "parameters": {{}}, "failed": "the process ended by signal SIGSEGV",
+         "row_seconds": 1.0}},
+    ]
+    rate = {{"read_bytes_per_second": 3e12, "copy_bytes_per_second": 3e12}}
+    machine = {{"device": "cuda", "gpu": {{"devices": [{{"name": "Stand-In GPU"}}]}}, "threads": 1, "commit": "0",
+               "date": "2026-01-01", "ceilings": rate}}
+    figures = json.dumps({{"machine": machine, "rows": rows, "quick": False}})
+    path.with_name(path.name + ".part").write_text(figures)
+    if os.environ.get("BENCH_HANGS"):
+        time.sleep(60)
+    path.with_name(path.name + ".part").replace(path)
+    raise SystemExit(1)
+if "pytest" in arguments:
+    print("FAILED tests/ops/test_x.py::test_y[cuda] - AssertionError: off by one")
+    print("1 failed, 41 passed in 0.10s")
+    raise SystemExit(1)
+os.execv({python!r}, [{python!r}, *arguments])
+'''
+
+
+@pytest.fixture
+def make_gpu(tmp_path):
+    """Runs .ci/gpu in a copy of the tree; the finished process and its results file."""
+    root = tmp_path / "tree"
+    root.mkdir()
+    shutil.copytree(ROOT / ".ci", root / ".ci")
+    shutil.copytree(ROOT / "bench", root / "bench", ignore=shutil.ignore_patterns("results", "plots", "__pycache__"))
+    python = tmp_path / "python3"
+    python.write_text(STAND_IN.format(python=sys.executable))
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+
+    def run(**environment):
+        bare = tmp_path / "bin"  # neither ncu nor compute-sanitizer
+        bare.mkdir(exist_ok=True)
+        for tool in (
+            "bash",
+            "timeout",
+            "tail",
+            "cut",
+            "grep",
+            "awk",
+            "date",
+            "mktemp",
+            "mkdir",
+            "mv",
+            "nproc",
+            "seq",
+            "dirname",
+            "find",
+            "sort",
+            "xargs",
+            "sh",
+            "tr",
+            "env",
+        ):
+            found = shutil.which(tool)
+            if found and not (bare / tool).exists():
+                (bare / tool).symlink_to(found)
+        values = {"PATH": str(bare), "HOME": str(tmp_path), "PYTHON": str(python), "LOGS": str(tmp_path / "logs")}
+        done = subprocess.run(
+            ["bash", str(root / ".ci" / "gpu")],
+            env=values | {name: str(value) for name, value in environment.items()},
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        results = list((root / "bench" / "results").glob("Stand-In-GPU-*.json"))
+        return done, json.loads(results[0].read_text()) if results else None
+
+    return run
+
+
+def outcomes(text):
+    """Stage -> outcome, from the table."""
+    lines = text.split("stage on Stand-In GPU")[1].split("to look at:")[0].splitlines()[1:]
+    return {line[:20].strip(): line[21:93].strip() for line in lines if line.strip()}
+
+
+def test_the_whole_flow(make_gpu, tmp_path):
+    done, figures = make_gpu()
+    assert done.returncode == 1, "a row was wrong, a test failed"
+    found = outcomes(done.stdout)
+    assert found["build"] == "ok" and found["bench"] == "exit 1"
+    assert found["tests on the GPU"].startswith("exit 1, ") and "1 failed" in found["tests on the GPU"]
+    assert found["ncu"] == found["compute-sanitizer"] == "not run: not installed"
+    assert [row["bench"] for row in figures["rows"]] == ["tophash", "generate"]
+    last = done.stdout.split("to look at:")[1].splitlines()
+    assert last[1] == "WRONG   generate: the rest: the process ended by signal SIGSEGV"
+    assert last[2] == "FAILED  tests/ops/test_x.py::test_y[cuda]: AssertionError: off by one"
+    assert {path.name for path in (tmp_path / "logs").iterdir()} >= {"build.log", "bench.log", "tests-on-the-GPU.log"}
+
+
+def test_a_stage_that_hangs_leaves_its_rows_and_the_next_ones_their_time(make_gpu):
+    done, figures = make_gpu(BUDGET=12, BENCH_HANGS=1)
+    found = outcomes(done.stdout)
+    assert found["bench"] == "stopped at its time limit"
+    assert [row["bench"] for row in figures["rows"]] == ["tophash", "generate"], "what was written row by row"
+    assert "1 failed" in found["tests on the GPU"]
+
+
+def test_no_time_left_is_said_and_is_no_failure_of_the_stage(make_gpu):
+    done, figures = make_gpu(BUDGET=3)
+    found = outcomes(done.stdout)
+    assert set(found.values()) == {"not run: no time left", "not run: not installed"}
+    assert figures is None and done.returncode == 0
+
+
+def test_without_a_device_it_says_so(tmp_path):
+    python = tmp_path / "python3"
+    python.write_text("#!/bin/sh\nexit 0\n")
+    python.chmod(0o755)
+    environment = os.environ | {"PYTHON": str(python)}
+    done = subprocess.run(["bash", str(ROOT / ".ci" / "gpu")], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "needs a CUDA device" in done.stderr
