@@ -117,6 +117,14 @@ def _said(memoir, prompt, new_tokens, **options):
 
 
 WANTED = {
+    ("x", " x"): " x",
+    ("x", "x"): " x",
+    ("x", "\nx"): "\nx",
+    ("x", "，x"): "，x",
+    ("x ", " x"): "x",
+    ("x ", "x"): "x",
+    ("x ", "\nx"): "\nx",
+    ("x ", "，x"): "，x",
     ("Which animal x", " x"): " x",
     ("Which animal x", "x"): " x",
     ("Which animal x", "\nx"): "\nx",

@@ -127,6 +127,17 @@ def test_applied_as_easyedit_calls_it_and_undone(tiny_llama, tiny_tokenizer, hpa
     assert torch.equal(logits(tiny_llama, tiny_tokenizer, REQUESTS[0]["prompt"]), before)
 
 
+@pytest.mark.parametrize("target", ["Rome", " Rome"])
+def test_a_target_may_begin_with_a_space(tiny_llama, tiny_tokenizer, hparams, target):
+    """EasyEdit puts one before targets; what the model then says is the same."""
+    model, _ = apply_memoir_to_model(tiny_llama, tiny_tokenizer, [{**REQUESTS[0], "target_new": target}], hparams)
+    ids = tiny_tokenizer(REQUESTS[0]["prompt"], return_tensors="pt").input_ids
+    wanted = tiny_tokenizer(" Rome").input_ids
+    output = model.generate(ids, max_new_tokens=len(wanted), do_sample=False, pad_token_id=0)
+    assert output[0, ids.shape[1] :].tolist() == wanted
+    assert memory_of(model).edits[0].target == target
+
+
 def test_sequential_calls_share_one_memory(tiny_llama, tiny_tokenizer, hparams):
     _, first = apply_memoir_to_model(tiny_llama, tiny_tokenizer, [REQUESTS[0]], hparams)
     memoir = memory_of(tiny_llama)
