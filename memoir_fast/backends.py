@@ -110,7 +110,8 @@ def run(op: str, *args: Any) -> Any:
 
 def native_kernel(op: str, args: tuple[Any, ...]) -> Callable[..., Any] | None:
     """The extension's kernel of `op` where it is the first choice and can be called at once; it counts as used."""
-    device = args[0].device.type
+    first = args[0]
+    device = "cuda" if first.is_cuda else "cpu" if first.is_cpu else ""  # quicker than naming the device
     run, may = _native_kernel(op, requested(), device)
     if run is None or (may is not None and not may(*args)):
         return None
@@ -120,7 +121,7 @@ def native_kernel(op: str, args: tuple[Any, ...]) -> Callable[..., Any] | None:
 
 @functools.cache
 def _native_kernel(op: str, choice: str, device: str) -> tuple[Callable[..., Any] | None, Callable[..., bool] | None]:
-    if device not in ("cpu", "cuda") or _preference(choice, device)[0] != device:
+    if not device or _preference(choice, device)[0] != device:
         return None, None
     found = load(op, device)
     if isinstance(found, str):

@@ -76,16 +76,21 @@ def limits(op: str, backend: str) -> Callable[..., str | None] | None:
 def at_once(op: str, backend: str) -> Callable[..., bool] | None:
     """What says whether a call may go to the kernel before any check; None where every call may.
 
-    A kernel checks its arguments itself; what stands in for it where tokens are many does not.
+    A kernel checks its arguments itself and refuses what it cannot serve; this only spares it, and the caller an
+    exception, what it often could not. What stands in for it on the CPU where tokens are many checks nothing.
     """
     if not op.startswith("masked_linear"):
         return None
+    if backend == "cuda" and any(_too_old(device) for device in range(torch.cuda.device_count())):
+        return lambda *_: False
+    smallest = min(_LONGEST.values())
+    most = _MOST_TOKENS if backend == "cuda" else dict.fromkeys(_checks.FLOATS, smallest)
 
     def few_tokens(*args: torch.Tensor) -> bool:
-        x = args[-4]
-        return isinstance(x, torch.Tensor) and x.dim() == 3 and x.shape[1] <= min(_LONGEST.values())
+        shape: tuple[int, ...] = getattr(args[-4], "shape", ())
+        return len(shape) == 3 and shape[0] * shape[1] <= most.get(args[-4].dtype, 0)
 
-    return few_tokens if backend == "cpu" else lambda *args: _why_not_on_a_gpu(*args) is None
+    return few_tokens
 
 
 def _why_not_on_a_gpu(*args: torch.Tensor) -> str | None:

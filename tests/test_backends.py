@@ -110,6 +110,18 @@ def test_native_kernels_refuse_tensors_of_another_device():
     assert backends._only_on("cpu")(masks()) is None
 
 
+def test_what_a_kernel_refuses_when_called_at_once_is_served_by_the_next(monkeypatch):
+    """A kernel's own check is the first one; what it does not take goes the way that asks each backend."""
+
+    def refuse(*_):
+        raise RuntimeError("not by me")
+
+    monkeypatch.setattr(backends, "native_kernel", lambda *_: refuse)
+    with backends.use("reference"):
+        assert mask_overlap(masks(), masks()).tolist() == [[4]]
+    assert backends.last_used()["mask_overlap"] == "reference"
+
+
 def test_last_used_is_a_copy():
     with backends.use("reference"):
         mask_overlap(masks(), masks())
