@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from memoir_fast.hf.hidden import hidden_states, with_hidden_states
 from memoir_fast.modules import MemoirLinear
 
 
@@ -59,7 +60,7 @@ class Tail:
         seen: dict[str, torch.Tensor] = {}
 
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen["input"] = (args[0] if args else kwargs["hidden_states"]).detach()
+            seen["input"] = hidden_states(args, kwargs).detach()
 
         def layer_input(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             seen["x"] = args[0].detach()
@@ -88,8 +89,7 @@ class Tail:
         first = self._index if self._straight else self._index - 1  # the last block that is passed over
 
         def select(_: nn.Module, __: Any, output: Any) -> Any:
-            output.last_hidden_state = output.last_hidden_state[positions][None]
-            return output
+            return with_hidden_states(output, lambda hidden: hidden[positions][None])
 
         forwards: dict[int, Callable[..., Any]] = dict.fromkeys(range(max(first, 0)), self._pass_over)
         if first >= 0:
@@ -124,7 +124,7 @@ class Tail:
         return bool(error < 0.05)
 
     def _pass_over(self, *args: Any, **kwargs: Any) -> Any:
-        return self._returned(args[0] if args else kwargs["hidden_states"])
+        return self._returned(hidden_states(args, kwargs))
 
     def _returned(self, hidden: torch.Tensor) -> Any:
         return hidden if self._extra is None else (hidden, *[None] * self._extra)

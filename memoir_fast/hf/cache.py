@@ -39,9 +39,17 @@ def holds_tuples(values: Iterable[Any]) -> bool:
     return any(isinstance(one, (tuple, list)) and len(one) > 0 and _is_pair(one[0]) for one in values)
 
 
+def counted(cache: Any) -> Any:
+    """Positions in a cache as it counts them: an int, a tensor, or None where it holds no keys to be counted."""
+    try:
+        return cache.get_seq_length()
+    except ValueError:  # the cache of a model without attention
+        return None
+
+
 def held(cache: Any) -> int:
     """Positions in a cache that was filled while the model had no memory; what they were cannot be hashed any more."""
-    length = cache.get_seq_length() if cache is not None else 0
+    length = counted(cache) if cache is not None else 0
     return length if isinstance(length, int) else 0  # a static cache counts on the device, where reading would wait
 
 

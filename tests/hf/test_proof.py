@@ -1,5 +1,6 @@
 """What `attach` proves on the model at hand, and how it refuses a model in which it does not hold."""
 
+import dataclasses
 import inspect
 import types
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
 from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaModel
 
-from memoir_fast import Memoir, MemoirConfig, MemoirLinear, routing
+from memoir_fast import RECIPES, Memoir, MemoirConfig, MemoirLinear, routing
 from memoir_fast.editing.trunk import layer_input
 from memoir_fast.errors import UnsupportedModelError
 
@@ -102,7 +103,10 @@ def instead(module, forward):
 def test_a_cache_by_a_name_that_nobody_has_heard_of(kind, tiny_llama, tiny_tokenizer):
     model = kind(tiny_llama.config).eval()
     model.load_state_dict(tiny_llama.state_dict())
-    assert follows(Memoir.attach(model, tiny_tokenizer, CONFIG), tiny_tokenizer)
+    memoir = Memoir.attach(model, tiny_tokenizer, CONFIG)
+    assert follows(memoir, tiny_tokenizer)
+    recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, steps=300, learning_rate=0.1)
+    assert memoir.edit("Who wrote the play?", " the author", recipe=recipe, progress=False).learned
 
 
 def test_a_model_as_it_should_be_and_no_trace_of_the_proof(tiny_llama, tiny_tokenizer):
