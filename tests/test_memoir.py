@@ -351,8 +351,8 @@ def test_status(memoir):
         "dtype": "float32",
         "device": "cpu",
         "memory_bytes": 48 * 32 * 4,
-        "store_bytes": 64 * (4 + 16) * 4,
-        "bytes_per_edit": (4 + 16) * 4,
+        "store_bytes": 64 * (4 + 16 + 1) * 4,
+        "bytes_per_edit": (4 + 16 + 1) * 4,
         "backends": None,
     }
 
