@@ -105,8 +105,8 @@ def test_a_cache_by_a_name_that_nobody_has_heard_of(kind, tiny_llama, tiny_token
     model.load_state_dict(tiny_llama.state_dict())
     memoir = Memoir.attach(model, tiny_tokenizer, CONFIG)
     assert follows(memoir, tiny_tokenizer)
-    recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, steps=300, learning_rate=0.1)
-    assert memoir.edit("Who wrote the play?", " the author", recipe=recipe, progress=False).learned
+    recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, steps=40, learning_rate=0.1)
+    assert memoir.edit("Who wrote the play?", " the author", recipe=recipe, progress=False).loss < 1
 
 
 def test_a_model_as_it_should_be_and_no_trace_of_the_proof(tiny_llama, tiny_tokenizer):
