@@ -13,6 +13,7 @@ from pathlib import Path
 import calls
 import machine_code
 import static_match
+import static_time
 import torch
 import triton
 from memoir_fast.kernels.tophash import tophash
@@ -133,8 +134,9 @@ def report(quick: bool) -> str:
     layers = calls.LAYERS[:1] if quick else calls.LAYERS
     parts = [
         "# The GPU kernels on paper",
-        "Written by `python bench/static.py`; no GPU was used.",
+        "Written by `python bench/static.py`; no GPU was used but for the figures that are called measured.",
         f"Triton {triton.__version__}, torch {torch.__version__.split('+')[0]}, bfloat16 unless an op says otherwise.",
+        *static_time.section(),
         "## Triton: calls at Llama-3-8B's layer, predicted for an H200",
         f"Predicted: the largest of bytes at {BANDWIDTH / 1e12} TB/s, operations at {TENSOR_FLOPS / 1e12:.0f} TFLOP/s "
         f"and, for `tophash`, instructions issued at 4 per clock and SM ({ROUNDS} search rounds, "
