@@ -8,13 +8,13 @@ namespace memoir {
 
 // The edit that a sequence follows, or -1.
 DEVICE int route_of(const LinearCall& call, int sequence) {
-  const int edit = call.route[sequence * call.route_step];
+  const int edit = load_written(call.route + sequence * call.route_step);
   return edit >= 0 && edit < call.edits ? edit : -1;
 }
 
 // Active column `i` of an edit, or -1 where the number stored is none.
 DEVICE int column_of(const LinearCall& call, int edit, int i) {
-  const int column = call.columns[edit * call.columns_row + i * call.columns_step];
+  const int column = load_written(call.columns + edit * call.columns_row + i * call.columns_step);
   return column >= 0 && column < call.width ? column : -1;
 }
 
@@ -48,33 +48,46 @@ DEVICE void clear_unrouted(const LinearCall& call, int tile, int rank) {
 template <class T, class RowAt>
 DEVICE void add_up_cluster(const LinearCall& call, int tile, int rank, const float* sum, int rows, int pitch,
                            const RowAt& row_at) {
-  constexpr int kQuads = kTileOutputs / 4;
+  constexpr int kQuads = kTileOutputs / 4, kTogether = 8;
   const int share = (rows * kQuads + call.splits - 1) / call.splits;
   const int end = (rank + 1) * share < rows * kQuads ? (rank + 1) * share : rows * kQuads;
+  T next[4];
+  // What out holds at four outputs, asked for one turn before it is used.
+  const auto ask = [&](int i) {
+    const int o = tile * kTileOutputs + i % kQuads * 4, row = i < end ? row_at(i / kQuads) : -1;
+    const T* out = row_of_out<T>(call, row < 0 ? 0 : row);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      next[j] = T{};
+      if (call.add && row >= 0 && o + j < call.outputs) next[j] = out[(o + j) * call.out_output];
+    }
+  };
+  int i = rank * share + threadIdx.x;
+  ask(i);
   cluster_barrier();
 #pragma unroll 1
-  for (int i = rank * share + threadIdx.x; i < end; i += kLinearThreads) {
-    const int o = tile * kTileOutputs + i % kQuads * 4;
-    const int row = row_at(i / kQuads);
-    if (row < 0 || o >= call.outputs) continue;
+  for (; i < end; i += kLinearThreads) {
+    const int o = tile * kTileOutputs + i % kQuads * 4, row = row_at(i / kQuads);
     const auto* own = reinterpret_cast<const float4*>(sum + i / kQuads * pitch + i % kQuads * 4);
-    float total[4] = {};
+    float held[4], added[4] = {};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) held[j] = to_float(next[j]);
+    ask(i + kLinearThreads);
 #pragma unroll 1
-    for (int from = 0; from < call.splits; from += 4) {
-      float4 part[4];
+    for (int from = 0; from < call.splits; from += kTogether) {
+      float4 part[kTogether];
 #pragma unroll
-      for (int j = 0; j < 4; ++j) part[j] = from + j < call.splits ? load_from_block(own, from + j) : float4{};
+      for (int j = 0; j < kTogether; ++j) part[j] = from + j < call.splits ? load_from_block(own, from + j) : float4{};
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        total[0] += part[j].x, total[1] += part[j].y, total[2] += part[j].z, total[3] += part[j].w;
+      for (int j = 0; j < kTogether; ++j) {
+        added[0] += part[j].x, added[1] += part[j].y, added[2] += part[j].z, added[3] += part[j].w;
       }
     }
+    if (row < 0) continue;
     T* out = row_of_out<T>(call, row);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      if (o + j >= call.outputs) continue;
-      T& at = out[(o + j) * call.out_output];
-      at = from_float<T>(call.add ? to_float(at) + total[j] : total[j]);
+      if (o + j < call.outputs) out[(o + j) * call.out_output] = from_float<T>(held[j] + added[j]);
     }
   }
   cluster_barrier();  // nobody writes over `sum`, or ends, while others read it

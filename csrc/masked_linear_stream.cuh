@@ -6,6 +6,7 @@
 namespace memoir {
 
 constexpr int kChunk = 512;  // active columns whose inputs a block holds at a time
+constexpr int kChunkOfThread = kChunk / kLinearThreads;
 
 // A column's input of every token.
 template <int kRows>
@@ -32,8 +33,16 @@ struct Stream {
 template <class T, int kRows>
 DEVICE void list_chunk(const LinearCall& call, Stream<T, kRows>& shared, int edit, bool dense, int first, int length,
                        int padded) {
-  for (int e = threadIdx.x; e < padded; e += kLinearThreads) {
-    shared.list[e] = e >= length ? -1 : dense ? first + e : column_of(call, edit, first + e);
+  int column[kChunkOfThread];  // all asked for before the first is waited for
+#pragma unroll
+  for (int i = 0; i < kChunkOfThread; ++i) {
+    const int e = threadIdx.x + i * kLinearThreads;
+    column[i] = e >= length ? -1 : dense ? first + e : column_of(call, edit, first + e);
+  }
+#pragma unroll
+  for (int i = 0; i < kChunkOfThread; ++i) {
+    const int e = threadIdx.x + i * kLinearThreads;
+    if (e < padded) shared.list[e] = column[i];
   }
 }
 
@@ -41,16 +50,22 @@ DEVICE void list_chunk(const LinearCall& call, Stream<T, kRows>& shared, int edi
 template <class T, int kRows>
 DEVICE void gather_chunk(const LinearCall& call, Stream<T, kRows>& shared, unsigned int members, bool dense, int first,
                          int length, int padded) {
-#pragma unroll 1
-  for (int e = threadIdx.x; e < padded; e += kLinearThreads) {
-    const int column = shared.list[e];
-    Inputs<kRows> inputs;
+  Inputs<kRows> inputs[kChunkOfThread];
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
+  for (int r = 0; r < kRows; ++r) {
+    const T* x = row_of_x<T>(call, r);
+#pragma unroll
+    for (int i = 0; i < kChunkOfThread; ++i) {
+      const int e = threadIdx.x + i * kLinearThreads;
+      const int column = e < padded ? shared.list[e] : -1;
       const bool takes_part = !dense && column >= 0 && (members >> r & 1) != 0;
-      inputs.of[r] = takes_part ? to_float(row_of_x<T>(call, r)[column * call.x_input]) : 0.0f;
+      inputs[i].of[r] = takes_part ? to_float(x[column * call.x_input]) : 0.0f;
     }
-    shared.inputs[e] = inputs;
+  }
+#pragma unroll
+  for (int i = 0; i < kChunkOfThread; ++i) {
+    const int e = threadIdx.x + i * kLinearThreads;
+    if (e < padded) shared.inputs[e] = inputs[i];
   }
   if (!dense) return;
   block_barrier();

@@ -216,8 +216,19 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void multiply_tiles(const LinearCall cal
       const int its = shared.plan.edit[b];
       if (dense ? its >= 0 : its == edit) shared.member[dense ? shared.plan.routed_rank[b] : shared.plan.rank[b]] = b;
     }
-    for (int i = threadIdx.x; i < used; i += kLinearThreads) {
-      shared.list()[i] = dense ? begin + i : column_of(call, edit, begin + i);
+    constexpr int kAtOnce = 4;  // columns asked for before the first is waited for
+#pragma unroll 1
+    for (int i = threadIdx.x; i < used; i += kAtOnce * kLinearThreads) {
+      int column[kAtOnce];
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        const int at = i + u * kLinearThreads;
+        column[u] = at >= used ? -1 : dense ? begin + at : column_of(call, edit, begin + at);
+      }
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        if (i + u * kLinearThreads < used) shared.list()[i + u * kLinearThreads] = column[u];
+      }
     }
     block_barrier();
 

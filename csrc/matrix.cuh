@@ -21,6 +21,14 @@ DEVICE unsigned char* dynamic_shared() {
   return memoir_dynamic_shared;
 }
 
+// A number that a kernel before may have written: from the second-level cache, since this block may have started early,
+// and in its place, which is behind a wait or, on purpose, not.
+DEVICE int load_written(const int* from) {
+  int value;
+  asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(value) : "l"(from));
+  return value;
+}
+
 // All threads of all blocks of a cluster; what one wrote to shared memory before, the others read after.
 DEVICE void cluster_barrier() {
 #if HAS_CLUSTERS
