@@ -1,4 +1,4 @@
-# venv | demo | test | newest | sanitize | lint | bench | gpu | clean. ARGS="..." is handed on to the command of a target.
+# venv | demo | test | newest | matrix | sanitize | lint | bench | gpu | clean. ARGS="..." is handed on to the command of a target.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS)
 
-.PHONY: venv demo test newest sanitize lint bench gpu clean
+.PHONY: venv demo test newest matrix sanitize lint bench gpu clean
 
 venv: $(STAMP)
 
@@ -41,6 +41,10 @@ newest:
 	$(MAKE) test VENV=$(NEWEST) CONSTRAINTS=$(NEWEST)/constraints.txt
 	cp $(NEWEST)/constraints.txt constraints.txt
 
+# Several releases of transformers and of torch's headers, and the Pythons of this machine; writes the README's table.
+matrix: venv
+	$(BIN)/python tools/matrix.py $(ARGS)
+
 # The extension's CPU part and its emulated CUDA kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: venv
 	PYTHON="$(CURDIR)/$(BIN)/python" tests/native/sanitize.sh
@@ -64,4 +68,4 @@ gpu:
 clean:
 	rm -rf $(VENV) $(NEWEST) .matrix build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage
 	rm -f memoir_fast/*.so memoir_fast/_build_failure.txt
-	find memoir_fast kernels tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+	find memoir_fast kernels tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} +

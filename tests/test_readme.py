@@ -51,7 +51,7 @@ def test_environment_variables_are_all_told():
 
 def test_make_targets_exist():
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"`?make (demo|test|lint|gpu|bench|venv|clean)\b", README)) <= targets
+    assert set(re.findall(r"`?make (demo|test|newest|matrix|lint|gpu|bench|venv|clean)\b", README)) <= targets
 
 
 @pytest.mark.parametrize("page", ["README.md", "DESIGN.md", "CONTRIBUTING.md", "CHANGELOG.md"])
