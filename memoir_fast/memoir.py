@@ -5,7 +5,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,14 +22,13 @@ from memoir_fast.editing.prefixes import write_prefixes
 from memoir_fast.editing.request import Row, prompt_ids
 from memoir_fast.editing.teacher import EditResult, Teacher
 from memoir_fast.errors import MemoirError
+from memoir_fast.evaluation import calibration
+from memoir_fast.evaluation.calibration import Calibration
 from memoir_fast.evaluation.metrics import teacher_forced
 from memoir_fast.hf.proof import TOKENS, Passes, prove
 from memoir_fast.modules import MemoirLinear
 from memoir_fast.presets import complete, find_layer
 from memoir_fast.routing import Route, Router
-
-if TYPE_CHECKING:
-    from memoir_fast.evaluation.calibration import Calibration
 
 _TAU_BEFORE_CALIBRATION = 0.5
 
@@ -58,6 +58,15 @@ class Memoir:
 
     The model is changed in place: `model(...)` and `model.generate(...)` follow the edits from then on. Prompts that
     match no edit get the unedited model's output, bit for bit.
+
+    Threads may share it. While one edits, deletes, calibrates or saves (one at a time: the others wait), all go on
+    generating: `model.generate` sees the memory from first to last as it was when it began, a forward pass by itself as
+    it is then, each before or after a finished edit.
+
+    `copy.deepcopy`, pickle and `torch.save` (to be loaded by `torch.load(file, weights_only=False)`) take model and
+    memory along, and the copy's memory is its own. A copy of the model alone follows the edits that it has, and no
+    further ones can be made: copy the Memoir for that. `model.save_pretrained` and `model.state_dict` are those of the
+    model without its memory, which `save_pretrained` here writes.
 
     Example:
         >>> memoir = Memoir.attach(model, tokenizer)  # doctest: +SKIP
@@ -157,7 +166,8 @@ class Memoir:
         A crash or a full disk at any moment leaves the earlier one readable; CheckpointError where it cannot be
         written.
         """
-        checkpoint.save(self, folder)
+        with self.layer.learning():
+            checkpoint.save(self, folder)
 
     def edit(
         self,
@@ -203,10 +213,11 @@ class Memoir:
             teacher.prepare(edit, settings)
         shown = tqdm(total=len(wanted), desc="editing", unit="edit", disable=single or not progress)
         with shown:
-            results = []
+            results, last = [], self.calibration
             for result in teacher.stream(wanted, settings):
                 results.append(result)
-                self._recalibrate()
+                calibration.finish(self, last)
+                last = self.calibration
                 shown.update()
         return results[0] if single else results
 
@@ -229,8 +240,10 @@ class Memoir:
         """
         settings, teacher = self._recipe(recipe, batch), self._teacher()
         with tqdm(total=total, desc="editing", unit="edit", disable=not progress) as shown:
+            last = self.calibration
             for result in teacher.stream((_as_edit(one) for one in edits), settings):
-                self._recalibrate()
+                calibration.finish(self, last)
+                last = self.calibration
                 shown.update()
                 yield result
 
@@ -240,8 +253,11 @@ class Memoir:
         What the edit wrote stays in the memory's columns: another edit that owns some of them was learned on top of it.
         It reaches no output but through such an edit.
         """
-        self.layer.store.delete(edit_id)
-        del self.edits[edit_id]
+        with self.layer.learning():
+            self.layer.store.require(edit_id)
+            with self.layer.changing(rows=True):
+                self.layer.store.delete(edit_id)
+                del self.edits[edit_id]
 
     def faded(self, batch: int = 8) -> list[int]:
         """Ids of the edits that others have overwritten: the target is no longer what the model says, token by token.
@@ -249,8 +265,9 @@ class Memoir:
         Edits share columns. The more of them a layer holds, the more the early ones fade, and `refresh` teaches those
         again. One forward pass over each prompt and its target, `batch` at a time.
         """
-        forced = teacher_forced(self, [(edit.prompt, edit.target) for edit in self.edits.values()], batch)
-        return [one for one, item in zip(self.edits, forced, strict=True) if item.predicted != item.target]
+        with self.layer.learning():
+            forced = teacher_forced(self, [(edit.prompt, edit.target) for edit in self.edits.values()], batch)
+            return [one for one, item in zip(self.edits, forced, strict=True) if item.predicted != item.target]
 
     def refresh(
         self,
@@ -270,17 +287,16 @@ class Memoir:
             The last result of each edit that was taught again; none where none had faded.
         """
         results: dict[int, EditResult] = {}
-        for _ in range(turns):
-            faded = [self.edits[edit_id] for edit_id in self.faded()]
-            if not faded:
-                break
-            taught = self.edit(faded, recipe=recipe, batch=batch, progress=progress)
-            results |= {one.edit_id: one for one in taught}
+        with self.layer.learning():  # throughout: an edit that was deleted meanwhile must not come back
+            for _ in range(turns):
+                faded = [self.edits[edit_id] for edit_id in self.faded()]
+                if not faded:
+                    break
+                taught = self.edit(faded, recipe=recipe, batch=batch, progress=progress)
+                results |= {one.edit_id: one for one in taught}
         return list(results.values())
 
-    def calibrate(
-        self, irrelevant_prompts: Sequence[str] | None = None, false_match_rate: float = 1e-3
-    ) -> "Calibration":
+    def calibrate(self, irrelevant_prompts: Sequence[str] | None = None, false_match_rate: float = 1e-3) -> Calibration:
         """Sets tau so that no more than `false_match_rate` of irrelevant prompts match an edit.
 
         With the config's tau "auto" this happens by itself, from 16 edits on, whenever the store has grown by a
@@ -295,7 +311,8 @@ class Memoir:
         Raises:
             ValueError: the memory is empty, or an argument is out of range; tau is as before.
         """
-        return self._calibrate(irrelevant_prompts, false_match_rate, holds_until=None, probe=True)
+        with self.layer.learning():
+            return calibration.choose(self, false_match_rate, irrelevant_prompts)
 
     def disabled(self) -> AbstractContextManager[None]:
         """Within the block, the model answers as if it had no memory."""
@@ -358,8 +375,8 @@ class Memoir:
 
     def detach(self) -> Any:
         """Takes the memory off. The model is exactly the old one, and is returned."""
+        self._put(self.layer.base)  # first: without its router, the layer would take each token for a prompt
         self._router.remove()
-        self._put(self.layer.base)
         return self.model
 
     def _put(self, module: nn.Module) -> None:
@@ -368,36 +385,17 @@ class Memoir:
 
     def _first_prefixes(self, count: int) -> list[str]:
         """The memory's prefixes, written by the model when they are first asked for."""
-        if len(self.prefixes) < count:
-            with self.disabled():
-                self.prefixes = write_prefixes(self.model, self.tokenizer, count, self.config.prefix_tokens)
-        return self.prefixes[:count]
-
-    def _calibrate(
-        self, prompts: Sequence[str] | None, false_match_rate: float, holds_until: int | None, probe: bool
-    ) -> "Calibration":
-        from memoir_fast.evaluation import calibration
-
-        masks = self.background
-        if masks is None or prompts is not None:
-            masks = calibration.prompt_masks(self, prompts)
-        found = calibration.calibrate(self, masks, false_match_rate, holds_until=holds_until, probe=probe)
-        self.calibration, self.background, self.layer.tau = found, masks, found.tau
-        return found
-
-    def _recalibrate(self) -> None:
-        """Where tau is "auto": chooses it, when its time has come."""
-        from memoir_fast.evaluation import calibration
-
-        if self.config.tau == "auto" and calibration.due(self):
-            last, until = self.calibration, round(calibration.GROWTH * len(self.edits))
-            self._calibrate(None, last.false_match_rate if last else 1e-3, until, probe=last is None)
+        with self.layer.learning():
+            if len(self.prefixes) < count:
+                with self.disabled():
+                    self.prefixes = write_prefixes(self.model, self.tokenizer, count, self.config.prefix_tokens)
+            return self.prefixes[:count]
 
     def _teacher(self) -> Teacher:
         ids = prompt_ids(self.tokenizer, irrelevant_prompts()[0])
         row = Row(ids, len(ids))
         context = EditContext(self.model, self.tokenizer, self.layer, self._first_prefixes, row, self._needs)
-        return Teacher(context, self.edits)
+        return Teacher(context, self.edits, partial(calibration.prepare, self), partial(calibration.follow, self))
 
     def _recipe(self, recipe: str | Recipe | None, batch: int | str | None) -> Recipe:
         if isinstance(recipe, str) and recipe not in RECIPES:

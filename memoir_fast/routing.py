@@ -8,7 +8,8 @@ cropped and copied together with the keys and values. Nothing is read back from 
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import types
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field, replace
@@ -127,8 +128,8 @@ class Router:
         ]
         layer.router = self
         try:
-            self._wrap("generate", self._generating)
-            self._wrap("init_continuous_batching", self._batching)
+            self._wrap("generate", "_generating")
+            self._wrap("init_continuous_batching", "_batching")
         except BaseException:
             self.remove()
             raise
@@ -223,7 +224,7 @@ class Router:
             route = _per_row(orders.forced, batch, "routed").to(state.mean.device, torch.int32)
         else:
             mask, _ = self._layer.tophash.hash(state.mean - self._layer.tophash.mu, check=False)
-            route, overlap = self._layer.store.match(mask)
+            route, overlap = self._layer.search(mask)
         self._last = route, overlap
         return route
 
@@ -268,12 +269,16 @@ class Router:
         if cache is not None and call.state is not None:
             remember(cache, call.state)
 
-    def _wrap(self, name: str, around: Callable[..., Any]) -> None:
+    def _wrap(self, name: str, around: str) -> None:
         """Lets `around(method, *args)` stand in the place of the model's method of that name, where it has one."""
-        method = getattr(self._model, name, None)
-        if method is not None:
+        if getattr(self._model, name, None) is not None:
             self._own[name] = self._model.__dict__.get(name)
-            setattr(self._model, name, functools.wraps(method)(functools.partial(around, method)))
+            setattr(self._model, name, _Around(self, name, around))
+
+    def method(self, name: str) -> Any:
+        """The model's own method of that name, which something of the router's stands in place of."""
+        own = self._own[name]
+        return own if own is not None else types.MethodType(getattr(type(self._model), name), self._model)
 
     def _batching(self, start: Any, *args: Any, **kwargs: Any) -> Any:
         """What `model.generate_batch` begins with. Its passes, in a thread of their own, are disabled as it is."""
@@ -287,8 +292,33 @@ class Router:
 
     def _generating(self, generate: Any, *args: Any, **kwargs: Any) -> Any:
         """`model.generate`, which knows how many positions are prompt: no forward pass could tell."""
-        with self.ordered(generate_prompt=prompt_positions(self._model, generate, args, kwargs)):
+        positions = prompt_positions(self._model, generate, args, kwargs)
+        with self._layer.views.generation(), self.ordered(generate_prompt=positions):
             return generate(*args, **kwargs)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy is another router: caches that follow edits of the one say nothing to the other."""
+        self.__dict__.update(state, _number=next(_numbers))
+
+
+class _Around:
+    """Stands in the place of a model's method, and can be copied and pickled with the model."""
+
+    def __init__(self, router: Router, name: str, around: str) -> None:
+        self._router, self._name, self._around = router, name, around
+        functools.update_wrapper(self, router.method(name))
+        del self.__wrapped__  # found when it is asked for: a copy has its own model's
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__wrapped__":  # signatures are read off it
+            return self._router.method(self._name)
+        raise AttributeError(name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self._router, self._around)(self._router.method(self._name), *args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return object.__new__, (_Around,), {"_router": self._router, "_name": self._name, "_around": self._around}
 
 
 def _require_rows(given: dict[str, Any], cache: Any) -> None:

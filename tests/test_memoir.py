@@ -49,7 +49,7 @@ def _state(memoir):
         len(store),
         store.live,
         dict(memoir.edits),
-        memoir.layer._draft,
+        list(memoir.layer._drafting),
     )
 
 

@@ -1,12 +1,12 @@
 """Runs only what lies behind the edited layer: the blocks after it and the head, by the model's own code."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from memoir_fast.editing.own_pass import OwnPass
 from memoir_fast.hf.hidden import hidden_states, with_hidden_states
 from memoir_fast.modules import MemoirLinear
 
@@ -34,7 +34,7 @@ class Tail:
     The decoder is called as ever, so that rotary embeddings, masks, windows and per-layer inputs are its own; its
     blocks before the edited layer are passed over, and the head sees only the positions asked for. Where the layer's
     output goes straight into the residual stream, the edited block is passed over too; where a norm follows (Gemma 2,
-    Gemma 3), that block runs, from its recorded input.
+    Gemma 3), that block runs, from its recorded input. Other threads may use the model meanwhile.
 
     Args:
         model: a causal language model of transformers.
@@ -70,13 +70,11 @@ class Tail:
             seen["output"] = (output[0] if isinstance(output, tuple) else output).detach()
             raise _Reached
 
-        with ExitStack() as hooks:
-            hooks.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
-            hooks.callback(self._layer.register_forward_pre_hook(layer_input).remove)
-            hooks.callback(block.register_forward_hook(leave).remove)
-            hooks.enter_context(self._layer.drafting(lambda x, y: y))
-            with suppress(_Reached):
-                self._model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        with OwnPass() as own, self._layer.drafting(lambda x, y: y), suppress(_Reached):
+            own.before(block, enter, with_kwargs=True)
+            own.before(self._layer, layer_input)
+            own.after(block, leave)
+            self._model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         if self._straight is None:
             self._straight = self._adds_up(input_ids[:1], attention_mask[:1], seen)
         return Trunk(input_ids, attention_mask, seen["x"], seen["output"] if self._straight else seen["input"])
@@ -91,14 +89,13 @@ class Tail:
         def select(_: nn.Module, __: Any, output: Any) -> Any:
             return with_hidden_states(output, lambda hidden: hidden[positions][None])
 
-        forwards: dict[int, Callable[..., Any]] = dict.fromkeys(range(max(first, 0)), self._pass_over)
-        if first >= 0:
-            hidden = (trunk.hidden + residual).to(trunk.hidden.dtype) if self._straight else trunk.hidden
-            forwards[first] = lambda *_, **__: self._returned(hidden)
-        with ExitStack() as changes:
-            changes.enter_context(_replaced_forwards(self._blocks, forwards))
-            changes.callback(self._decoder.register_forward_hook(select).remove)
-            changes.enter_context(self._layer.drafting(lambda x, y: (y + residual).to(y.dtype)))
+        with OwnPass() as own, self._layer.drafting(lambda x, y: (y + residual).to(y.dtype)):
+            for block in self._blocks[: max(first, 0)]:
+                own.instead(block, self._pass_over)
+            if first >= 0:
+                hidden = (trunk.hidden + residual).to(trunk.hidden.dtype) if self._straight else trunk.hidden
+                own.instead(self._blocks[first], lambda *_, **__: self._returned(hidden))
+            own.after(self._decoder, select)
             output = self._model(input_ids=trunk.input_ids, attention_mask=trunk.attention_mask, use_cache=False)
         return output.logits[0]
 
@@ -112,14 +109,9 @@ class Tail:
 
         wide = seen["output"][:1].double()
         change = wide.std() * torch.linspace(-1, 1, wide.shape[-1], dtype=torch.float64, device=wide.device)
-        hook = self._blocks[self._index].register_forward_hook(leave)
-        try:
-            with self._layer.drafting(lambda x, y: y + change.to(y.dtype)):
-                self._model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        except _Reached:
-            pass
-        finally:
-            hook.remove()
+        with OwnPass() as own, self._layer.drafting(lambda x, y: y + change.to(y.dtype)), suppress(_Reached):
+            own.after(self._blocks[self._index], leave)
+            self._model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         error = (outputs[0].double() - wide - change).norm() / change.expand_as(wide).norm()
         return bool(error < 0.05)
 
@@ -138,18 +130,3 @@ def _blocks_around(model: nn.Module, layer: nn.Module) -> tuple[nn.ModuleList, i
                 if any(inner is layer for inner in block.modules()):
                     return module, index
     raise ValueError("the edited layer must lie in a block of the model, one of an nn.ModuleList")
-
-
-@contextmanager
-def _replaced_forwards(blocks: nn.ModuleList, forwards: dict[int, Callable[..., Any]]) -> Iterator[None]:
-    own: dict[int, Any] = {index: blocks[index].__dict__.get("forward") for index in forwards}
-    try:
-        for index, forward in forwards.items():
-            blocks[index].forward = forward  # type: ignore[method-assign]
-        yield
-    finally:
-        for index, forward in own.items():
-            if forward is None:
-                blocks[index].__dict__.pop("forward", None)
-            else:
-                blocks[index].forward = forward  # type: ignore[method-assign]

@@ -36,14 +36,26 @@ class EditResult:
 class Teacher:
     """Learns edits into a memory.
 
+    Other threads may generate meanwhile, and teach or delete between two edits.
+
     Args:
         context (EditContext): the model, its layer with store and memory, the prefixes.
         edits (dict): the live edits by id; kept up to date.
+        prepare_threshold, choose_threshold (callable, optional): called before an edit is written, and as the last part
+            of writing it, during which other threads wait.
     """
 
-    def __init__(self, context: EditContext, edits: dict[int, Edit]) -> None:
+    def __init__(
+        self,
+        context: EditContext,
+        edits: dict[int, Edit],
+        prepare_threshold: Callable[[], None] = lambda: None,
+        choose_threshold: Callable[[], None] = lambda: None,
+    ) -> None:
         self._context, self._edits = context, edits
-        self._ids = {edit.prompt: edit_id for edit_id, edit in edits.items()}
+        self._prepare_threshold, self._choose_threshold = prepare_threshold, choose_threshold
+        self._ids = _by_prompt(edits)
+        self._written: int | None = None  # the layer's writes, as far as this teacher knows of them
 
     def _id(self, prompt: str) -> int | None:
         """The live edit of that prompt; one may have been deleted while a stream runs."""
@@ -65,26 +77,40 @@ class Teacher:
 
     def stream(self, edits: Iterable[Edit], recipe: Recipe) -> Iterator[EditResult]:
         """Learns edits as they come, `recipe.batch` at a time; what was yielded is in the memory."""
-        learn = {"paper": paper.learn, "fast": fast.learn}[recipe.method]
-        store = self._context.layer.store
-        if recipe.damping:
-            self._update_needs(recipe)
+        layer = self._context.layer
         for batch in _batches(edits, lambda edit: self._batch_size(edit, recipe)):
-            self.require_room(batch)
-            started = time.perf_counter()
-            with torch.inference_mode(False):  # tensors made in inference mode could not be changed outside of it
-                outcome = learn(self._context, [self.prepare(edit, recipe) for edit in batch], recipe)
-            seconds = (time.perf_counter() - started) / len(batch)
-            for learned in outcome:
-                with torch.inference_mode(False):
-                    result = self._commit(learned, recipe, seconds)
-                    reads = learned.reads()
-                    if recipe.damping and reads is not None:
-                        self._forget_needs([result.edit_id], recipe)  # of the edit that this one replaced
-                        self._context.needs.add(result.edit_id, learned.edit, store.width, learned.columns, reads)
+            outcome: list[Learned] = []
+            seconds = 0.0
+            for index in range(len(batch)):
+                # tensors made in inference mode could not be changed outside of it
+                with layer.learning(), torch.inference_mode(False):
+                    if not outcome or self._written != layer.written:  # another has written since these were learned
+                        outcome, seconds = self._learn(batch[index:], recipe)
+                    result = self._write(outcome.pop(0), recipe, seconds)
+                    self._written = layer.written
                 yield result
 
-    @torch.inference_mode(False)
+    def _learn(self, edits: list[Edit], recipe: Recipe) -> tuple[list[Learned], float]:
+        """Learns edits together, on top of what the memory holds; also the seconds that each took."""
+        if self._written != self._context.layer.written:
+            self._ids = _by_prompt(self._edits)
+            if recipe.damping:
+                self._update_needs(recipe)
+        self.require_room(edits)
+        started = time.perf_counter()
+        learn = {"paper": paper.learn, "fast": fast.learn}[recipe.method]
+        outcome = learn(self._context, [self.prepare(edit, recipe) for edit in edits], recipe)
+        return outcome, (time.perf_counter() - started) / len(edits)
+
+    def _write(self, learned: Learned, recipe: Recipe, seconds: float) -> EditResult:
+        """Commits one learned edit, and notes what it reads."""
+        result, reads = self._commit(learned, recipe, seconds), learned.reads()
+        if recipe.damping and reads is not None:
+            self._forget_needs([result.edit_id], recipe)  # of the edit that this one replaced
+            width = self._context.layer.store.width
+            self._context.needs.add(result.edit_id, learned.edit, width, learned.columns, reads)
+        return result
+
     def _update_needs(self, recipe: Recipe) -> None:
         """Notes what every live edit reads that is not noted yet, and takes out what is no longer live.
 
@@ -119,8 +145,13 @@ class Teacher:
 
     def _commit(self, learned: Learned, recipe: Recipe, seconds: float) -> EditResult:
         """Writes one learned edit to the memory and the store, or changes nothing at all."""
+        old = self._id(learned.edit.prompt)
+        self._prepare_threshold()
+        with self._context.layer.changing(weight=True, rows=old is not None):
+            return self._write_whole(learned, recipe, seconds, old)
+
+    def _write_whole(self, learned: Learned, recipe: Recipe, seconds: float, old: int | None) -> EditResult:
         edit, store, memory = learned.edit, self._context.layer.store, self._context.layer.memory.weight
-        old = self._id(edit.prompt)
         changed, rows = learned.rows(), len(store)
         replaced = {} if old is None else {old: self._edits[old]}
         kept = memory[changed].clone()
@@ -144,6 +175,7 @@ class Teacher:
                 replaced=old is not None,
             )
             self._edits[edit_id], self._ids[edit.prompt] = edit, edit_id
+            self._choose_threshold()
         except BaseException:
             memory[changed] = kept
             if kept_mask is not None:
@@ -154,6 +186,10 @@ class Teacher:
             self._edits.update(replaced)
             raise
         return result
+
+
+def _by_prompt(edits: dict[int, Edit]) -> dict[str, int]:
+    return {edit.prompt: edit_id for edit_id, edit in edits.items()}
 
 
 def _batches(edits: Iterable[Edit], size: Callable[[Edit], int]) -> Iterator[list[Edit]]:

@@ -1,11 +1,13 @@
 """Runs a model up to the edited layer, and no further."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import nn
+
+from memoir_fast.editing.own_pass import OwnPass
 
 
 class _Reached(Exception):
@@ -20,14 +22,9 @@ def layer_input(model: nn.Module, layer: nn.Module, **inputs: Any) -> torch.Tens
         seen.append(args[0].detach())
         raise _Reached
 
-    handle = layer.register_forward_pre_hook(stop)
-    try:
-        with torch.no_grad():
-            model(**inputs, use_cache=False)
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
+    with OwnPass() as own, torch.no_grad(), suppress(_Reached):
+        own.before(layer, stop)
+        model(**inputs, use_cache=False)
     if not seen:
         raise RuntimeError("the model's forward pass did not reach the edited layer")
     return seen[0]
@@ -35,7 +32,10 @@ def layer_input(model: nn.Module, layer: nn.Module, **inputs: Any) -> torch.Tens
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter takes part in a gradient within the block."""
+    """No parameter takes part in a gradient within the block.
+
+    It holds for other threads too: they may run the model meanwhile, and not train it.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)

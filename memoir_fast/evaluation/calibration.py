@@ -9,7 +9,7 @@ stated rate, far beyond what so few prompts could show by counting.
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +25,7 @@ FIRST = 16
 GROWTH = 1.25
 """A threshold is chosen so that it holds until the store has grown so much."""
 
+_AUTOMATIC_RATE = 1e-3
 _LOW, _HIGH = 0.1, 0.9  # quantiles that are fitted
 _COUNTED = 10  # with at least so many false matches expected among the prompts, they are counted instead
 _LEAST_PROMPTS = 20
@@ -107,8 +108,56 @@ def calibrate(
         tau = location - scale * math.log(-math.log1p(-false_match_rate))
     tau = (math.floor((tau + drift * math.log2(until / edits)) * k) + 1) / k  # the next overlap above
     tau = min(max(tau, 1 / k), 1.0)
-    matched = _probe(memoir, tau) if probe else None
+    matched = rewordings_matched(memoir, tau) if probe else None
     return Calibration(tau, false_match_rate, edits, until, len(masks), location, scale, drift, counted, matched)
+
+
+def choose(
+    memoir: "Memoir",
+    false_match_rate: float,
+    prompts: Sequence[str] | None = None,
+    *,
+    holds_until: int | None = None,
+    probe: bool = True,
+) -> Calibration:
+    """Calibrates, and puts the threshold in force. Default prompts: those of the latest calibration."""
+    masks = memoir.background
+    if masks is None or prompts is not None:
+        masks = prompt_masks(memoir, prompts)
+    found = calibrate(memoir, masks, false_match_rate, holds_until=holds_until, probe=probe)
+    memoir.calibration, memoir.background, memoir.layer.tau = found, masks, found.tau
+    return found
+
+
+def prepare(memoir: "Memoir") -> None:
+    """Before an edit is written: sees to it that `follow`, during which others wait, needs no forward pass."""
+    if memoir.config.tau == "auto" and memoir.background is None and len(memoir.edits) + 1 >= FIRST:
+        memoir.background = prompt_masks(memoir)
+
+
+def follow(memoir: "Memoir") -> None:
+    """As an edit is written: puts a new threshold in force where tau is "auto" and its time has come."""
+    if memoir.config.tau != "auto" or not due(memoir):
+        return
+    last, background, tau = memoir.calibration, memoir.background, memoir.tau
+    try:
+        rate = last.false_match_rate if last else _AUTOMATIC_RATE
+        choose(memoir, rate, holds_until=round(GROWTH * len(memoir.edits)), probe=False)
+    except BaseException:
+        memoir.calibration, memoir.background, memoir.layer.tau = last, background, tau
+        raise
+
+
+def finish(memoir: "Memoir", last: Calibration | None) -> None:
+    """After an edit was written: asks of the first threshold, as `calibrate` does of any, what rewordings pass it.
+
+    Args:
+        last (Calibration, optional): what was in force before the edit.
+    """
+    if last is None and memoir.calibration is not None:
+        with memoir.layer.learning():
+            matched = rewordings_matched(memoir, memoir.tau)
+            memoir.calibration = replace(memoir.calibration, rewordings_matched=matched)
 
 
 def due(memoir: "Memoir") -> bool:
@@ -149,8 +198,8 @@ def _reduced(probability: float) -> float:
     return -math.log(-math.log(probability))
 
 
-def _probe(memoir: "Memoir", tau: float) -> float:
-    """Share of reworded prompts of stored edits with an overlap of at least tau."""
+def rewordings_matched(memoir: "Memoir", tau: float) -> float:
+    """Share of reworded prompts of stored edits with an overlap of at least tau; warns where it is small."""
     edits = list(memoir.edits.values())
     chosen = edits[:: max(1, len(edits) // _PROBES)][:_PROBES]
     overlaps = best_overlaps(memoir, [_reworded(edit.prompt) for edit in chosen])

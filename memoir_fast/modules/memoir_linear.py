@@ -1,8 +1,11 @@
 """`MemoirLinear`: a linear layer with a residual memory."""
 
+import copy
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -11,7 +14,15 @@ from torch import nn
 from memoir_fast.modules.mask_store import MaskStore
 from memoir_fast.modules.residual_memory import ResidualMemory
 from memoir_fast.modules.tophash import TopHash
+from memoir_fast.modules.turns import Turns
+from memoir_fast.modules.views import View, Views
 from memoir_fast.ops._checks import readable
+
+logger = logging.getLogger("memoir_fast")
+
+Draft = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+_drafts: ContextVar[dict[int, Draft] | None] = ContextVar("memoir_fast_drafts", default=None)
+_MEMORY = ("tophash", "store", "memory")  # what a MemoirLinear has besides its base layer
 
 
 def linear_shape(layer: Any) -> tuple[int, int]:
@@ -36,6 +47,13 @@ class MemoirLinear(nn.Module):
     Each sequence is routed on its own. Where no stored mask overlaps enough, the output is the base layer's, bit for
     bit. Used alone, every call decides anew, on all tokens of each sequence; in a language model, `router` decides
     (see `memoir_fast.routing`).
+
+    Threads may share it: a forward pass sees the memory as it is before or after what a `changing` block does. A pass
+    that `torch.compile` has compiled does not wait for such a block, and must not run beside one.
+
+    Its state_dict has the base layer's names, and those of the memory beside them. In a language model it has the base
+    layer's alone, so that the model's files are those of the plain model: the memory has its own. Copies and pickles
+    have a memory of their own, also where torch would share tensors between processes.
 
     Args:
         base (nn.Module): `nn.Linear`, anything with in_features and out_features, or transformers' `Conv1D`.
@@ -68,9 +86,14 @@ class MemoirLinear(nn.Module):
         self.tophash = TopHash(width, k, seed, weight.device)
         self.store = MaskStore(width, k, max_edits, weight.device)
         self.memory = ResidualMemory(width, outputs, dtype, weight.device)
-        self.tau = tau
+        self.turns, self.views = Turns(), Views()
+        self.min_overlap, self._tau = min_overlap(tau, k), tau
+        self.store.set_min_overlap(self.min_overlap)
         self.router: Callable[[torch.Tensor], torch.Tensor | None] | None = None
-        self._draft: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+        self._drafting: list[Draft] = []  # of all threads; as long as there are none, a pass looks for none
+        self.written = 0
+        """How often W_m was changed in a `changing` block."""
+        self._said = False
         self.register_state_dict_post_hook(_base_keys_as_own)
         self.register_load_state_dict_pre_hook(_own_keys_as_base)
         self.train(base.training)
@@ -82,9 +105,10 @@ class MemoirLinear(nn.Module):
 
     @tau.setter
     def tau(self, value: float) -> None:
-        self.min_overlap = min_overlap(value, self.tophash.k)
-        self.store.set_min_overlap(self.min_overlap)
-        self._tau = value
+        least = min_overlap(value, self.tophash.k)
+        with self.changing():
+            self.store.set_min_overlap(least)
+            self.min_overlap, self._tau = least, value
 
     @property
     def weight(self) -> torch.Tensor:
@@ -106,37 +130,108 @@ class MemoirLinear(nn.Module):
         """O."""
         return self.memory.weight.shape[1]
 
+    @property
+    def view(self) -> View:
+        """What a forward pass reads at this moment, in this thread or task: the memory as it is, or as it was."""
+        current = self.views.current if self.views.outdated else None
+        return View(self.store, self.memory) if current is None else current
+
+    def search(self, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masks int32 [B, W] -> best edit int32 [B] or -1, overlap int32 [B], in the memory that a pass reads now."""
+        return self.view.store.match(mask)
+
     def match(self, x: torch.Tensor, prompt_mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Activations [B, S, D], prompt tokens bool [B, S] -> best edit int32 [B] or -1, overlap int32 [B]."""
         mask, _ = self.tophash(x, prompt_mask, check=False)
-        return self.store.match(mask)
+        return self.search(mask)
 
     @contextmanager
-    def drafting(self, output: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Iterator[None]:
-        """While an edit is learned: the layer gives `output(x, y)` for its input x and the base layer's output y."""
-        self._draft = output
+    def learning(self) -> Iterator[None]:
+        """Within the block, only this thread prepares changes of the memory; its own passes see the memory as it is."""
+        with self.turns.learning(), self.views.latest():
+            yield
+
+    @contextmanager
+    def changing(self, *, weight: bool = False, rows: bool = False) -> Iterator[None]:
+        """Within the block, forward passes of other threads wait; all that is changed in it appears at once.
+
+        Generations under way go on with the memory as it was. Of two blocks of which one is inside of the other, the
+        outer one counts.
+
+        Args:
+            weight (bool): the block changes W_m. rows (bool): it changes rows of the store that are in use, or deletes
+                edits. Edits may be added and tau changed in any case.
+
+        Raises:
+            MemoirError: called from within a forward pass of this layer.
+        """
+        with self.turns.changing() as outermost:
+            if not outermost:
+                yield
+                return
+            self.written += weight
+            self._await_device()  # passes whose kernels are still queued
+            self.views.keep(View(self.store, self.memory), weight=weight, rows=rows)
+            try:
+                yield
+            finally:
+                self._await_device()  # before a pass on another stream reads
+
+    @contextmanager
+    def drafting(self, output: Draft) -> Iterator[None]:
+        """While an edit is learned: the layer gives `output(x, y)` for its input x and the base layer's output y.
+
+        In this thread or task alone.
+        """
+        self._drafting.append(output)
+        token = _drafts.set({**(_drafts.get() or {}), id(self): output})
         try:
             yield
         finally:
-            self._draft = None
+            _drafts.reset(token)
+            self._drafting.remove(output)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [B, S, D] or [B, D] -> the same shape with O outputs; all dimensions but first and last are tokens."""
         y = self.base(x)
-        if self._draft is not None:
-            return self._draft(x, y)
+        if self._drafting:
+            draft = (_drafts.get() or {}).get(id(self))
+            if draft is not None:
+                return draft(x, y)
         if x.dim() < 2:
             raise ValueError(f"x must be [B, S, D] or [B, D], got {list(x.shape)}")
+        if torch.compiler.is_compiling():
+            return self._remember(x, y)
+        try:
+            self.turns.enter()
+            return self._remember(x, y)
+        finally:
+            self.turns.leave()
+
+    def _remember(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Adds to the base layer's output what the memory knows."""
         tokens = x if x.dim() == 3 else x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
         route = self.router(tokens) if self.router else self.match(tokens)[0]
-        if route is None or len(self.store) == 0 or _follows_nothing(route):
+        store, memory = self.view
+        if route is None or len(store) == 0 or _follows_nothing(route):
             return y
-        mixed = not y.dtype == tokens.dtype == self.memory.weight.dtype  # under autocast, or over a quantised base
+        mixed = not y.dtype == tokens.dtype == memory.weight.dtype  # under autocast, or over a quantised base
         if mixed or torch.is_grad_enabled() and (y.requires_grad or tokens.requires_grad):
-            residual = self.memory(tokens.to(self.memory.weight.dtype), self.store.columns, route)
+            residual = memory(tokens.to(memory.weight.dtype), store.columns, route)
             return y + residual.to(y.dtype).view(y.shape)
         output = y.view(*tokens.shape[:2], y.shape[-1])
-        return self.memory.add_(output, tokens, self.store.columns, route).view(y.shape)
+        return memory.add_(output, tokens, store.columns, route).view(y.shape)
+
+    def _await_device(self) -> None:
+        device = self.memory.weight.device
+        if device.type not in ("cpu", "meta"):
+            torch.accelerator.synchronize(device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        with self.turns.reading():
+            own = {name: copy.deepcopy(self._modules[name]) for name in _MEMORY}
+        return {**state, "_modules": {**self._modules, **own}, "_drafting": []}
 
     def extra_repr(self) -> str:
         return f"tau={self.tau}"
@@ -147,14 +242,34 @@ def _follows_nothing(route: torch.Tensor) -> bool:
     return readable(route) and max(route.tolist(), default=-1) < 0
 
 
-def _base_keys_as_own(_module: nn.Module, state: dict, prefix: str, _metadata: dict) -> None:
+def _base_keys_as_own(module: MemoirLinear, state: dict, prefix: str, _metadata: dict) -> None:
     """The model's state_dict keeps the names that it has without a memory, so that it loads into a plain model."""
     inner = prefix + "base."
     for key in [key for key in state if key.startswith(inner)]:
         state[prefix + key.removeprefix(inner)] = state.pop(key)
+    if module.router is not None:
+        for key in _memory_keys(module, prefix):
+            state.pop(key, None)
+        if len(module.store) and not module._said:
+            module._said = True
+            logger.warning(
+                "the model's state_dict, and what is saved of it, is that of the model without its memory of %d edits: "
+                "memoir.save_pretrained(folder) saves those",
+                len(module.store.live),
+            )
 
 
 def _own_keys_as_base(module: MemoirLinear, state: dict, prefix: str, *_: object) -> None:
     for name in module.base.state_dict():
         if prefix + name in state:
             state[f"{prefix}base.{name}"] = state.pop(prefix + name)
+    if module.router is not None:  # a plain model's state leaves the memory alone, and is complete without it
+        memory = _memory_keys(module, prefix)
+        if not any(key in state for key in memory):
+            state.update(memory)
+
+
+def _memory_keys(module: MemoirLinear, prefix: str) -> dict[str, torch.Tensor]:
+    """The memory's part of the module's state, by its names there."""
+    parts = {name: getattr(module, name).state_dict(prefix=f"{prefix}{name}.") for name in _MEMORY}
+    return {key: tensor for part in parts.values() for key, tensor in part.items()}

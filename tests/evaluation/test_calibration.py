@@ -132,11 +132,14 @@ def test_auto_is_the_default_and_follows_the_store(memoir, monkeypatch):
     recipe = dataclasses.replace(memoir.config.learned, steps=1, prefixes=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        memoir.edit([(f"What is the number {index}?", "Rome") for index in range(27)], recipe=recipe, progress=False)
+        edits = [(f"What is the number {index}?", "Rome") for index in range(27)]
+        probed = []
+        for _ in memoir.edit_stream(edits, recipe=recipe):
+            probed.append(memoir.calibration and memoir.calibration.rewordings_matched)
     assert [one.edits for one in chosen] == [16, 21, 27]
     assert [one.holds_until for one in chosen] == [20, 26, 34]
     assert memoir.calibration == chosen[-1] and memoir.tau == chosen[-1].tau != 0.5
-    assert [one.rewordings_matched is None for one in chosen] == [False, True, True]
+    assert [one is None for one in probed] == [True] * 15 + [False] * 5 + [True] * 7, "asked of the first one alone"
     assert not due(memoir)
     assert len(memoir.background) == 160
 
@@ -156,7 +159,7 @@ def test_own_prompts_are_kept_for_later(memoir):
     assert (found.prompts, found.false_match_rate, memoir.tau) == (30, 0.05, found.tau)
     assert best_overlaps(memoir, prompts) == overlap_ratios(memoir, memoir.background)
     teach(memoir, 40)
-    memoir._recalibrate()
+    calibration.follow(memoir)
     assert memoir.calibration.prompts == 30 and memoir.calibration.edits == 80
     assert memoir.calibration.false_match_rate == 0.05
 

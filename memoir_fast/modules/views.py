@@ -1,0 +1,122 @@
+"""`Views`: a generation sees one memory, from its first token to its last."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple, TypeVar
+
+from torch import nn
+
+from memoir_fast.modules.mask_store import MaskStore
+from memoir_fast.modules.residual_memory import ResidualMemory
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class View(NamedTuple):
+    """What a forward pass reads of a memory."""
+
+    store: MaskStore
+    memory: ResidualMemory
+
+
+class _Generation:
+    """One that is under way; `view` is None as long as the memory is as it was when it began."""
+
+    view: View | None = None
+
+
+_current: ContextVar[dict[int, _Generation | None] | None] = ContextVar("memoir_fast_generations", default=None)
+
+
+class Views:
+    """The generations under way on one layer, and what they still see of memories that have changed since.
+
+    Nothing is copied before a change, and then only what it changes and some generation sees: W_m at most once per
+    generation under way, the store only where one of its rows changes or goes. Copies are dropped with the last
+    generation that sees them.
+    """
+
+    def __init__(self) -> None:
+        self._running: list[_Generation] = []
+        self.outdated: list[_Generation] = []
+        """The generations that began before the latest change. As long as it is empty, there is nothing to look up."""
+
+    @contextmanager
+    def generation(self) -> Iterator[None]:
+        """Within the block, forward passes of this thread or task see the memory as it is now."""
+        own = _Generation()
+        self._running.append(own)
+        try:
+            with self._seen_by(own):
+                yield
+        finally:
+            self._running.remove(own)
+            if own in self.outdated:
+                self.outdated.remove(own)
+            own.view = None  # a context that was copied from this one may go on
+
+    @contextmanager
+    def latest(self) -> Iterator[None]:
+        """Within the block, also inside of a generation, forward passes see the memory as it is at each of them."""
+        with self._seen_by(None):
+            yield
+
+    @property
+    def current(self) -> View | None:
+        """What the generation of this thread or task sees; None: the memory as it is."""
+        own = (_current.get() or {}).get(id(self))
+        return None if own is None else own.view
+
+    def keep(self, now: View, *, weight: bool, rows: bool) -> None:
+        """Makes generations under way go on with the memory `now`, which is about to change; nobody may be reading.
+
+        Args:
+            now (View): the live store and memory.
+            weight (bool): W_m will change.
+            rows (bool): rows of the store that are in use will change; rows may be added in any case.
+        """
+        running = list(self._running)
+        new = [one for one in running if one.view is None]
+        if new:
+            view = View(_twin(now.store), _twin(now.memory))
+            view.store.count, view.store.min_overlap = now.store.count.clone(), now.store.min_overlap.clone()
+            view.store._deleted = set(now.store._deleted)
+            for one in new:
+                one.view = view
+            self.outdated += new
+        views = [one.view for one in running if one.view is not None]
+        if weight:
+            _part(now.memory, [view.memory for view in views])
+        if rows:
+            _part(now.store, [view.store for view in views])
+
+    @contextmanager
+    def _seen_by(self, generation: _Generation | None) -> Iterator[None]:
+        token = _current.set({**(_current.get() or {}), id(self): generation})
+        try:
+            yield
+        finally:
+            _current.reset(token)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Views, ()
+
+
+def _twin(module: Module) -> Module:
+    """Another module with the same buffers: those of one can be exchanged without the other's."""
+    twin = copy.copy(module)
+    twin._buffers = dict(module._buffers)
+    return twin
+
+
+def _part(live: nn.Module, others: list[Any]) -> None:
+    """Gives modules that share buffers with `live` copies of them, one for all that do."""
+    for name, buffer in live._buffers.items():
+        sharing = [other for other in others if other._buffers[name] is buffer]
+        if sharing:
+            assert buffer is not None
+            separate = buffer.clone()
+            for other in sharing:
+                other._buffers[name] = separate

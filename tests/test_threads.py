@@ -1,0 +1,199 @@
+"""One model in many threads: whoever generates sees the memory before or after a finished edit, never in between."""
+
+import contextlib
+import copy
+import dataclasses
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from memoir_fast import RECIPES, Memoir, MemoirConfig
+from memoir_fast.errors import MemoirError
+from memoir_fast.modules import MemoirLinear
+
+PROMPTS = ["The capital of France is", "Which animal lives in", "What is the colour", "The river runs through"]
+TARGETS = ["Rome", "camel", "Greek", "the town"]
+RECIPE = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, steps=4, learning_rate=0.2)
+
+
+@pytest.fixture
+def memoir(tiny_llama, tiny_tokenizer):
+    tiny_llama.lm_head.weight.data *= 4
+    made = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(recipe=RECIPE, tau=0.9, k=16, background=8))
+    made.edit([(prompt, "London") for prompt in PROMPTS[:2]], progress=False)
+    return made
+
+
+class Drawn(LogitsProcessor):
+    """Samples by a generator of its own: the same tokens in whatever thread."""
+
+    def __init__(self, seed):
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, ids, scores):
+        noise = torch.rand(scores.shape, generator=self.generator).clamp(min=1e-9)
+        return scores - (-noise.log()).log()
+
+
+def generate(model, tokenizer, kind, prompt, seed):
+    """Token ids of four new tokens: greedy, sampled, or by beams."""
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    options = {"greedy": {}, "sample": {"do_sample": True, "top_k": 1}, "beams": {"num_beams": 2}}[kind]
+    if kind == "sample":
+        options["logits_processor"] = LogitsProcessorList([Drawn(seed)])
+    options = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None} | options
+    return model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, **options)[0].tolist()
+
+
+class Versions:
+    """Every state that the memory has had, noted while nobody reads it."""
+
+    def __init__(self, memoir, monkeypatch):
+        self.layer, self.states = memoir.layer, []
+        changing = MemoirLinear.changing
+        versions = self
+
+        def noted(layer, **what):
+            block = changing(layer, **what)
+
+            class Noting:
+                def __enter__(self):
+                    block.__enter__()
+
+                def __exit__(self, *error):
+                    versions.note()
+                    return block.__exit__(*error)
+
+            return Noting()
+
+        monkeypatch.setattr(MemoirLinear, "changing", noted)
+        self.note()
+        self.alone = copy.deepcopy(memoir.model)
+        self._answers = {}
+
+    def note(self):
+        store = self.layer.store
+        buffers = {name: buffer.clone() for name, buffer in store._buffers.items()}
+        self.states.append((self.layer.memory.weight.clone(), buffers, store._rows, set(store._deleted)))
+
+    def answer(self, version, tokenizer, *call):
+        """What a generation by itself gives on that state of the memory."""
+        if (version, call) not in self._answers:
+            layer = next(module for module in self.alone.modules() if isinstance(module, MemoirLinear))
+            weight, buffers, layer.store._rows, layer.store._deleted = self.states[version]
+            layer.memory.weight = weight
+            for name, buffer in buffers.items():
+                setattr(layer.store, name, buffer)
+            self._answers[version, call] = generate(self.alone, tokenizer, *call)
+        return self._answers[version, call]
+
+
+def run_interleaving(memoir, versions, draw, folder):
+    """Four threads, each with two things to do; every generation must be that of a version current meanwhile."""
+    made, start = [], threading.Barrier(4)
+
+    def work(seed):
+        own = random.Random(seed)
+        start.wait()
+        for _ in range(2):
+            what = own.choice(["greedy", "greedy", "sample", "beams", "edit", "edit", "delete", "save"])
+            time.sleep(own.random() * 0.01)
+            if what == "edit":
+                memoir.edit(own.choice(PROMPTS), own.choice(TARGETS))
+            elif what == "delete":
+                live = sorted(memoir.edits)
+                with contextlib.suppress(MemoirError):  # another thread may be first
+                    for edit_id in own.sample(live, min(1, len(live))):
+                        memoir.delete(edit_id)
+            elif what == "save":
+                memoir.save_pretrained(folder)
+            else:
+                call = (what, own.choice(PROMPTS), own.randrange(100))
+                first = len(versions.states) - 1
+                tokens = generate(memoir.model, memoir.tokenizer, *call)
+                made.append((call, tokens, range(first, len(versions.states))))
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(work, draw.random()) for _ in range(4)]:
+            done.result()
+    for call, tokens, current in made:
+        allowed = [versions.answer(version, memoir.tokenizer, *call) for version in current]
+        assert tokens in allowed, (call, tokens, allowed)
+    return sum(len(set(map(str, (versions.answer(v, memoir.tokenizer, *c) for v in r)))) > 1 for c, _, r in made)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_generations_see_one_memory(memoir, tmp_path, monkeypatch, seed):
+    """Ten interleavings each: two hundred in all."""
+    versions, draw = Versions(memoir, monkeypatch), random.Random(seed)
+    for _ in range(10):
+        run_interleaving(memoir, versions, draw, tmp_path / "memory")
+    assert len(versions.states) > 10
+    assert not memoir.layer.views.outdated and not memoir.layer.views._running, "nothing is kept for those that ended"
+
+
+def test_a_generation_goes_on_with_the_memory_it_began_with(memoir):
+    """An edit that is written in the middle of a generation shows from the next one on."""
+    prompt, seen = PROMPTS[0], []
+    before = generate(memoir.model, memoir.tokenizer, "greedy", prompt, 0)
+    ids = memoir.tokenizer(prompt, return_tensors="pt").input_ids
+
+    class Editing(LogitsProcessor):
+        def __call__(self, _, scores):
+            if not seen:
+                seen.append(memoir.edit(prompt, "camel", recipe=dataclasses.replace(RECIPE, steps=60)))
+            return scores
+
+    now = memoir.model.generate(
+        ids, max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=None,
+        logits_processor=LogitsProcessorList([Editing()]),
+    )[0].tolist()  # fmt: skip
+    assert seen[0].replaced and now == before
+    assert generate(memoir.model, memoir.tokenizer, "greedy", prompt, 0) != before
+
+
+def test_learning_does_not_show_in_other_threads(memoir, monkeypatch):
+    """A forward pass of another thread, at every step of an edit: neither an exception, nor another output."""
+    ids = memoir.tokenizer("In which country is the mountain?", return_tensors="pt").input_ids
+    with torch.no_grad():
+        expected = memoir.model(ids).logits
+    outputs, losses = [], type(memoir._teacher()._context.tail).logits
+
+    def looked(tail, *args):
+        with ThreadPoolExecutor(1) as pool:
+            outputs.append(pool.submit(torch.no_grad()(lambda: memoir.model(ids).logits)).result())
+        return losses(tail, *args)
+
+    monkeypatch.setattr(type(memoir._teacher()._context.tail), "logits", looked)
+    memoir.edit("Who wrote the play?", "nobody")
+    assert len(outputs) > 2 and all(torch.equal(output, expected) for output in outputs)
+
+
+def test_two_threads_that_edit_take_turns(memoir):
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda i: memoir.edit(f"The number {i} is", "Rome"), range(6)))
+    assert sorted(result.edit_id for result in done) == list(range(2, 8))
+    assert {edit.prompt for edit in memoir.edits.values()} >= {f"The number {i} is" for i in range(6)}
+
+
+def test_a_change_from_within_a_forward_pass_is_refused(memoir):
+    ids = memoir.tokenizer(PROMPTS[0], return_tensors="pt").input_ids
+    router, refused = memoir.layer.router, []
+
+    def deleting(x):
+        with pytest.raises(MemoirError, match="cannot be changed from within a forward pass"):
+            memoir.delete(0)
+        refused.append(1)
+        return router(x)
+
+    memoir.layer.router = deleting
+    with torch.no_grad():
+        memoir.model(ids)
+    memoir.layer.router = router
+    assert refused and 0 in memoir.edits
+    memoir.delete(0)
