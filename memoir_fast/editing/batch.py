@@ -44,6 +44,7 @@ class Batch:
         lengths = [sum(len(row.ids) for row in rows) for _, rows in wanted]
         self.spans = [slice(sum(lengths[:index]), sum(lengths[: index + 1])) for index in range(len(lengths))]
         self.plain = [len(rows[0].ids) for _, rows in wanted]  # tokens of each edit's plain row, its first
+        self._chosen: list[int] = []
         self.masks, self.columns = self._hash(context, wanted)
         self.tokens = self.x[self._real].to(torch.promote_types(self.x.dtype, torch.float32))  # [n, D]
         self.a = [self.tokens[span][:, own.long()] for span, own in zip(self.spans, self.columns, strict=True)]
@@ -61,17 +62,24 @@ class Batch:
         return masks, columns
 
     def choose(self, edits: Sequence[int]) -> None:
-        """From now on, `losses` is about these edits, in ascending order."""
+        """From now on, `losses` is about these edits, in ascending order.
+
+        Places are looked up here, once for all steps of the same edits: each look waits for the device.
+        """
+        if edits == self._chosen:
+            return
+        self._chosen = list(edits)
         device = self._owner.device
         numbers = torch.tensor(edits, device=device)
         chosen = torch.isin(self._owner, numbers)
-        self._trunk, self._real_now, labels = self._all.select(chosen), self._real[chosen], self._labels[chosen]
-        self._positions = F.pad(labels != -100, (0, 1))
+        self._trunk, real, labels = self._all.select(chosen), self._real[chosen], self._labels[chosen]
+        self._shape, self._places = real.shape, real.flatten().nonzero()[:, 0]
+        self._positions = F.pad(labels != -100, (0, 1)).nonzero(as_tuple=True)
         self._targets = labels[labels != -100]
         of_row = torch.searchsorted(numbers, self._owner[chosen])
         rows = torch.bincount(of_row, minlength=len(edits))
         per_row = ((labels != -100).sum(dim=1) + 1) * rows[of_row]
-        row = self._positions.nonzero()[:, 0]
+        row = self._positions[0]
         self._weight, self._edit, self._count = 1.0 / per_row.to(self.tokens.dtype)[row], of_row[row], len(edits)
 
     def losses(self, residual: torch.Tensor) -> torch.Tensor:
@@ -80,8 +88,9 @@ class Batch:
         Args:
             residual (Tensor): what is added to the layer's output at the chosen edits' tokens, [tokens, O].
         """
-        padded = residual.new_zeros((*self._real_now.shape, residual.shape[1]))
-        padded = padded.masked_scatter(self._real_now[..., None], residual)
+        outputs = residual.shape[1]
+        padded = residual.new_zeros((self._shape.numel(), outputs)).index_copy(0, self._places, residual)
+        padded = padded.view(*self._shape, outputs)
         logits = self._tail.logits(self._trunk, padded, self._positions).to(residual.dtype)
         per_token = F.cross_entropy(logits, self._targets, reduction="none") * self._weight
         return per_token.new_zeros(self._count).index_add(0, self._edit, per_token)

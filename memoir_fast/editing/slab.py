@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.optim.adam import adam
 
 from memoir_fast.editing.batch import Batch
 from memoir_fast.editing.context import Learned
@@ -15,6 +16,7 @@ from memoir_fast.editing.needs import Needs
 from memoir_fast.editing.recipe import Recipe
 
 _BETAS = (0.9, 0.999)
+_EPSILON = 1e-8
 
 
 class Slab:
@@ -27,10 +29,11 @@ class Slab:
         self._batch, self._recipe = batch, recipe
         self.steps = [0] * len(batch.a)
         union, place = torch.unique(batch.columns.long(), return_inverse=True)  # place [E, k]: rows of `_rows`
-        self._place = place
+        self._place = place if len(place) > 1 else None  # one edit owns all rows, in the order of its columns
         self._rows = memory[union].to(batch.tokens.dtype)  # [U, O]
         size = (len(batch.a), place.shape[1], memory.shape[1])
         self._change, self._mean, self._square = (batch.tokens.new_zeros(size) for _ in range(3))
+        self._adam = _fused_adam if batch.tokens.is_cuda else _plain_adam
 
         dampings = (needs.damping(columns, recipe.damping) for columns in batch.columns)
         dtype = _damping_dtype(batch.tokens)
@@ -38,6 +41,8 @@ class Slab:
 
     def residual(self, edits: Sequence[int]) -> torch.Tensor:
         """What the memory would add to the layer's output at these edits' tokens, [tokens, O]."""
+        if self._place is None:
+            return self._batch.a[0] @ self._rows
         return torch.cat([self._batch.a[edit] @ self._rows[self._place[edit]] for edit in edits])
 
     def step(self, edit: int, gradient: torch.Tensor) -> None:
@@ -46,17 +51,17 @@ class Slab:
         slope = self._batch.a[edit].mT @ gradient
         if self._recipe.clip is not None:
             slope *= (self._recipe.clip / (slope.norm() + 1e-6)).clamp(max=1.0)
-        mean, square = self._mean[edit], self._square[edit]
-        mean.lerp_(slope, 1 - _BETAS[0])
-        square.lerp_(slope * slope, 1 - _BETAS[1])
-        unbiased = mean / (1 - _BETAS[0] ** self.steps[edit])
-        spread = (square / (1 - _BETAS[1] ** self.steps[edit])).sqrt_()
-        move = unbiased.div_(spread.add_(1e-8)).mul_(-self._recipe.learning_rate)
+        move = self._adam(
+            slope, self._mean[edit], self._square[edit], self.steps[edit], self._recipe.learning_rate
+        )
         damping = self._damping[edit]
         if damping is not None:
-            move = (damping @ move.to(damping.dtype)).to(move.dtype)
+            move = damping @ move.to(damping.dtype)
         self._change[edit] += move
-        self._rows.index_add_(0, self._place[edit], move)
+        if self._place is None:
+            self._rows += move
+        else:
+            self._rows.index_add_(0, self._place[edit], move.to(self._rows.dtype))
 
     def learned(self, edit: int, loss: float) -> Learned:
         """The outcome of one edit."""
@@ -70,6 +75,42 @@ class Slab:
             self._change[edit],
             batch.a[edit][: batch.plain[edit]],
         )
+
+
+def _plain_adam(
+    slope: torch.Tensor, mean: torch.Tensor, square: torch.Tensor, step: int, learning_rate: float
+) -> torch.Tensor:
+    """The move that Adam makes at its step number `step`, from 1 on; takes the slope into both moments."""
+    mean.lerp_(slope, 1 - _BETAS[0])
+    square.lerp_(slope * slope, 1 - _BETAS[1])
+    unbiased = mean / (1 - _BETAS[0] ** step)
+    spread = (square / (1 - _BETAS[1] ** step)).sqrt_()
+    return unbiased.div_(spread.add_(_EPSILON)).mul_(-learning_rate)
+
+
+def _fused_adam(
+    slope: torch.Tensor, mean: torch.Tensor, square: torch.Tensor, step: int, learning_rate: float
+) -> torch.Tensor:
+    """The same by torch's own fused kernel, in one pass over the four instead of eight: a step of zeros is the move."""
+    move = torch.zeros_like(slope)
+    steps = [torch.tensor(float(step - 1), device=slope.device)]
+    adam(
+        [move],
+        [slope],
+        [mean],
+        [square],
+        [],
+        steps,
+        fused=True,
+        amsgrad=False,
+        beta1=_BETAS[0],
+        beta2=_BETAS[1],
+        lr=learning_rate,
+        weight_decay=0.0,
+        eps=_EPSILON,
+        maximize=False,
+    )
+    return move
 
 
 def _damping_dtype(tokens: torch.Tensor) -> torch.dtype:
