@@ -51,9 +51,7 @@ class Slab:
         slope = self._batch.a[edit].mT @ gradient
         if self._recipe.clip is not None:
             slope *= (self._recipe.clip / (slope.norm() + 1e-6)).clamp(max=1.0)
-        move = self._adam(
-            slope, self._mean[edit], self._square[edit], self.steps[edit], self._recipe.learning_rate
-        )
+        move = self._adam(slope, self._mean[edit], self._square[edit], self.steps[edit], self._recipe.learning_rate)
         damping = self._damping[edit]
         if damping is not None:
             move = damping @ move.to(damping.dtype)

@@ -79,10 +79,13 @@ class Tail:
             self._straight = self._adds_up(input_ids[:1], attention_mask[:1], seen)
         return Trunk(input_ids, attention_mask, seen["x"], seen["output"] if self._straight else seen["input"])
 
-    def logits(self, trunk: Trunk, residual: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Logits [T, V] at the T `positions` marked in bool [B, S]; `residual` [B, S, O] joins the layer's output.
+    def logits(
+        self, trunk: Trunk, residual: torch.Tensor, positions: torch.Tensor | tuple[torch.Tensor, ...]
+    ) -> torch.Tensor:
+        """Logits [T, V] at T positions; `residual` [B, S, O] joins the layer's output. Differentiable in residual.
 
-        Differentiable in residual.
+        `positions` are marked in bool [B, S], or given as rows and columns, int64 [T] each, which asks nothing of the
+        device.
         """
         first = self._index if self._straight else self._index - 1  # the last block that is passed over
 
