@@ -1,6 +1,7 @@
 """`Memoir`: a language model with a memory for corrections."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -391,11 +392,15 @@ class Memoir:
                     self.prefixes = write_prefixes(self.model, self.tokenizer, count, self.config.prefix_tokens)
             return self.prefixes[:count]
 
-    def _teacher(self) -> Teacher:
+    @functools.cached_property
+    def _context(self) -> EditContext:
         ids = prompt_ids(self.tokenizer, irrelevant_prompts()[0])
         row = Row(ids, len(ids))
-        context = EditContext(self.model, self.tokenizer, self.layer, self._first_prefixes, row, self._needs)
-        return Teacher(context, self.edits, partial(calibration.prepare, self), partial(calibration.follow, self))
+        return EditContext(self.model, self.tokenizer, self.layer, self._first_prefixes, row, self._needs)
+
+    def _teacher(self) -> Teacher:
+        self._context.needs = self._needs
+        return Teacher(self._context, self.edits, partial(calibration.prepare, self), partial(calibration.follow, self))
 
     def _recipe(self, recipe: str | Recipe | None, batch: int | str | None) -> Recipe:
         if isinstance(recipe, str) and recipe not in RECIPES:

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -52,10 +51,14 @@ class EditContext:
     irrelevant_row: Row
     needs: Needs = field(default_factory=Needs)
 
-    @cached_property
+    _tail: Tail | None = None
+
+    @property
     def tail(self) -> Tail:
-        """The part of the model behind the edited layer."""
-        return Tail(self.model, self.layer)
+        """The part of the model behind the edited layer; what it has found out about the model is kept."""
+        if self._tail is None or not self._tail.fits():
+            self._tail = Tail(self.model, self.layer)
+        return self._tail
 
     def rows(
         self, edit: Edit, prefixes: int = 0, reworded: int = 0, tokens: int | None = None, stop: bool = False

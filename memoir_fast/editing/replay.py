@@ -1,7 +1,7 @@
 """A step's losses and gradient: eagerly, or replayed from a CUDA graph once the same edits are stepped again.
 
 On a GPU the tail of a large model takes longer to issue, operation by operation, than to run. An edit takes several
-steps over the same rows, so its second step is captured and the others are one launch each.
+steps over the same rows, so its third step is captured and the others are one launch each.
 """
 
 import logging
@@ -12,6 +12,8 @@ import torch
 from memoir_fast.editing.batch import Batch
 
 logger = logging.getLogger("memoir_fast")
+
+_EAGER = 2  # steps of the same edits before one is captured: a capture pays after some three replays
 
 Found = tuple[torch.Tensor, Callable[[], torch.Tensor]]
 
@@ -30,6 +32,7 @@ class Differentiated:
         self._batch = batch
         self.captures = capture
         self._chosen: list[int] | None = None
+        self._steps = 0  # of the edits that are chosen
         self._graph: torch.cuda.CUDAGraph | None = None
         self._input = self._losses = self._gradient = batch.tokens.new_empty(0)
 
@@ -38,8 +41,10 @@ class Differentiated:
 
         What is returned holds until the next call.
         """
-        if not self.captures or self._chosen != self._batch.chosen:
-            self._chosen, self._graph = self._batch.chosen, None
+        if self._chosen != self._batch.chosen:
+            self._chosen, self._graph, self._steps = self._batch.chosen, None, 0
+        self._steps += 1
+        if not self.captures or self._steps <= _EAGER:
             return self._eager(residual)
         if self._graph is None and not self._capture(residual):
             return self._eager(residual)

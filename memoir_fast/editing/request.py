@@ -142,13 +142,19 @@ def context_length(model: Any) -> int | None:
     return getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
 
 
-def pad(rows: list[Row], fill: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def pad(
+    rows: list[Row], fill: int, device: torch.device, width: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows as a batch padded on the right, where padding can move no position.
+
+    Args:
+        rows, fill, device: at least one row; the token id to pad with; where the tensors shall lie.
+        width (int, optional): S. Default: the longest row's tokens.
 
     Returns:
         input_ids int64 [B, S], attention_mask int64 [B, S], labels int64 [B, S] (-100 outside of targets).
     """
-    longest = max(len(row.ids) for row in rows)
+    longest = width or max(len(row.ids) for row in rows)
     input_ids = torch.full((len(rows), longest), fill)
     labels = torch.full((len(rows), longest), -100)
     mask = torch.zeros((len(rows), longest), dtype=torch.int64)

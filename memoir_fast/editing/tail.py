@@ -48,6 +48,11 @@ class Tail:
         self._extra: int | None = None  # what a block returns behind its hidden states; None: it returns those alone
         self._straight: bool | None = None
 
+    def fits(self) -> bool:
+        """Whether the model's blocks are still those that it was made for."""
+        blocks, index = _blocks_around(self._model, self._layer)
+        return blocks is self._blocks and index == self._index
+
     @property
     def blocks_behind(self) -> int:
         """Blocks that every step runs."""

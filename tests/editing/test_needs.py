@@ -7,7 +7,7 @@ import torch
 
 from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig, Recipe
 from memoir_fast.editing import slab
-from memoir_fast.editing.needs import Needs
+from memoir_fast.editing.needs import Needs, triangular_inverse
 
 NOTED = Edit("a", "b")
 FACTS = [("The capital of France is", "Lyon"), ("Who wrote the play?", "Bob"), ("The sky is", "green")]
@@ -107,3 +107,12 @@ def test_holding_back_on_tensor_cores_teaches_the_same(tiny_llama, tiny_tokenize
 def test_settings_that_mean_nothing(settings):
     with pytest.raises(ValueError, match="damping must be at least 0, and 0 without adam"):
         Recipe("fast", steps=3, learning_rate=0.1, **settings)
+
+
+@pytest.mark.parametrize("size", [1, 7, 512, 513, 1300])
+def test_a_triangle_is_inverted_by_halves(size):
+    reads = torch.randn(2 * size, size, dtype=torch.float64)
+    factor = torch.linalg.cholesky(torch.eye(size, dtype=torch.float64) + reads.mT @ reads / size)
+    inverse = triangular_inverse(factor)
+    assert torch.equal(inverse, inverse.tril())
+    torch.testing.assert_close(factor @ inverse, torch.eye(size, dtype=torch.float64), rtol=0, atol=1e-7)
