@@ -17,6 +17,7 @@ const std::vector<const char*> kSchemas = {
     "mask_overlap(Tensor query, Tensor store) -> Tensor",
     "mask_match(Tensor query, Tensor store, Tensor count, Tensor min_overlap) -> (Tensor, Tensor)",
     "tophash(Tensor feature, int k, Tensor permutation) -> (Tensor, Tensor)",
+    "mask_columns(Tensor mask, int k) -> Tensor",
     "prompt_feature(Tensor x, Tensor prompt_mask, Tensor mu) -> Tensor",
     "masked_linear(Tensor x, Tensor memory, Tensor columns, Tensor route) -> Tensor",
     "masked_linear_add_(Tensor(a!) base, Tensor x, Tensor memory, Tensor columns, Tensor route) -> ()",
@@ -24,10 +25,14 @@ const std::vector<const char*> kSchemas = {
 
 std::vector<std::string> ops(const std::string& backend) {
   if (backend == "cpu") {
-    return {"mask_overlap", "mask_match", "tophash", "prompt_feature", "masked_linear", "masked_linear_add_"};
+    return {"mask_overlap",   "mask_match",    "tophash",           "mask_columns",
+            "prompt_feature", "masked_linear", "masked_linear_add_"};
   }
 #ifdef MEMOIR_FAST_CUDA
-  if (backend == "cuda") return {"mask_overlap", "mask_match", "masked_linear", "masked_linear_add_"};
+  if (backend == "cuda") {
+    return {"mask_overlap",   "mask_match",    "tophash",           "mask_columns",
+            "prompt_feature", "masked_linear", "masked_linear_add_"};
+  }
 #endif
   return {};
 }

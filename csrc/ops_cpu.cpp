@@ -103,6 +103,29 @@ std::tuple<Tensor, Tensor> tophash(const Tensor& feature_in, int64_t k, const Te
   return {mask, columns};
 }
 
+Tensor mask_columns(const Tensor& mask_in, int64_t k) {
+  require_tensor("mask", mask_in, ScalarType::Int, "B, W", {-1, -1});
+  const int64_t batch = mask_in.size(0), words = mask_in.size(1);
+  require(k >= 1 && k <= words * 32, "k must lie in [1, 32 W = ", words * 32, "], got ", k);
+  require(words <= std::numeric_limits<int32_t>::max() / 32, "W is too large: ", words);
+  const Tensor mask = with_dense_rows(mask_in);
+  const Tensor columns = torch::stable::new_empty(mask, {batch, k});
+  const auto* masks = static_cast<const uint32_t*>(mask.const_data_ptr());
+  auto* listed = static_cast<int32_t*>(columns.mutable_data_ptr());
+  for (int64_t row = 0; row < batch; ++row) {
+    const uint32_t* word = masks + row * mask.stride(0);
+    int32_t* next = listed + row * k;
+    int32_t* const end = next + k;
+    for (int64_t w = 0; w < words && next < end; ++w) {
+      for (uint32_t left = word[w]; left != 0 && next < end; left &= left - 1) {
+        *next++ = static_cast<int32_t>(w * 32 + __builtin_ctz(left));
+      }
+    }
+    std::fill(next, end, -1);
+  }
+  return columns;
+}
+
 template <class T>
 void feature_rows(const Tensor& x, const Tensor& prompt_mask, const Tensor& mu, const Tensor& feature) {
   const auto* values = static_cast<const T*>(x.const_data_ptr());
@@ -154,6 +177,7 @@ STABLE_TORCH_LIBRARY_IMPL(memoir_fast_native, CPU, m) {
   m.impl("mask_overlap", TORCH_BOX(&mask_overlap));
   m.impl("mask_match", TORCH_BOX(&mask_match));
   m.impl("tophash", TORCH_BOX(&tophash));
+  m.impl("mask_columns", TORCH_BOX(&mask_columns));
   m.impl("prompt_feature", TORCH_BOX(&prompt_feature));
 }
 

@@ -23,6 +23,7 @@ logger = logging.getLogger("memoir_fast")
 OPS = (
     "prompt_feature",
     "tophash",
+    "mask_columns",
     "mask_overlap",
     "mask_match",
     "masked_linear",

@@ -23,6 +23,7 @@ _LONGEST = {2: 512, 4: 96, 8: 64}
 # What the CUDA kernels of masked_linear serve; beyond it, Triton's forms do better, or the kernels cannot.
 _MOST_TOKENS = {torch.float32: 8, torch.float16: 512, torch.bfloat16: 512}  # of all sequences together
 _MOST_SEQUENCES, _WIDEST = 256, 1 << 17
+_WIDEST_HASH = 16384  # of the CUDA tophash, which keeps a row in registers
 _LONGEST_BFLOAT16 = 96  # where the processor multiplies bfloat16 and nothing is widened; 64 at the small layer
 
 
@@ -70,7 +71,9 @@ def _require_same_schema(op: str, run: Any) -> None:
 
 def limits(op: str, backend: str) -> Callable[..., str | None] | None:
     """What says why a kernel of the extension cannot serve a call, or None; itself None where it can serve all."""
-    return _why_not_on_a_gpu if backend == "cuda" and op.startswith("masked_linear") else None
+    if backend != "cuda":
+        return None
+    return _why_not_on_a_gpu if op.startswith("masked_linear") else _LIMITS_ON_A_GPU.get(op)
 
 
 def at_once(op: str, backend: str) -> Callable[..., bool] | None:
@@ -79,6 +82,9 @@ def at_once(op: str, backend: str) -> Callable[..., bool] | None:
     A kernel checks its arguments itself and refuses what it cannot serve; this only spares it, and the caller an
     exception, what it often could not. What stands in for it on the CPU where tokens are many checks nothing.
     """
+    if backend == "cuda" and op in _LIMITS_ON_A_GPU:
+        why_not = _LIMITS_ON_A_GPU[op]
+        return lambda *args: why_not(*args) is None
     if not op.startswith("masked_linear"):
         return None
     if backend == "cuda" and any(_too_old(device) for device in range(torch.cuda.device_count())):
@@ -113,6 +119,34 @@ def _why_not_on_a_gpu(*args: torch.Tensor) -> str | None:
     if step != 1 or row * size % 16 or memory.shape[1] * size % 16 or memory.data_ptr() % 16:
         return "needs rows of memory of whole pieces of 16 bytes, dense and on 16-byte boundaries"
     return _too_old(x.device.index)
+
+
+def _why_not_hash_on_a_gpu(feature: torch.Tensor, *_: Any) -> str | None:
+    if not feature.is_cuda:
+        return f"needs cuda tensors, got {feature.device.type}"
+    if feature.dim() == 2 and feature.shape[1] > _WIDEST_HASH:
+        return f"serves at most {_WIDEST_HASH} inputs, got {feature.shape[1]}"
+    return None
+
+
+def _why_not_feature_on_a_gpu(x: torch.Tensor, *_: Any) -> str | None:
+    if not x.is_cuda:
+        return f"needs cuda tensors, got {x.device.type}"
+    if x.dtype not in _MOST_TOKENS:
+        return f"serves float16, bfloat16 and float32, got {str(x.dtype).removeprefix('torch.')}"
+    if x.dim() != 3:
+        return "needs x [B, S, D]"
+    batch, token, step = x.stride()
+    size = x.element_size()
+    if step != 1 or batch * size % 16 or token * size % 16 or x.data_ptr() % 16:
+        return "needs tokens of dense inputs that begin on 16-byte boundaries"
+    return None
+
+
+_LIMITS_ON_A_GPU: dict[str, Callable[..., str | None]] = {
+    "tophash": _why_not_hash_on_a_gpu,
+    "prompt_feature": _why_not_feature_on_a_gpu,
+}
 
 
 @functools.cache
@@ -177,6 +211,10 @@ def _register_fakes() -> None:
         rows, width = feature.shape
         mask = feature.new_empty((rows, _checks.words(width)), dtype=torch.int32)
         return mask, feature.new_empty((rows, k), dtype=torch.int32)
+
+    @fake("mask_columns")
+    def _(mask: torch.Tensor, k: int) -> torch.Tensor:
+        return mask.new_empty((mask.shape[0], k))
 
     @fake("prompt_feature")
     def _(x: torch.Tensor, prompt_mask: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:

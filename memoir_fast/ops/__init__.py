@@ -1,5 +1,6 @@
-"""The six ops of the engine, each a public function over a registered torch op. They know no model."""
+"""The ops of the engine, each a public function over a registered torch op. They know no model."""
 
+from memoir_fast.ops.mask_columns import mask_columns
 from memoir_fast.ops.mask_match import mask_match
 from memoir_fast.ops.mask_overlap import mask_overlap
 from memoir_fast.ops.masked_linear import masked_linear, masked_linear_add_
@@ -8,6 +9,7 @@ from memoir_fast.ops.prompt_feature import prompt_feature
 from memoir_fast.ops.tophash import tophash
 
 __all__ = [
+    "mask_columns",
     "mask_match",
     "mask_overlap",
     "masked_linear",

@@ -1,0 +1,20 @@
+// One call of mask_columns on a GPU, for a launcher that knows torch and a kernel that does not.
+#pragma once
+
+#include <cstdint>
+
+#include "overlap_launch.h"
+
+namespace memoir {
+
+struct ColumnsCall {
+  const int32_t* mask;
+  int32_t* columns;
+  int64_t mask_row;  // from one row to the next
+  int rows, words, k;
+};
+
+// Asynchronous on `stream`.
+cudaError_t launch_mask_columns(const ColumnsCall& call, const Gpu& gpu, cudaStream_t stream);
+
+}  // namespace memoir

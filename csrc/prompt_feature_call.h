@@ -1,0 +1,25 @@
+// One call of prompt_feature on a GPU, for a launcher that knows torch and a kernel that does not.
+#pragma once
+
+#include <cstdint>
+
+#include "overlap_launch.h"
+
+namespace memoir {
+
+enum class FeatureType { float32, float16, bfloat16 };
+
+struct FeatureCall {
+  const void* x;
+  const bool* marked;
+  const float* mu;
+  float* feature;
+  int64_t x_batch, x_token;  // elements; a token's inputs lie side by side
+  int64_t marked_batch, marked_token, mu_step;
+  int batch, tokens, width;
+};
+
+// Asynchronous on `stream`; x must begin on a 16-byte boundary and its strides be whole pieces of 16 bytes.
+cudaError_t launch_prompt_feature(const FeatureCall& call, FeatureType type, const Gpu& gpu, cudaStream_t stream);
+
+}  // namespace memoir

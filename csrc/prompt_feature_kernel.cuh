@@ -1,0 +1,123 @@
+// prompt_feature on a GPU: every 32 tokens of a column are summed one by one by one thread, and those sums in order by
+// another, as the contract says; x is read once, 128 bytes of a token at a time.
+#pragma once
+
+#include "block_sums.cuh"
+#include "prompt_feature_call.h"
+
+namespace memoir {
+
+constexpr int kBlockTokens = 32;      // tokens summed one by one before their sum joins the total
+constexpr int kFeatureThreads = 256;
+constexpr int kPieceThreads = 8;      // threads that read one token together
+constexpr int kTokenBlocks = kFeatureThreads / kPieceThreads;
+constexpr int kTurnTokens = kTokenBlocks * kBlockTokens;
+constexpr int kInFlight = 8;          // loads of a thread before the first is used
+
+template <class T>
+DEVICE void unpack_piece(const uint4& piece, float* value);
+template <>
+DEVICE void unpack_piece<float>(const uint4& piece, float* value) {
+  value[0] = float_of_bits(piece.x), value[1] = float_of_bits(piece.y);
+  value[2] = float_of_bits(piece.z), value[3] = float_of_bits(piece.w);
+}
+template <class T>
+DEVICE void unpack_piece(const uint4& piece, float* value) {
+  const unsigned int words[4] = {piece.x, piece.y, piece.z, piece.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    value[2 * i] = to_float(T{static_cast<uint16_t>(words[i])});
+    value[2 * i + 1] = to_float(T{static_cast<uint16_t>(words[i] >> 16)});
+  }
+}
+
+template <class T>
+struct FeatureShared {
+  static constexpr int kColumns = kPieceThreads * 16 / static_cast<int>(sizeof(T));
+  float sums[kTokenBlocks][kColumns];
+  unsigned char marked[kTurnTokens];
+  BlockSums<kFeatureThreads> counts;
+};
+
+// Grid: a block for every 128 bytes of a sequence's tokens.
+template <class T>
+GLOBAL LAUNCH_BOUNDS(kFeatureThreads, 4) void feature_columns(const FeatureCall call, int tiles) {
+  constexpr int kValues = 16 / static_cast<int>(sizeof(T));
+  constexpr int kColumns = FeatureShared<T>::kColumns;
+  SHARED_ALIGNED(16) FeatureShared<T> shared;
+  const int64_t sequence = blockIdx.x / tiles;
+  const int tile = blockIdx.x % tiles, thread = threadIdx.x;
+  const int piece = thread % kPieceThreads, token_block = thread / kPieceThreads;
+  const int column = tile * kColumns + piece * kValues;
+  wait_for_predecessors();
+  admit_successor();
+
+  // The prompt's first token, and how many it has.
+  const bool* marked = call.marked + sequence * call.marked_batch;
+  int least = call.tokens, own = 0;
+#pragma unroll 4
+  for (int s = thread; s < call.tokens; s += kFeatureThreads) {
+    const bool holds = marked[s * call.marked_token];
+    least = holds && s < least ? s : least;
+    own += holds;
+  }
+  const int first = call.tokens - shared.counts.largest(call.tokens - least);
+  const int count = shared.counts.sum(own, 0);
+
+  const T* x = static_cast<const T*>(call.x) + sequence * call.x_batch + column;
+  const bool whole = column + kValues <= call.width;
+  float total = 0.0f;
+#pragma unroll 1
+  for (int start = first; start < call.tokens; start += kTurnTokens) {
+    block_barrier();  // everybody has left the turn before
+#pragma unroll 1
+    for (int i = thread; i < kTurnTokens; i += kFeatureThreads) {
+      shared.marked[i] = start + i < call.tokens && marked[(start + i) * call.marked_token];
+    }
+    block_barrier();
+    float sum[kValues] = {};
+#pragma unroll 1
+    for (int step = 0; step < kBlockTokens; step += kInFlight) {
+      if (start + token_block * kBlockTokens + step >= call.tokens) break;
+      uint4 pieces[kInFlight];
+      unsigned int used = 0;
+#pragma unroll
+      for (int i = 0; i < kInFlight; ++i) {
+        const int place = token_block * kBlockTokens + step + i;
+        pieces[i] = uint4{};
+        if (shared.marked[place] == 0 || column >= call.width) continue;
+        const T* from = x + (start + place) * call.x_token;
+        used |= 1u << i;
+        if (whole) {
+          pieces[i] = load_streaming(reinterpret_cast<const uint4*>(from));
+        } else {
+          copy_some(pieces[i], from, call.width - column);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kInFlight; ++i) {
+        if ((used >> i & 1) == 0) continue;
+        float value[kValues];
+        unpack_piece<T>(pieces[i], value);
+#pragma unroll
+        for (int c = 0; c < kValues; ++c) sum[c] += value[c];
+      }
+    }
+#pragma unroll
+    for (int c = 0; c < kValues; ++c) shared.sums[token_block][piece * kValues + c] = sum[c];
+    block_barrier();
+    if (thread < kColumns) {
+      const int left = (call.tokens - start + kBlockTokens - 1) / kBlockTokens;
+      const int blocks = left < kTokenBlocks ? left : kTokenBlocks;
+#pragma unroll 4
+      for (int b = 0; b < blocks; ++b) total += shared.sums[b][thread];
+    }
+  }
+  const int own_column = tile * kColumns + thread;
+  if (thread < kColumns && own_column < call.width) {
+    call.feature[sequence * call.width + own_column] =
+        minus(divided(total, static_cast<float>(count)), call.mu[own_column * call.mu_step]);
+  }
+}
+
+}  // namespace memoir

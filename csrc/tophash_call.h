@@ -1,0 +1,30 @@
+// One call of tophash on a GPU, for a launcher that knows torch and a kernel that does not.
+#pragma once
+
+#include <cstdint>
+
+#include "overlap_launch.h"
+
+namespace memoir {
+
+constexpr int kWidestHash = 16384;  // a row stays in the registers of one block
+
+struct HashCall {
+  const float* feature;
+  const int32_t* permutation;
+  int32_t* mask;
+  int32_t* columns;
+  int64_t feature_row;  // from one row to the next
+  int rows, width, k, words;
+  int reach;    // where the search begins above the mean logarithm; see reach_of
+  bool pieces;  // rows and permutation begin on 16-byte boundaries and hold whole pieces
+  bool admit;   // the next kernel may begin to fetch what it needs meanwhile
+};
+
+// From the mean logarithm of exponentially distributed magnitudes to the one that k of them reach, in bit patterns.
+int reach_of(int64_t k, int64_t width);
+
+// Asynchronous on `stream`; width at most kWidestHash.
+cudaError_t launch_tophash(const HashCall& call, const Gpu& gpu, cudaStream_t stream);
+
+}  // namespace memoir

@@ -1,0 +1,258 @@
+// tophash on a GPU: a block selects one row's k largest magnitudes from its registers, sets their columns' bits in shared
+// memory, and writes mask and columns from there. Nothing goes through device memory but inputs and outputs.
+#pragma once
+
+#include "block_sums.cuh"
+#include "tophash_call.h"
+
+namespace memoir {
+
+constexpr int kMostWords = kWidestHash / 32;
+constexpr int kInfinity = 0x7f800000;  // the smallest magnitude pattern that is not finite
+constexpr int kGuesses = 16;           // rounds that may interpolate; bisection bounds what is left by 31
+constexpr int kNear = 8;  // so few magnitudes left are taken as evenly spread, more as falling off exponentially
+
+// A row's bits, and how many are set before each word.
+struct Bits {
+  unsigned int word[kMostWords];
+  int before[kMostWords];
+};
+
+template <int kThreads>
+struct HashShared {
+  Bits bits;
+  BlockSums<kThreads> sums;
+  int of_warp[kMostWords / kWarpLanes];
+};
+
+template <int kThreads, int kVectors>
+struct Row {
+  static constexpr int kValues = 4 * kVectors;
+  static constexpr int kCapacity = kThreads * kValues;
+
+  // Place i of this thread is element `index(i)` of the row: four side by side per load.
+  DEVICE static int index(int i) { return (i / 4 * kThreads + static_cast<int>(threadIdx.x)) * 4 + i % 4; }
+};
+
+// Four elements of a row from `first` on; `otherwise` past its end.
+DEVICE uint4 load_four(const void* from, int first, int width, bool pieces, unsigned int otherwise) {
+  const auto* values = static_cast<const unsigned int*>(from) + first;
+  if (pieces && first + 3 < width) return load_cached(reinterpret_cast<const uint4*>(values));
+  uint4 four{otherwise, otherwise, otherwise, otherwise};
+  if (first < width) four.x = values[0];
+  if (first + 1 < width) four.y = values[1];
+  if (first + 2 < width) four.z = values[2];
+  if (first + 3 < width) four.w = values[3];
+  return four;
+}
+
+// Two columns in one register; 0xffff, which no column is, for a number that is none.
+DEVICE unsigned int pack_columns(unsigned int first, unsigned int second, int width) {
+  const auto limit = static_cast<unsigned int>(width);
+  return (first < limit ? first : 0xffffu) | (second < limit ? second : 0xffffu) << 16;
+}
+
+// How many of a thread's magnitudes reach a threshold.
+template <int kValues>
+DEVICE int reached(const int (&magnitude)[kValues], int threshold) {
+  int missed = 0;  // a difference's sign bit is cheaper to add up than a comparison
+#pragma unroll
+  for (int i = 0; i < kValues; ++i) missed += static_cast<unsigned int>(magnitude[i] - threshold) >> 31;
+  return kValues - missed;
+}
+
+struct Bracket {
+  int low, high;         // count(magnitude >= low) >= k > count(magnitude >= high)
+  int at_low, at_high;   // those counts
+};
+
+// The k-th largest of a row: ends where exactly k magnitudes reach `low`, or where those in [low, high) are all equal.
+// Patterns of floats are logarithms to a few percent, so the search interpolates; `count(threshold)` asks the block.
+template <class Count>
+DEVICE Bracket search(int k, int width, int largest, int guess, const Count& count) {
+  Bracket found{0, largest + 1, width, 0};
+  int middle = guess, counted = width, rounds = 0;
+  float value = 0.0f;
+  while (found.high - found.low > 1 && found.at_low != k) {
+    middle = middle < found.high - 1 ? middle : found.high - 1;
+    middle = middle > found.low + 1 ? middle : found.low + 1;
+    const int last_count = counted;
+    const float last_value = value;
+    value = float_of_bits(static_cast<unsigned int>(middle));
+    counted = count(middle);
+    if (counted >= k) {
+      found.low = middle, found.at_low = counted;
+    } else {
+      found.high = middle, found.at_high = counted;
+    }
+    ++rounds;
+    // The next guess: where the secant of (count - k) / (count + k), near half of log(count / k), is 0; with few left,
+    // evenly within the bracket; if neither falls into it, and in the end, its middle.
+    const int bracket = found.high - found.low;
+    int next = found.low;
+    if (found.at_low - found.at_high <= kNear) {
+      const float share = (static_cast<float>(found.at_low - k) + 0.5f) / static_cast<float>(found.at_low - found.at_high + 1);
+      next += static_cast<int>(static_cast<float>(bracket) * share);
+    } else {
+      const float fall = 2.0f * static_cast<float>(last_count - counted) * static_cast<float>(k);
+      const float rise = static_cast<float>(counted - k) * static_cast<float>(last_count + k);
+      next = static_cast<int>(bits_of_float(value + (value - last_value) * (rise / (fall == 0.0f ? 1.0f : fall))));
+    }
+    const bool inside = next > found.low && next < found.high && rounds < kGuesses;
+    middle = inside ? next : found.low + bracket / 2;
+  }
+  return found;
+}
+
+// Fills before[] and returns how many bits are set in all. Every thread of at least `words` takes part.
+template <int kThreads>
+DEVICE int count_before(HashShared<kThreads>& shared, int words) {
+  const int lane = threadIdx.x % kWarpLanes, warp = threadIdx.x / kWarpLanes;
+  int total = 0;
+#pragma unroll 1
+  for (int start = 0; start < words; start += kThreads) {
+    const int w = start + static_cast<int>(threadIdx.x);
+    const int own = w < words ? count_bits(shared.bits.word[w]) : 0;
+    int through = own;
+#pragma unroll
+    for (int apart = 1; apart < kWarpLanes; apart *= 2) {
+      const int below = from_lane_below(through, apart);
+      if (lane >= apart) through += below;
+    }
+    block_barrier();  // everybody has left of_warp
+    if (lane == kWarpLanes - 1) shared.of_warp[warp] = through;
+    block_barrier();
+    int earlier = total;
+    constexpr int kWarps = kThreads / kWarpLanes < kMostWords / kWarpLanes ? kThreads / kWarpLanes : kMostWords / kWarpLanes;
+#pragma unroll
+    for (int other = 0; other < kWarps; ++other) {
+      earlier += other < warp ? shared.of_warp[other] : 0;
+      total += shared.of_warp[other];
+    }
+    if (w < words) shared.bits.before[w] = earlier + through - own;
+  }
+  block_barrier();
+  return total;
+}
+
+DEVICE void set_bit(Bits& bits, int place) { shared_or(&bits.word[place / 32], 1u << place % 32); }
+DEVICE bool bit_of(const Bits& bits, int place) { return (bits.word[place / 32] >> place % 32 & 1) != 0; }
+DEVICE int rank_of(const Bits& bits, int place) {
+  return bits.before[place / 32] + count_bits(bits.word[place / 32] & ((1u << place % 32) - 1));
+}
+
+// Grid: a block per row. kHold: the permutation is fetched with the row and held, so that its way from memory is hidden
+// behind the search; without, it is read where it is needed, which leaves room for a second block.
+template <int kThreads, int kVectors, bool kHold>
+GLOBAL LAUNCH_BOUNDS(kThreads, kHold || kVectors > 7 ? 1 : 1024 / kThreads) void hash_row(const HashCall call) {
+  static_assert(kThreads >= kWarpLanes && kThreads % kWarpLanes == 0);
+  using R = Row<kThreads, kVectors>;
+  SHARED_ALIGNED(16) HashShared<kThreads> shared;
+  const int64_t row = blockIdx.x;
+  const int lane = threadIdx.x % kWarpLanes, warp = threadIdx.x / kWarpLanes;
+  if (call.admit) admit_successor();
+#pragma unroll 1
+  for (int w = threadIdx.x; w < kMostWords; w += kThreads) shared.bits.word[w] = 0;
+  wait_for_predecessors();
+
+  int magnitude[R::kValues];
+  unsigned int held[kHold ? R::kValues / 2 : 1];
+  const float* from = call.feature + row * call.feature_row;
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+    const int first = R::index(4 * v);
+    const uint4 four = load_four(from, first, call.width, call.pieces, 0);
+    magnitude[4 * v] = first < call.width ? static_cast<int>(four.x & 0x7fffffff) : -1;  // no threshold is reached past the row's end
+    magnitude[4 * v + 1] = first + 1 < call.width ? static_cast<int>(four.y & 0x7fffffff) : -1;
+    magnitude[4 * v + 2] = first + 2 < call.width ? static_cast<int>(four.z & 0x7fffffff) : -1;
+    magnitude[4 * v + 3] = first + 3 < call.width ? static_cast<int>(four.w & 0x7fffffff) : -1;
+  }
+  if constexpr (kHold) {
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const uint4 four = load_four(call.permutation, R::index(4 * v), call.width, call.pieces, ~0u);
+      held[2 * v] = pack_columns(four.x, four.y, call.width);
+      held[2 * v + 1] = pack_columns(four.z, four.w, call.width);
+    }
+  }
+
+  int largest = 0, logarithms = 0;
+#pragma unroll
+  for (int i = 0; i < R::kValues; ++i) {
+    largest = magnitude[i] > largest ? magnitude[i] : largest;
+    logarithms += magnitude[i] >> 15;
+  }
+  int turn = 0;
+  largest = shared.sums.largest(largest);
+  logarithms = shared.sums.sum(logarithms, turn++);
+  int32_t* mask = call.mask + row * call.words;
+  int32_t* columns = call.columns + row * call.k;
+  if (largest >= kInfinity) {
+#pragma unroll 1
+    for (int w = threadIdx.x; w < call.words; w += kThreads) mask[w] = 0;
+#pragma unroll 1
+    for (int j = threadIdx.x; j < call.k; j += kThreads) columns[j] = -1;
+    return;
+  }
+
+  const Bracket found = search(call.k, call.width, largest, logarithms / call.width * 32768 + call.reach,
+                               [&](int threshold) { return shared.sums.sum(reached(magnitude, threshold), turn++); });
+
+  // Where more than k reach `low`, those below `high` are equal: the ones with the lowest indices are chosen.
+  const bool tied = found.at_low > call.k;
+  if (tied) {
+#pragma unroll
+    for (int i = 0; i < R::kValues; ++i) {
+      if (magnitude[i] >= found.low && magnitude[i] < found.high) {
+        set_bit(shared.bits, R::index(i));
+      }
+    }
+    block_barrier();
+    count_before(shared, call.words);
+    const int wanted = call.k - found.at_high;
+#pragma unroll
+    for (int i = 0; i < R::kValues; ++i) {
+      const int place = R::index(i);
+      const bool ties = magnitude[i] >= found.low && magnitude[i] < found.high;
+      if (ties && rank_of(shared.bits, place) >= wanted) magnitude[i] = -1;
+    }
+    block_barrier();
+#pragma unroll 1
+    for (int w = threadIdx.x; w < call.words; w += kThreads) shared.bits.word[w] = 0;
+    block_barrier();
+  }
+
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+    unsigned int columns_of[2];
+    if constexpr (kHold) {
+      columns_of[0] = held[2 * v], columns_of[1] = held[2 * v + 1];
+    } else {
+      keep_order();  // all loads at once would take more registers than there are
+      const uint4 four = load_four(call.permutation, R::index(4 * v), call.width, call.pieces, ~0u);
+      columns_of[0] = pack_columns(four.x, four.y, call.width);
+      columns_of[1] = pack_columns(four.z, four.w, call.width);
+    }
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      const unsigned int column = columns_of[c / 2] >> c % 2 * 16 & 0xffffu;
+      const bool chosen = magnitude[4 * v + c] >= found.low;
+      if (chosen && column != 0xffffu) set_bit(shared.bits, static_cast<int>(column));
+    }
+  }
+  block_barrier();
+  const int total = count_before(shared, call.words);
+#pragma unroll 1
+  for (int piece = threadIdx.x; piece < call.words / 4; piece += kThreads) {
+    reinterpret_cast<uint4*>(mask)[piece] = reinterpret_cast<const uint4*>(shared.bits.word)[piece];
+  }
+#pragma unroll 4
+  for (int w = warp; w < call.words; w += kThreads / kWarpLanes) {
+    const int place = w * 32 + lane;
+    if (bit_of(shared.bits, place)) columns[rank_of(shared.bits, place)] = place;
+  }
+#pragma unroll 1
+  for (int j = total + threadIdx.x; j < call.k; j += kThreads) columns[j] = -1;  // the permutation repeats numbers
+}
+
+}  // namespace memoir
