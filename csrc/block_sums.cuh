@@ -16,6 +16,7 @@ DEVICE int sum_of_warp(int value) { return __reduce_add_sync(0xffffffffu, value)
 DEVICE int largest_of_warp(int value) { return __reduce_max_sync(0xffffffffu, value); }
 DEVICE int from_lane_below(int value, int apart) { return __shfl_up_sync(0xffffffffu, value, apart); }
 DEVICE int lowest_bit(unsigned int word) { return __ffs(static_cast<int>(word)) - 1; }
+DEVICE int shared_increment(int* at) { return atomicAdd(at, 1); }
 DEVICE void shared_or(unsigned int* word, unsigned int bits) { atomicOr(word, bits); }
 DEVICE float divided(float a, float b) { return __fdiv_rn(a, b); }
 DEVICE float minus(float a, float b) { return __fsub_rn(a, b); }

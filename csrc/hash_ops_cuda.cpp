@@ -6,9 +6,9 @@
 #include <tuple>
 
 #include "cuda_host.h"
-#include "mask_columns_call.h"
-#include "prompt_feature_call.h"
-#include "tophash_call.h"
+#include "mask_columns_launch.h"
+#include "prompt_feature_launch.h"
+#include "tophash_launch.h"
 
 namespace memoir {
 namespace {

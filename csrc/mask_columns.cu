@@ -1,4 +1,5 @@
 #include "mask_columns_kernel.cuh"
+#include "mask_columns_launch.h"
 #include "overlap_launch.cuh"
 
 namespace memoir {

@@ -3,8 +3,6 @@
 
 #include <cstdint>
 
-#include "overlap_launch.h"
-
 namespace memoir {
 
 struct ColumnsCall {
@@ -13,8 +11,5 @@ struct ColumnsCall {
   int64_t mask_row;  // from one row to the next
   int rows, words, k;
 };
-
-// Asynchronous on `stream`.
-cudaError_t launch_mask_columns(const ColumnsCall& call, const Gpu& gpu, cudaStream_t stream);
 
 }  // namespace memoir

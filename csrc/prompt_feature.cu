@@ -1,14 +1,32 @@
 #include "overlap_launch.cuh"
 #include "prompt_feature_kernel.cuh"
+#include "prompt_feature_launch.h"
 
 namespace memoir {
 namespace {
 
+constexpr int64_t kEnoughBlocks = 100;  // to keep a GPU's memory busy
+
+template <class T, int kPieces>
+int64_t blocks_of(const FeatureCall& call) {
+  constexpr int kColumns = FeatureShared<T, kPieces>::kColumns;
+  return int64_t{call.batch} * ((call.width + kColumns - 1) / kColumns);
+}
+
+template <class T, int kPieces>
+cudaError_t launch_of(const FeatureCall& call, const Gpu& gpu, cudaStream_t stream) {
+  const int64_t blocks = blocks_of<T, kPieces>(call);
+  return launch_dependent(feature_columns<T, kPieces>, blocks, kFeatureThreads, gpu, stream, call,
+                          static_cast<int>(blocks / call.batch));
+}
+
+// Wide tiles where the prompts are short and so many that all threads of a block have tokens.
 template <class T>
 cudaError_t launch_of(const FeatureCall& call, const Gpu& gpu, cudaStream_t stream) {
-  constexpr int kColumns = FeatureShared<T>::kColumns;
-  const int tiles = (call.width + kColumns - 1) / kColumns;
-  return launch_dependent(feature_columns<T>, int64_t{call.batch} * tiles, kFeatureThreads, gpu, stream, call, tiles);
+  const auto fits = [&](int64_t turn, int64_t blocks) { return call.tokens <= turn && blocks >= kEnoughBlocks; };
+  if (fits(FeatureShared<T, 128>::kTurnTokens, blocks_of<T, 128>(call))) return launch_of<T, 128>(call, gpu, stream);
+  if (fits(FeatureShared<T, 32>::kTurnTokens, blocks_of<T, 32>(call))) return launch_of<T, 32>(call, gpu, stream);
+  return launch_of<T, 8>(call, gpu, stream);
 }
 
 }  // namespace

@@ -3,8 +3,6 @@
 
 #include <cstdint>
 
-#include "overlap_launch.h"
-
 namespace memoir {
 
 enum class FeatureType { float32, float16, bfloat16 };
@@ -18,8 +16,5 @@ struct FeatureCall {
   int64_t marked_batch, marked_token, mu_step;
   int batch, tokens, width;
 };
-
-// Asynchronous on `stream`; x must begin on a 16-byte boundary and its strides be whole pieces of 16 bytes.
-cudaError_t launch_prompt_feature(const FeatureCall& call, FeatureType type, const Gpu& gpu, cudaStream_t stream);
 
 }  // namespace memoir

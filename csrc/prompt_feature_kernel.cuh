@@ -1,5 +1,5 @@
 // prompt_feature on a GPU: every 32 tokens of a column are summed one by one by one thread, and those sums in order by
-// another, as the contract says; x is read once, 128 bytes of a token at a time.
+// another, as the contract says; x is read once, in runs of 128 bytes of a token or more.
 #pragma once
 
 #include "block_sums.cuh"
@@ -9,9 +9,6 @@ namespace memoir {
 
 constexpr int kBlockTokens = 32;      // tokens summed one by one before their sum joins the total
 constexpr int kFeatureThreads = 256;
-constexpr int kPieceThreads = 8;      // threads that read one token together
-constexpr int kTokenBlocks = kFeatureThreads / kPieceThreads;
-constexpr int kTurnTokens = kTokenBlocks * kBlockTokens;
 constexpr int kInFlight = 8;          // loads of a thread before the first is used
 
 template <class T>
@@ -31,23 +28,27 @@ DEVICE void unpack_piece(const uint4& piece, float* value) {
   }
 }
 
-template <class T>
+// kPieces threads read one token together; the others of the block have further blocks of tokens.
+template <class T, int kPieces>
 struct FeatureShared {
-  static constexpr int kColumns = kPieceThreads * 16 / static_cast<int>(sizeof(T));
+  static constexpr int kColumns = kPieces * 16 / static_cast<int>(sizeof(T));
+  static constexpr int kTokenBlocks = kFeatureThreads / kPieces;
+  static constexpr int kTurnTokens = kTokenBlocks * kBlockTokens;
   float sums[kTokenBlocks][kColumns];
   unsigned char marked[kTurnTokens];
   BlockSums<kFeatureThreads> counts;
 };
 
-// Grid: a block for every 128 bytes of a sequence's tokens.
-template <class T>
+// Grid: a block for every kColumns columns of a sequence.
+template <class T, int kPieces>
 GLOBAL LAUNCH_BOUNDS(kFeatureThreads, 4) void feature_columns(const FeatureCall call, int tiles) {
   constexpr int kValues = 16 / static_cast<int>(sizeof(T));
-  constexpr int kColumns = FeatureShared<T>::kColumns;
-  SHARED_ALIGNED(16) FeatureShared<T> shared;
+  using Shared = FeatureShared<T, kPieces>;
+  constexpr int kColumns = Shared::kColumns, kTurnTokens = Shared::kTurnTokens;
+  SHARED_ALIGNED(16) Shared shared;
   const int64_t sequence = blockIdx.x / tiles;
   const int tile = blockIdx.x % tiles, thread = threadIdx.x;
-  const int piece = thread % kPieceThreads, token_block = thread / kPieceThreads;
+  const int piece = thread % kPieces, token_block = thread / kPieces;
   const int column = tile * kColumns + piece * kValues;
   wait_for_predecessors();
   admit_successor();
@@ -66,7 +67,8 @@ GLOBAL LAUNCH_BOUNDS(kFeatureThreads, 4) void feature_columns(const FeatureCall 
 
   const T* x = static_cast<const T*>(call.x) + sequence * call.x_batch + column;
   const bool whole = column + kValues <= call.width;
-  float total = 0.0f;
+  constexpr int kOwn = (kColumns + kFeatureThreads - 1) / kFeatureThreads;  // columns that a thread adds up
+  float total[kOwn] = {};
 #pragma unroll 1
   for (int start = first; start < call.tokens; start += kTurnTokens) {
     block_barrier();  // everybody has left the turn before
@@ -106,17 +108,21 @@ GLOBAL LAUNCH_BOUNDS(kFeatureThreads, 4) void feature_columns(const FeatureCall 
 #pragma unroll
     for (int c = 0; c < kValues; ++c) shared.sums[token_block][piece * kValues + c] = sum[c];
     block_barrier();
-    if (thread < kColumns) {
-      const int left = (call.tokens - start + kBlockTokens - 1) / kBlockTokens;
-      const int blocks = left < kTokenBlocks ? left : kTokenBlocks;
+    const int left = (call.tokens - start + kBlockTokens - 1) / kBlockTokens;
+    const int blocks = left < Shared::kTokenBlocks ? left : Shared::kTokenBlocks;
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      if (thread + i * kFeatureThreads >= kColumns) continue;
 #pragma unroll 4
-      for (int b = 0; b < blocks; ++b) total += shared.sums[b][thread];
+      for (int b = 0; b < blocks; ++b) total[i] += shared.sums[b][thread + i * kFeatureThreads];
     }
   }
-  const int own_column = tile * kColumns + thread;
-  if (thread < kColumns && own_column < call.width) {
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    const int own_column = tile * kColumns + thread + i * kFeatureThreads;
+    if (thread + i * kFeatureThreads >= kColumns || own_column >= call.width) continue;
     call.feature[sequence * call.width + own_column] =
-        minus(divided(total, static_cast<float>(count)), call.mu[own_column * call.mu_step]);
+        minus(divided(total[i], static_cast<float>(count)), call.mu[own_column * call.mu_step]);
   }
 }
 

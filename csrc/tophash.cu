@@ -2,6 +2,7 @@
 
 #include "overlap_launch.cuh"
 #include "tophash_kernel.cuh"
+#include "tophash_launch.h"
 
 namespace memoir {
 

@@ -3,8 +3,6 @@
 
 #include <cstdint>
 
-#include "overlap_launch.h"
-
 namespace memoir {
 
 constexpr int kWidestHash = 16384;  // a row stays in the registers of one block
@@ -23,8 +21,5 @@ struct HashCall {
 
 // From the mean logarithm of exponentially distributed magnitudes to the one that k of them reach, in bit patterns.
 int reach_of(int64_t k, int64_t width);
-
-// Asynchronous on `stream`; width at most kWidestHash.
-cudaError_t launch_tophash(const HashCall& call, const Gpu& gpu, cudaStream_t stream);
 
 }  // namespace memoir

@@ -11,6 +11,7 @@ constexpr int kMostWords = kWidestHash / 32;
 constexpr int kInfinity = 0x7f800000;  // the smallest magnitude pattern that is not finite
 constexpr int kGuesses = 16;           // rounds that may interpolate; bisection bounds what is left by 31
 constexpr int kNear = 8;  // so few magnitudes left are taken as evenly spread, more as falling off exponentially
+constexpr int kFew = 64;  // so few are ranked among themselves instead of searched
 
 // A row's bits, and how many are set before each word.
 struct Bits {
@@ -23,6 +24,9 @@ struct HashShared {
   Bits bits;
   BlockSums<kThreads> sums;
   int of_warp[kMostWords / kWarpLanes];
+  unsigned long long few[kFew];  // keys of the elements among which the k-th largest is
+  unsigned long long last;       // the k-th largest's
+  int used;
 };
 
 template <int kThreads, int kVectors>
@@ -66,14 +70,15 @@ struct Bracket {
   int at_low, at_high;   // those counts
 };
 
-// The k-th largest of a row: ends where exactly k magnitudes reach `low`, or where those in [low, high) are all equal.
+// The k-th largest of a row: ends where exactly k magnitudes reach `low`, where those in [low, high) are few, or where they
+// are all equal.
 // Patterns of floats are logarithms to a few percent, so the search interpolates; `count(threshold)` asks the block.
 template <class Count>
 DEVICE Bracket search(int k, int width, int largest, int guess, const Count& count) {
   Bracket found{0, largest + 1, width, 0};
   int middle = guess, counted = width, rounds = 0;
   float value = 0.0f;
-  while (found.high - found.low > 1 && found.at_low != k) {
+  while (found.high - found.low > 1 && found.at_low != k && found.at_low - found.at_high > kFew) {
     middle = middle < found.high - 1 ? middle : found.high - 1;
     middle = middle > found.low + 1 ? middle : found.low + 1;
     const int last_count = counted;
@@ -135,17 +140,29 @@ DEVICE int count_before(HashShared<kThreads>& shared, int words) {
   return total;
 }
 
+// An element as one number: the larger magnitude is larger, and of equal ones the lower index.
+DEVICE unsigned long long key_of(int magnitude, int index) {
+  return static_cast<unsigned long long>(magnitude) << 32 | (0xffffffffu - static_cast<unsigned int>(index));
+}
+
 DEVICE void set_bit(Bits& bits, int place) { shared_or(&bits.word[place / 32], 1u << place % 32); }
 DEVICE bool bit_of(const Bits& bits, int place) { return (bits.word[place / 32] >> place % 32 & 1) != 0; }
 DEVICE int rank_of(const Bits& bits, int place) {
   return bits.before[place / 32] + count_bits(bits.word[place / 32] & ((1u << place % 32) - 1));
 }
 
+// Blocks of a multiprocessor whose threads have registers enough for so many values.
+constexpr int resident_blocks(int threads, int vectors) {
+  const int registers = vectors * 4 + 28;
+  const int blocks = 65536 / (threads * registers);
+  return blocks > 1 ? blocks : 1;
+}
+
 // Grid: a block per row. kHold: the permutation is fetched with the row and held, so that its way from memory is hidden
 // behind the search; without, it is read where it is needed, which leaves room for a second block.
 template <int kThreads, int kVectors, bool kHold>
-GLOBAL LAUNCH_BOUNDS(kThreads, kHold || kVectors > 7 ? 1 : 1024 / kThreads) void hash_row(const HashCall call) {
-  static_assert(kThreads >= kWarpLanes && kThreads % kWarpLanes == 0);
+GLOBAL LAUNCH_BOUNDS(kThreads, kHold ? 1 : resident_blocks(kThreads, kVectors)) void hash_row(const HashCall call) {
+  static_assert(kThreads >= kFew && kThreads % kWarpLanes == 0);
   using R = Row<kThreads, kVectors>;
   SHARED_ALIGNED(16) HashShared<kThreads> shared;
   const int64_t row = blockIdx.x;
@@ -153,6 +170,7 @@ GLOBAL LAUNCH_BOUNDS(kThreads, kHold || kVectors > 7 ? 1 : 1024 / kThreads) void
   if (call.admit) admit_successor();
 #pragma unroll 1
   for (int w = threadIdx.x; w < kMostWords; w += kThreads) shared.bits.word[w] = 0;
+  if (threadIdx.x == 0) shared.used = 0;
   wait_for_predecessors();
 
   int magnitude[R::kValues];
@@ -198,23 +216,40 @@ GLOBAL LAUNCH_BOUNDS(kThreads, kHold || kVectors > 7 ? 1 : 1024 / kThreads) void
   const Bracket found = search(call.k, call.width, largest, logarithms / call.width * 32768 + call.reach,
                                [&](int threshold) { return shared.sums.sum(reached(magnitude, threshold), turn++); });
 
-  // Where more than k reach `low`, those below `high` are equal: the ones with the lowest indices are chosen.
-  const bool tied = found.at_low > call.k;
-  if (tied) {
+  // Chosen is what reaches `bar`, and of the magnitude below it what has no index above `last`.
+  int bar = found.low, last = -1;
+  const int wanted = call.k - found.at_high;  // of those in [low, high)
+  if (found.at_low == call.k) {
+  } else if (found.at_low - found.at_high <= kFew) {
 #pragma unroll
     for (int i = 0; i < R::kValues; ++i) {
       if (magnitude[i] >= found.low && magnitude[i] < found.high) {
-        set_bit(shared.bits, R::index(i));
+        shared.few[shared_increment(&shared.used)] = key_of(magnitude[i], R::index(i));
       }
     }
     block_barrier();
-    count_before(shared, call.words);
-    const int wanted = call.k - found.at_high;
+    const int few = found.at_low - found.at_high;
+    if (static_cast<int>(threadIdx.x) < few) {
+      const unsigned long long own = shared.few[threadIdx.x];
+      int above = 0;
+#pragma unroll 4
+      for (int j = 0; j < few; ++j) above += shared.few[j] > own;
+      if (above == wanted - 1) shared.last = own;
+    }
+    block_barrier();
+    bar = static_cast<int>(shared.last >> 32) + 1;
+    last = static_cast<int>(0xffffffffu - static_cast<unsigned int>(shared.last));
+  } else {  // many are equal: the ones with the lowest indices are chosen
 #pragma unroll
     for (int i = 0; i < R::kValues; ++i) {
-      const int place = R::index(i);
+      if (magnitude[i] >= found.low && magnitude[i] < found.high) set_bit(shared.bits, R::index(i));
+    }
+    block_barrier();
+    count_before(shared, call.words);
+#pragma unroll
+    for (int i = 0; i < R::kValues; ++i) {
       const bool ties = magnitude[i] >= found.low && magnitude[i] < found.high;
-      if (ties && rank_of(shared.bits, place) >= wanted) magnitude[i] = -1;
+      if (ties && rank_of(shared.bits, R::index(i)) >= wanted) magnitude[i] = -1;
     }
     block_barrier();
 #pragma unroll 1
@@ -236,7 +271,8 @@ GLOBAL LAUNCH_BOUNDS(kThreads, kHold || kVectors > 7 ? 1 : 1024 / kThreads) void
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
       const unsigned int column = columns_of[c / 2] >> c % 2 * 16 & 0xffffu;
-      const bool chosen = magnitude[4 * v + c] >= found.low;
+      const int own = magnitude[4 * v + c];
+      const bool chosen = own >= bar || (own == bar - 1 && R::index(4 * v + c) <= last);
       if (chosen && column != 0xffffu) set_bit(shared.bits, static_cast<int>(column));
     }
   }
