@@ -44,6 +44,7 @@ def contenders(device: str, quick: bool) -> dict[str, Callable[[], object]]:
         "torch.add": lambda: torch.add(one, one),
         "prompt_feature": lambda: ops.prompt_feature(x, marked, mu, check=False),
         "tophash": lambda: ops.tophash(feature, layer.k, permutation, check=False),
+        "mask_columns": lambda: ops.mask_columns(query, layer.k),
         "mask_match": lambda: ops.mask_match(query, store, count, thresholds),
         "masked_linear": lambda: ops.masked_linear(x, memory, active, route),
         "masked_linear_add_": lambda: ops.masked_linear_add_(base, x, memory, active, route),

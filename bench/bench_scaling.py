@@ -77,7 +77,7 @@ def sizes(stored: int, layer: Layer) -> dict[str, Any]:
     return {
         "N": stored,
         "store_bytes": store.nbytes,
-        "store_bytes_formula": 4 * (layer.words + layer.k) * len(store.masks),
+        "store_bytes_formula": 4 * (layer.words + layer.k + 1) * len(store.masks),
         "saved_tensor_bytes": saved.get(".safetensors", 0),
         "saved_tensor_bytes_formula": 4 * layer.words * stored + 8 * layer.width,
         "saved_text_bytes": saved.get(".jsonl", 0),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from memoir_fast.kernels import (
+    mask_columns,
     mask_match,
     mask_overlap,
     masked_linear,
@@ -86,6 +87,7 @@ def calls(layer: Layer, dtype: torch.dtype = torch.bfloat16) -> list[Call]:
         feature(),
         select(1),
         select(8192),
+        Call("mask_columns", lambda: mask_columns.mask_columns(query, k), 4 * (words + k)),
         Call("mask_match, 7,000 edits", lambda: mask_match.mask_match(query, store, count, _meta(EDITS)), scanned),
         Call("mask_overlap, 7,000 edits", lambda: mask_overlap.mask_overlap(query, store), scanned + 4 * EDITS),
         product("masked_linear, 1 token", 1, 1),

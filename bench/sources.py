@@ -10,14 +10,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Files of each op, as patterns from the project's root. What all share (launching, checks) is left out: it changes
 # often, and a kernel's time seldom with it.
-_HASH = ("kernels/tophash.py", "csrc/*tophash*")
-_FEATURE = ("kernels/prompt_feature.py", "csrc/*prompt_feature*")
+_HASH = ("kernels/tophash.py", "csrc/*tophash*", "csrc/block_sums.cuh")
+_FEATURE = ("kernels/prompt_feature.py", "csrc/*prompt_feature*", "csrc/block_sums.cuh")
 _MATCH = ("kernels/mask_match.py", "csrc/mask_match*", "csrc/overlap*", "csrc/scan.h")
 _LINEAR = ("kernels/*masked_linear*", "csrc/*masked_linear*")
 _LAYER = (*_HASH, *_FEATURE, *_MATCH, *_LINEAR)
 PATTERNS = {
     "tophash": _HASH,
     "prompt_feature": _FEATURE,
+    "mask_columns": ("kernels/mask_columns.py", "csrc/mask_columns*", "csrc/block_sums.cuh"),
     "mask_match": _MATCH,
     "mask_overlap": ("kernels/mask_overlap.py", "csrc/mask_overlap*", "csrc/overlap*", "csrc/scan.h"),
     "masked_linear": _LINEAR,

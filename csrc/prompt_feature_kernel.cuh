@@ -41,7 +41,7 @@ struct FeatureShared {
 
 // Grid: a block for every kColumns columns of a sequence.
 template <class T, int kPieces>
-GLOBAL LAUNCH_BOUNDS(kFeatureThreads, 4) void feature_columns(const FeatureCall call, int tiles) {
+GLOBAL LAUNCH_BOUNDS(kFeatureThreads, 3) void feature_columns(const FeatureCall call, int tiles) {
   constexpr int kValues = 16 / static_cast<int>(sizeof(T));
   using Shared = FeatureShared<T, kPieces>;
   constexpr int kColumns = Shared::kColumns, kTurnTokens = Shared::kTurnTokens;

@@ -14,22 +14,17 @@ int reach_of(int64_t k, int64_t width) {
 
 namespace {
 
-template <int kThreads, int kVectors, bool kHold>
+template <int kThreads, int kVectors>
 cudaError_t launch_rows(const HashCall& call, const Gpu& gpu, cudaStream_t stream) {
-  return launch_dependent(hash_row<kThreads, kVectors, kHold>, call.rows, kThreads, gpu, stream, call);
+  return launch_dependent(hash_row<kThreads, kVectors>, call.rows, kThreads, gpu, stream, call);
 }
 
 }  // namespace
 
 cudaError_t launch_tophash(const HashCall& call, const Gpu& gpu, cudaStream_t stream) {
-  if (call.width <= 2048) return launch_rows<256, 2, true>(call, gpu, stream);
-  const bool alone = call.rows <= gpu.multiprocessors;  // a block has its multiprocessor to itself
-  if (call.width <= 8192) {
-    return alone ? launch_rows<1024, 2, true>(call, gpu, stream) : launch_rows<512, 4, false>(call, gpu, stream);
-  }
-  if (alone) return launch_rows<1024, 4, true>(call, gpu, stream);
-  return call.width <= 14336 ? launch_rows<512, 7, false>(call, gpu, stream)  // two blocks to a multiprocessor
-                             : launch_rows<512, 8, false>(call, gpu, stream);
+  if (call.width <= 2048) return launch_rows<256, 2>(call, gpu, stream);
+  if (call.width <= 8192) return launch_rows<512, 4>(call, gpu, stream);
+  return call.width <= 14336 ? launch_rows<512, 7>(call, gpu, stream) : launch_rows<512, 8>(call, gpu, stream);
 }
 
 }  // namespace memoir

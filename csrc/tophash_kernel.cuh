@@ -50,12 +50,6 @@ DEVICE uint4 load_four(const void* from, int first, int width, bool pieces, unsi
   return four;
 }
 
-// Two columns in one register; 0xffff, which no column is, for a number that is none.
-DEVICE unsigned int pack_columns(unsigned int first, unsigned int second, int width) {
-  const auto limit = static_cast<unsigned int>(width);
-  return (first < limit ? first : 0xffffu) | (second < limit ? second : 0xffffu) << 16;
-}
-
 // How many of a thread's magnitudes reach a threshold.
 template <int kValues>
 DEVICE int reached(const int (&magnitude)[kValues], int threshold) {
@@ -151,17 +145,23 @@ DEVICE int rank_of(const Bits& bits, int place) {
   return bits.before[place / 32] + count_bits(bits.word[place / 32] & ((1u << place % 32) - 1));
 }
 
+// Registers beside a row's values, as the compiler needs them.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int kOtherRegisters = 40;
+#else
+constexpr int kOtherRegisters = 33;
+#endif
+
 // Blocks of a multiprocessor whose threads have registers enough for so many values.
 constexpr int resident_blocks(int threads, int vectors) {
-  const int registers = vectors * 4 + 28;
+  const int registers = vectors * 4 + kOtherRegisters;
   const int blocks = 65536 / (threads * registers);
   return blocks > 1 ? blocks : 1;
 }
 
-// Grid: a block per row. kHold: the permutation is fetched with the row and held, so that its way from memory is hidden
-// behind the search; without, it is read where it is needed, which leaves room for a second block.
-template <int kThreads, int kVectors, bool kHold>
-GLOBAL LAUNCH_BOUNDS(kThreads, kHold ? 1 : resident_blocks(kThreads, kVectors)) void hash_row(const HashCall call) {
+// Grid: a block per row.
+template <int kThreads, int kVectors>
+GLOBAL LAUNCH_BOUNDS(kThreads, resident_blocks(kThreads, kVectors)) void hash_row(const HashCall call) {
   static_assert(kThreads >= kFew && kThreads % kWarpLanes == 0);
   using R = Row<kThreads, kVectors>;
   SHARED_ALIGNED(16) HashShared<kThreads> shared;
@@ -174,7 +174,6 @@ GLOBAL LAUNCH_BOUNDS(kThreads, kHold ? 1 : resident_blocks(kThreads, kVectors)) 
   wait_for_predecessors();
 
   int magnitude[R::kValues];
-  unsigned int held[kHold ? R::kValues / 2 : 1];
   const float* from = call.feature + row * call.feature_row;
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
@@ -184,14 +183,6 @@ GLOBAL LAUNCH_BOUNDS(kThreads, kHold ? 1 : resident_blocks(kThreads, kVectors)) 
     magnitude[4 * v + 1] = first + 1 < call.width ? static_cast<int>(four.y & 0x7fffffff) : -1;
     magnitude[4 * v + 2] = first + 2 < call.width ? static_cast<int>(four.z & 0x7fffffff) : -1;
     magnitude[4 * v + 3] = first + 3 < call.width ? static_cast<int>(four.w & 0x7fffffff) : -1;
-  }
-  if constexpr (kHold) {
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      const uint4 four = load_four(call.permutation, R::index(4 * v), call.width, call.pieces, ~0u);
-      held[2 * v] = pack_columns(four.x, four.y, call.width);
-      held[2 * v + 1] = pack_columns(four.z, four.w, call.width);
-    }
   }
 
   int largest = 0, logarithms = 0;
@@ -259,21 +250,15 @@ GLOBAL LAUNCH_BOUNDS(kThreads, kHold ? 1 : resident_blocks(kThreads, kVectors)) 
 
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
-    unsigned int columns_of[2];
-    if constexpr (kHold) {
-      columns_of[0] = held[2 * v], columns_of[1] = held[2 * v + 1];
-    } else {
-      keep_order();  // all loads at once would take more registers than there are
-      const uint4 four = load_four(call.permutation, R::index(4 * v), call.width, call.pieces, ~0u);
-      columns_of[0] = pack_columns(four.x, four.y, call.width);
-      columns_of[1] = pack_columns(four.z, four.w, call.width);
-    }
+    keep_order();  // all loads at once would take more registers than there are
+    const uint4 four = load_four(call.permutation, R::index(4 * v), call.width, call.pieces, ~0u);
+    const unsigned int columns_of[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-      const unsigned int column = columns_of[c / 2] >> c % 2 * 16 & 0xffffu;
       const int own = magnitude[4 * v + c];
       const bool chosen = own >= bar || (own == bar - 1 && R::index(4 * v + c) <= last);
-      if (chosen && column != 0xffffu) set_bit(shared.bits, static_cast<int>(column));
+      const bool valid = columns_of[c] < static_cast<unsigned int>(call.width);
+      if (chosen && valid) set_bit(shared.bits, static_cast<int>(columns_of[c]));
     }
   }
   block_barrier();

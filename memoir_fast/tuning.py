@@ -21,6 +21,7 @@ _WIDTH, _OUTPUTS, _ACTIVE, _EDITS = 14336, 4096, 4096, 7000  # Llama-3-8B's laye
 _FULL: dict[str, dict[str, tuple[int, ...]]] = {
     "prompt_feature": {"BLOCK_D": (32, 64, 128), "num_warps": (1, 2, 4, 8)},
     "tophash": {"num_warps": (8, 16, 32)},
+    "mask_columns": {"num_warps": (2, 4, 8)},
     "mask_overlap": {"BLOCK_N": (16, 32, 64), "BLOCK_W": (64, 128), "num_warps": (2, 4, 8)},
     "mask_match": {"BLOCK_N": (16, 32, 64), "PROGRAMS": (132, 264, 528), "num_warps": (2, 4, 8)},
     "masked_linear_one": {
@@ -172,7 +173,15 @@ def _write(device_name: str, rows: list[dict[str, Any]]) -> None:
 
 def _trials(device: str) -> list[Trial]:
     """One call per kernel at the sizes of a real layer; results of in-place calls are taken from fresh zeros."""
-    from memoir_fast.kernels import mask_match, mask_overlap, masked_linear, memory_update, prompt_feature, tophash
+    from memoir_fast.kernels import (
+        mask_columns,
+        mask_match,
+        mask_overlap,
+        masked_linear,
+        memory_update,
+        prompt_feature,
+        tophash,
+    )
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, device=device, dtype=torch.bfloat16)
@@ -215,6 +224,7 @@ def _trials(device: str) -> list[Trial]:
             lambda: prompt_feature.prompt_feature(x[:, :512], marked, mu),
         ),
         Trial("tophash", f"D{width}", "tophash", lambda: tophash.tophash(feature, k, permutation)),
+        Trial("mask_columns", mask, "mask_columns", lambda: mask_columns.mask_columns(store[:1], k)),
         Trial("mask_overlap", mask, "mask_overlap", lambda: mask_overlap.mask_overlap(store[:1], store)),
         Trial("mask_match", mask, "mask_match", lambda: mask_match.mask_match(store[:1], store, count, least)),
         Trial("masked_linear_one", shape, "masked_linear", product(1, 1)),

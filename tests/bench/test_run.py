@@ -14,6 +14,7 @@ OPS = (
     "memory_update",
     "sketch",
     "backward",
+    "mask_columns",
 )
 
 

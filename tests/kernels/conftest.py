@@ -19,6 +19,7 @@ _COMPILE = ["test_interpreter.py", "test_ahead_of_time.py", "test_tuning.py"]
 _RUN = [
     "test_dispatch.py",
     "test_launch_table.py",
+    "test_mask_columns.py",
     "test_mask_match.py",
     "test_mask_overlap.py",
     "test_masked_linear.py",

@@ -13,7 +13,13 @@ from memoir_fast.kernels.tophash import tophash  # noqa: E402  (needs triton)
 
 BENCH = Path(__file__).parents[2] / "bench"
 TENSOR_CORE = {"rows", "prefill", "multiply", "grad_x", "grad_memory", "memory_update"}
-NO_WIDE_STREAM = {"combine", "choose", "gather", "pack"}  # a few KB of partial results; inputs scattered over a row
+NO_WIDE_STREAM = {
+    "mask_columns",
+    "combine",
+    "choose",
+    "gather",
+    "pack",
+}  # a few KB of partial results; inputs scattered over a row
 CAPABILITIES = (80, 90, 100)
 
 

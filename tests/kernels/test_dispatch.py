@@ -50,6 +50,7 @@ def test_a_module_runs_through_triton_from_the_prompt_to_the_gradient(draw, monk
         ops.memory_update(layer.memory, layer.columns[0], draw.normal(3, 24), draw.normal(3, 40))
         ops.masked_linear_add_(y.detach(), torch.cat([other, edited]), layer.memory, layer.columns, route)
     ops.mask_overlap(layer.store, layer.store)
+    ops.mask_columns(layer.store, 4)
     assert backends.last_used() == dict.fromkeys(backends.OPS, "triton")
 
 

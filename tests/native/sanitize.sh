@@ -32,8 +32,8 @@ run() {
   LD_PRELOAD="$("$cxx" -print-file-name=libasan.so) $("$cxx" -print-file-name=libubsan.so)" \
     "$python" -m pytest -q -p no:cacheprovider --capture=sys "$@"
 }
-run tests/native/test_cuda_emulated.py tests/native/test_masked_linear_emulated.py \
-  -k "not (masked_linear and (test_stream or test_tiles or rounds or route))" >emulated.log 2>&1 &
+run tests/native/test_cuda_emulated.py tests/native/test_masked_linear_emulated.py tests/native/test_hash_emulated.py \
+  -k "not as_it_is_launched and not widest and not (masked_linear and (test_stream or test_tiles or rounds or route))" >emulated.log 2>&1 &
 emulated=$!
 status=0
 run tests/native/test_mask_match.py tests/native/test_tophash.py tests/native/test_masked_linear.py \

@@ -132,3 +132,28 @@ def test_masked_linear_waits(disassemble, architecture):
         assert "PREEXIT" in instructions and bool(touched) == ("multiply_tiles" in name), name
         if "pack_inputs" in name:
             assert instructions.index("ACQBULK") < instructions.index("PREEXIT")
+
+
+def of_hashing(kernels: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {name: found for name, found in kernels.items() if re.search("hash_row|feature_columns|list_columns", name)}
+
+
+@pytest.mark.parametrize("architecture", architectures() or ["none"])
+def test_hashing(disassemble, architecture):
+    """Nothing spills, rows come in pieces of 16 bytes, and from sm_90 on no memory is touched before the wait."""
+    kernels = of_hashing(disassemble(architecture))
+    assert len(kernels) == 14  # four that hash rows, nine of features (three dtypes and widths), one that lists columns
+    for name, instructions in kernels.items():
+        assert not [i for i in instructions if i.split(".")[0] in ("LDL", "STL")], f"{name} spills"
+        loads = [i for i in instructions if i.startswith("LDG.") and ".128" in i]
+        if "hash_row" in name:
+            assert len(loads) >= 4 and [i for i in instructions if i.startswith("REDUX")], name
+            assert [i for i in instructions if i.startswith("ATOMS.OR")], name
+        elif "feature_columns" in name:
+            assert len(loads) >= 8, f"{name} has fewer than eight loads in flight"
+        if architecture.startswith("8."):
+            assert not {"ACQBULK", "PREEXIT"} & set(instructions)
+            continue
+        before = instructions[: instructions.index("ACQBULK")]
+        touched = [i for i in before if i.startswith(("LDG", "STG", "ATOM", "RED"))]
+        assert not touched and "PREEXIT" in instructions, f"{name} touches memory before it waits: {touched}"

@@ -1,0 +1,132 @@
+"""CUDA kernels of tophash, prompt_feature and mask_columns without a GPU: every CUDA thread is one of the CPU."""
+
+import ctypes
+import math
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from memoir_fast.ops._checks import words
+from memoir_fast.reference.mask_columns import mask_columns
+from memoir_fast.reference.prompt_feature import prompt_feature
+from memoir_fast.reference.tophash import tophash
+
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
+EMULATE = Path(__file__).parent / "emulate"
+FORMS = {0: 512, 1: 1792, 2: 2048, 3: 8192, 4: 14336, 5: 16384}  # the widest row that each holds
+UNWRITTEN = -1234567
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("needs g++ to compile the kernels for the CPU, there is none")
+    path = tmp_path_factory.mktemp("emulate") / "hash.so"
+    flags = ["-std=c++20", "-O2", *os.environ.get("CXXFLAGS", "").split(), "-shared", "-fPIC", "-pthread"]
+    flags += ["-DMEMOIR_FAST_EMULATE", "-Wno-unknown-pragmas", "-fno-strict-aliasing"]
+    subprocess.run([compiler, *flags, f"-I{CSRC}", f"-I{EMULATE}", EMULATE / "hash.cpp", "-o", path], check=True)
+    return ctypes.CDLL(str(path))
+
+
+def pointer(tensor):
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def assert_same_hash(library, form, feature, k):
+    rows, width = feature.shape
+    assert width <= FORMS[form]
+    permutation = torch.randperm(width).int()
+    mask = torch.full((rows, words(width)), UNWRITTEN, dtype=torch.int32)
+    columns = torch.full((rows, k), UNWRITTEN, dtype=torch.int32)
+    tail = -math.log(min(k, width - 0.5) / width)
+    reach = int((0.5772 + math.log(tail)) / math.log(2) * 2**23)
+    stride = feature.stride(0)
+    library.run_tophash(
+        form, pointer(feature), pointer(permutation), pointer(mask), pointer(columns), rows, width, k,
+        mask.shape[1], stride, int(stride % 4 == 0 and feature.data_ptr() % 16 == 0), reach,
+    )  # fmt: skip
+    expected = tophash(feature, k, permutation)
+    assert torch.equal(mask, expected[0]) and torch.equal(columns, expected[1])
+
+
+def of_kind(kind, rows, width):
+    feature = torch.randn(rows, width)
+    if kind == "ties":
+        return feature.bfloat16().float()
+    if kind == "many ties":
+        return (2 * feature).round()
+    if kind == "equal":
+        return torch.full_like(feature, -2.5)
+    if kind == "zeros":
+        return feature * (torch.rand_like(feature) > 0.9)
+    if kind == "subnormal":
+        return feature * 1e-41
+    if kind == "not finite":
+        feature[0, width // 2], feature[-1, 0] = float("nan"), float("-inf")
+    return feature
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "many ties", "equal", "zeros", "subnormal", "not finite"])
+@pytest.mark.parametrize("width", [1, 3, 63, 65, 128, 500])
+@pytest.mark.parametrize("form", [0, 1])
+def test_tophash(library, form, width, kind):
+    for k in {1, max(1, width // 4), max(1, width - 1), width}:
+        assert_same_hash(library, form, of_kind(kind, 3, width), k)
+
+
+@pytest.mark.parametrize(("form", "width", "k"), [(2, 1536, 440), (2, 2048, 1), (3, 8001, 2000), (4, 14336, 4096)])
+@pytest.mark.parametrize("kind", ["normal", "ties", "many ties"])
+def test_tophash_as_it_is_launched(library, form, width, k, kind):
+    assert_same_hash(library, form, of_kind(kind, 1, width), k)
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties"])
+def test_tophash_of_the_widest_row(library, kind):
+    assert_same_hash(library, 5, of_kind(kind, 1, 16384), 4681)
+
+
+def test_tophash_of_rows_apart(library):
+    apart = torch.randn(4, 600)
+    assert_same_hash(library, 1, apart[:, 1:502], 100)
+    assert_same_hash(library, 1, apart[:, 4:504], 100)
+
+
+@pytest.mark.parametrize("pieces", [8, 32, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("batch", "tokens", "width"), [(1, 1, 8), (2, 31, 64), (1, 33, 136), (1, 70, 1032), (1, 300, 72), (1, 1100, 20)]
+)
+def test_prompt_feature(library, pieces, dtype, batch, tokens, width):
+    x, mu = (torch.randn(batch, tokens, width) + 0.3).to(dtype), torch.randn(width)
+    masks = {
+        "all": torch.ones(batch, tokens, dtype=torch.bool),
+        "holes": torch.rand(batch, tokens) > 0.3,
+        "left padding": (torch.arange(tokens) >= tokens // 2).expand(batch, -1).contiguous(),
+        "right padding": (torch.arange(tokens) <= tokens // 2).expand(batch, -1).contiguous(),
+        "none": torch.zeros(batch, tokens, dtype=torch.bool),
+    }
+    masks["holes"][:, -1] = True
+    for name, marked in masks.items():
+        out = torch.full((batch, width), float(UNWRITTEN))
+        library.run_feature(
+            [torch.float32, torch.float16, torch.bfloat16].index(dtype), pieces, pointer(x), pointer(marked),
+            pointer(mu), pointer(out), batch, tokens, width, width, 1,
+        )  # fmt: skip
+        expected = prompt_feature(x, marked, mu)
+        assert torch.equal(out.nan_to_num(1.5), expected.nan_to_num(1.5)), name
+        assert out.isnan().all() == (name == "none")
+
+
+@pytest.mark.parametrize(("count", "k"), [(4, 1), (4, 128), (60, 400), (448, 4096), (516, 3000), (1100, 17)])
+def test_mask_columns(library, count, k):
+    drawn = torch.randint(-(2**31), 2**31 - 1, (4, count)).int()
+    drawn[1], drawn[2] = 0, -1
+    drawn[3] &= drawn[0].roll(1) & drawn[0].roll(2)
+    columns = torch.full((4, k), UNWRITTEN, dtype=torch.int32)
+    library.run_columns(pointer(drawn), pointer(columns), 4, count, k)
+    assert torch.equal(columns, mask_columns(drawn, k))
