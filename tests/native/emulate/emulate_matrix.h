@@ -30,10 +30,8 @@ struct Cluster {
 };
 
 inline thread_local Cluster* cluster = nullptr;
-inline thread_local unsigned char* own_shared = nullptr;
 
 inline int load_written(const int* from) { return *from; }
-inline unsigned char* dynamic_shared() { return own_shared; }
 inline void cluster_barrier() { cluster->barrier.arrive_and_wait(); }
 inline float4 load_from_block(const float4* own, int rank) {
   const auto offset = reinterpret_cast<const unsigned char*>(own) - own_shared;
