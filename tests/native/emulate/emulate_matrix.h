@@ -33,6 +33,7 @@ inline thread_local Cluster* cluster = nullptr;
 
 inline int load_written(const int* from) { return *from; }
 inline void cluster_barrier() { cluster->barrier.arrive_and_wait(); }
+inline void cluster_barrier_after_reads() { cluster_barrier(); }
 inline float4 load_from_block(const float4* own, int rank) {
   const auto offset = reinterpret_cast<const unsigned char*>(own) - own_shared;
   float4 value;
