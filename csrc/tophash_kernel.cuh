@@ -163,6 +163,7 @@ constexpr int resident_blocks(int threads, int vectors) {
 template <int kThreads, int kVectors>
 GLOBAL LAUNCH_BOUNDS(kThreads, resident_blocks(kThreads, kVectors)) void hash_row(const HashCall call) {
   static_assert(kThreads >= kFew && kThreads % kWarpLanes == 0);
+  static_assert(kThreads <= kMostWords);  // of_warp has no room for more warps
   using R = Row<kThreads, kVectors>;
   SHARED_ALIGNED(16) HashShared<kThreads> shared;
   const int64_t row = blockIdx.x;
@@ -204,7 +205,9 @@ GLOBAL LAUNCH_BOUNDS(kThreads, resident_blocks(kThreads, kVectors)) void hash_ro
     return;
   }
 
-  const Bracket found = search(call.k, call.width, largest, logarithms / call.width * 32768 + call.reach,
+  const int mean = logarithms / call.width * 32768;
+  const int reach = call.reach < largest - mean ? call.reach : largest - mean;  // of huge magnitudes the sum would overflow
+  const Bracket found = search(call.k, call.width, largest, mean + reach,
                                [&](int threshold) { return shared.sums.sum(reached(magnitude, threshold), turn++); });
 
   // Chosen is what reaches `bar`, and of the magnitude below it what has no index above `last`.

@@ -66,12 +66,14 @@ def of_kind(kind, rows, width):
         return feature * (torch.rand_like(feature) > 0.9)
     if kind == "subnormal":
         return feature * 1e-41
+    if kind == "huge":
+        return feature.sign() * (2.3e38 + 1e38 * torch.rand_like(feature))
     if kind == "not finite":
         feature[0, width // 2], feature[-1, 0] = float("nan"), float("-inf")
     return feature
 
 
-@pytest.mark.parametrize("kind", ["normal", "ties", "many ties", "equal", "zeros", "subnormal", "not finite"])
+@pytest.mark.parametrize("kind", ["normal", "ties", "many ties", "equal", "zeros", "subnormal", "huge", "not finite"])
 @pytest.mark.parametrize("width", [1, 3, 63, 65, 128, 500])
 @pytest.mark.parametrize("form", [0, 1])
 def test_tophash(library, form, width, kind):
