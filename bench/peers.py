@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from cases import Absent, Peer, Settings
+from flashinfer_topk import topk
 
 from memoir_fast.reference import mask_match as reference_match
 from memoir_fast.reference import mask_overlap as reference_overlap
@@ -73,14 +74,12 @@ def tophash_numpy(feature: torch.Tensor, k: int, permutation: torch.Tensor) -> t
 
 
 def flashinfer_topk() -> Peer | Absent:
-    """FlashInfer's radix top-k; selects only, without mask, packing or columns in order."""
+    """FlashInfer's top-k, built from its headers; selects only, without mask, packing or columns in order."""
     try:
-        import flashinfer
-    except ImportError:
-        return Absent("flashinfer is not installed")
-    if not hasattr(flashinfer, "top_k"):
-        return Absent(f"flashinfer {flashinfer.__version__} has no top_k")
-    return Peer(lambda feature, k, permutation: flashinfer.top_k(feature.abs(), k), same=False)
+        select = topk()
+    except (LookupError, OSError, RuntimeError) as error:
+        return Absent(str(error))
+    return Peer(lambda feature, k, permutation: select(feature.abs(), k), same=False)
 
 
 def torch_topk() -> Peer:
