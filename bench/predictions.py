@@ -117,20 +117,7 @@ _SHOWN = (
     ),
 )
 
-
-def one_scan(rows: int) -> tuple[Work, ...]:
-    """mask_match of one query now: one kernel. Trips: the count, the rows, the blocks' messages to the first one."""
-    return (Work(trips=3, streamed=(rows + 1) * (MASK + 4)),)
-
-
-PLANNED: tuple[Row, ...] = (
-    *(
-        Row("mask_match", f"1 query, N={rows:,}, D=14336", one_scan(rows), target)
-        for rows, target in ((1_000, None), (7_000, 7.0), (100_000, None), (1_000_000, None))
-    ),
-    Row("mask_match", "16 queries, N=7,000, D=14336", tiles(16, 7_000, 32, 128, 55 / 132)[1:], 16.9),
-    Row("mask_match", "2048 queries, N=7,000, D=14336", tiles(2048, 7_000, 128, 128, 1.0)[1:], 70.0),
-)
+PLANNED: tuple[Row, ...] = ()
 """The kernels of today: bench, case, kernels, target in microseconds."""
 
 

@@ -9,7 +9,7 @@ namespace memoir {
 constexpr int kClearThreads = 256;
 
 // One block. The scan after it starts at once and prefetches the store while this kernel waits for those before it.
-GLOBAL LAUNCH_BOUNDS(kClearThreads, 1) void clear_words(unsigned long long* scratch, int64_t words) {
+GLOBAL LAUNCH_BOUNDS(kClearThreads, 1) void clear_scratch(unsigned long long* scratch, int64_t words) {
   admit_successor();
   wait_for_predecessors();  // until then the scratch memory may be theirs
 #pragma unroll 1

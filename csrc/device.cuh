@@ -49,7 +49,7 @@ DEVICE void admit_successor() {
 
 // Fetches the line of `from` into the second-level cache, for use after the wait. No value reaches the kernel and the
 // second level is coherent, so this is right even where the line is still being written.
-DEVICE void prefetch_line(const void* from) {
+DEVICE void prefetch_line(const uint4* from) {
 #if HAS_DEPENDENT_LAUNCH
   asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 #endif
@@ -74,22 +74,6 @@ DEVICE uint4 load_cached(const uint4* from) {
   return value;
 }
 
-// One 64-bit message from block to block, whole or not at all. Nothing else is ordered by it, and nothing else need be.
-DEVICE void post(unsigned long long* to, unsigned long long message) {
-  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(message) : "memory");
-}
-DEVICE unsigned long long received(const unsigned long long* at) {
-  unsigned long long message;
-  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(message) : "l"(at) : "memory");
-  return message;
-}
-
-// The block's shared memory, as much as its launch asked for.
-DEVICE unsigned char* dynamic_shared() {
-  extern __shared__ __align__(16) unsigned char memoir_dynamic_shared[];
-  return memoir_dynamic_shared;
-}
-
 DEVICE int count_bits(unsigned int word) { return __popc(word); }
 
 template <class T>
@@ -101,9 +85,6 @@ DEVICE void block_barrier() { __syncthreads(); }
 DEVICE bool any_thread(bool holds) { return __syncthreads_or(holds); }  // a barrier too
 DEVICE void memory_fence() { __threadfence(); }
 DEVICE unsigned long long atomic_max(unsigned long long* at, unsigned long long value) { return atomicMax(at, value); }
-DEVICE unsigned long long atomic_exchange(unsigned long long* at, unsigned long long value) {
-  return atomicExch(at, value);
-}
 DEVICE unsigned int atomic_increment(unsigned int* at) { return atomicAdd(at, 1u); }
 
 // 16 bytes from global to shared memory; zeros where not `inside`, and then nothing is read.

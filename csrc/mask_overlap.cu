@@ -7,7 +7,7 @@ cudaError_t describe(int device, Gpu& gpu) {
   cudaFuncAttributes code{};
   cudaError_t error = cudaDeviceGetAttribute(&gpu.multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (error == cudaSuccess) error = cudaFuncGetAttributes(&code, popc_scan<1, false, 7>);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&code, popc_scan<1, false>);
   gpu.bit_mma = (major == 8 || major == 9) && code.ptxVersion >= 80;  // HAS_BIT_MMA
   gpu.dependent_launch = code.ptxVersion >= 90;                       // HAS_DEPENDENT_LAUNCH
   return error;
@@ -37,14 +37,6 @@ int queries_per_tile(Kernel kernel) {
       break;
   }
   return LargeTiling::kQueries;
-}
-
-// One block on every multiprocessor, with as many warps as its share of the rows needs, or all that fit.
-PopcGrid popc_grid(const Scan& scan, const Gpu& gpu) {
-  const int64_t groups = std::max<int64_t>(1, (scan.rows + int64_t{kWarpRows} - 1) / kWarpRows);  // of rows, a warp's
-  const int64_t blocks = std::min<int64_t>(gpu.multiprocessors, groups);
-  const int64_t warps = std::min<int64_t>(kScanThreads / kWarp, (groups + blocks - 1) / blocks);
-  return {blocks, static_cast<int>(warps) * kWarp};
 }
 
 cudaError_t launch_mask_overlap(const Scan& scan, Kernel kernel, const Gpu& gpu, cudaStream_t stream) {

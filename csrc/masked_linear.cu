@@ -1,6 +1,6 @@
 #include <algorithm>
+#include <atomic>
 
-#include "allow_shared.h"
 #include "masked_linear_launch.h"
 #include "masked_linear_stream.cuh"
 #include "masked_linear_tiles.cuh"
@@ -10,6 +10,20 @@ namespace {
 
 constexpr int kClusterBlocks = 8;  // what every GPU that has clusters can run
 constexpr int kMostTurns = 4;
+
+// More shared memory than 48 KiB has to be asked for, once per kernel and device.
+template <class Kernel>
+cudaError_t allow_shared(Kernel kernel, size_t bytes, std::atomic<uint64_t>& asked) {
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  const uint64_t own = uint64_t{1} << (device % 64);
+  if (error != cudaSuccess || bytes <= 48 << 10 || (device < 64 && (asked.load() & own) != 0)) return error;
+  int most = 0;
+  error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  if (error == cudaSuccess) asked |= own;
+  return error;
+}
 
 // Starts before the kernel ahead of it on the stream has ended, and waits for that itself.
 template <class... Parameters, class... Arguments>

@@ -15,6 +15,12 @@
 
 namespace memoir {
 
+// The block's shared memory, as much as its launch asked for.
+DEVICE unsigned char* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char memoir_dynamic_shared[];
+  return memoir_dynamic_shared;
+}
+
 // A number that a kernel before may have written: from the second-level cache, since this block may have started early,
 // and in its place, which is behind a wait or, on purpose, not.
 DEVICE int load_written(const int* from) {

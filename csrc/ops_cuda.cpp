@@ -71,21 +71,15 @@ std::tuple<Tensor, Tensor> mask_match(const Tensor& query_in, const Tensor& stor
   const Kernel kernel = choose_kernel(queries, gpu);
   Scan scan = scan_of(query, store, kernel);
 
-  const cudaStream_t stream = current_stream(device);
-  const int64_t words = plan_scratch(scan, kernel, gpu);
-  check(find_scratch(device, stream, words, &scan.scratch));
-  Tensor scratch = edit;
-  if (scan.scratch == nullptr) {
-    scratch = torch::stable::new_empty(query, {words}, ScalarType::Long);
-    scan.scratch = static_cast<unsigned long long*>(scratch.mutable_data_ptr());
-    check(clear_scratch(scan.scratch, words, kernel, gpu, stream));
-  }
+  const Tensor scratch = torch::stable::new_empty(query, {scan.scratch_words()}, ScalarType::Long);
+  scan.best = static_cast<unsigned long long*>(scratch.mutable_data_ptr());
+  scan.finished = reinterpret_cast<unsigned int*>(scan.best + queries);
   scan.count = static_cast<const int32_t*>(count.const_data_ptr());
   scan.edit = static_cast<int32_t*>(edit.mutable_data_ptr());
   scan.overlap = static_cast<int32_t*>(overlap.mutable_data_ptr());
   scan.min_overlap = static_cast<const int32_t*>(min_overlap.const_data_ptr());
   scan.min_overlap_stride = min_overlap.stride(0);
-  check(launch_mask_match(scan, kernel, gpu, stream));
+  check(launch_mask_match(scan, kernel, gpu, current_stream(device)));
   return {edit, overlap};
 }
 

@@ -2,11 +2,8 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 
-#include "mma_scan.cuh"
-#include "popc_scan.cuh"
-#include "allow_shared.h"
+#include "overlap_kernels.cuh"
 #include "overlap_launch.h"
 
 namespace memoir {
@@ -28,21 +25,22 @@ cudaError_t launch_dependent(void (*kernel)(Parameters...), int64_t blocks, int 
   return cudaGetLastError();
 }
 
+// Small blocks where large ones would leave multiprocessors idle; no more blocks than run at once otherwise.
 template <int kQueries, bool kMatch>
 cudaError_t launch_popc(const Scan& scan, const Gpu& gpu, cudaStream_t stream) {
-  constexpr int kLoads = kQueries == 1 ? 7 : kQueries == 2 ? 4 : kQueries == 4 ? 2 : 1;  // in flight per thread
-  const PopcGrid grid = popc_grid(scan, gpu);
-  return launch_dependent(popc_scan<kQueries, kMatch, kLoads>, grid.blocks * scan.query_tiles, grid.threads, gpu, stream,
-                          scan);
+  const int64_t resident = static_cast<int64_t>(gpu.multiprocessors) * kResidentBlocks;
+  int threads = kScanThreads;
+  while (threads > 2 * kWarp && (scan.rows + threads / kRowLanes - 1) / (threads / kRowLanes) < resident) threads /= 2;
+  const int64_t rows_per_block = threads / kRowLanes;
+  const int64_t needed = std::max<int64_t>(1, (scan.rows + rows_per_block - 1) / rows_per_block);
+  const int64_t blocks = std::min(needed, std::max<int64_t>(1, resident * (kScanThreads / threads)));
+  return launch_dependent(popc_scan<kQueries, kMatch>, blocks * scan.query_tiles, threads, gpu, stream, scan);
 }
 
 template <class T, bool kMatch>
 cudaError_t launch_mma(const Scan& scan, cudaStream_t stream) {
-  static std::atomic<uint64_t> asked;
-  const cudaError_t error = allow_shared(mma_scan<T, kMatch>, T::kShared, asked);
-  if (error != cudaSuccess) return error;
   const int64_t blocks = std::max<int64_t>(1, (scan.rows + static_cast<int64_t>(T::kRows) - 1) / T::kRows);
-  mma_scan<T, kMatch><<<static_cast<unsigned int>(blocks * scan.query_tiles), T::kThreads, T::kShared, stream>>>(scan);
+  mma_scan<T, kMatch><<<static_cast<unsigned int>(blocks * scan.query_tiles), T::kThreads, 0, stream>>>(scan);
   return cudaGetLastError();
 }
 

@@ -26,11 +26,10 @@ struct Scan {
   int32_t* edit;               // [queries]
   const int32_t* min_overlap;  // [rows], each row's threshold; below 1 counts as 1
   int64_t min_overlap_stride;
-  // Zero before the scan and after it. Where `collect`, [blocks, queries of the tile]: every block's best keys; only for
-  // one tile, and blocks that all can run at once. Else [queries], the best keys, and behind them unsigned [query_tiles],
-  // blocks that have reported.
-  unsigned long long* scratch;
-  bool collect;
+  unsigned long long* best;  // [queries], zero at the scan: see match_key
+  unsigned int* finished;    // [query_tiles], zero at the scan: blocks that have reported; right behind `best`
+
+  int64_t scratch_words() const { return queries + (query_tiles + 1) / 2; }  // 64 bits each, `best` and `finished`
 };
 
 }  // namespace memoir

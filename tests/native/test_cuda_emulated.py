@@ -14,12 +14,11 @@ from memoir_fast.reference.mask_overlap import mask_overlap
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 EMULATE = Path(__file__).parent / "emulate"
-SCRATCH = 512  # words
 SMALL, LARGE = -1, -2  # the two matrix tilings; a positive number is the queries of a POPC tile
 
 
 @pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
+def run_scan(tmp_path_factory):
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("needs g++ to compile the kernels for the CPU, there is none")
@@ -35,19 +34,9 @@ def emulated(tmp_path_factory):
         "-Wno-unknown-pragmas",
     ]
     subprocess.run([compiler, *flags, f"-I{CSRC}", f"-I{EMULATE}", EMULATE / "kernels.cpp", "-o", library], check=True)
-    return ctypes.CDLL(str(library))
+    function = ctypes.CDLL(str(library)).run_scan
 
-
-@pytest.fixture(scope="module")
-def run_scan(emulated):
-    emulated.run_scan.restype = ctypes.c_bool
-    scratch = torch.full((SCRATCH,), -1, dtype=torch.int64)  # for all scans of the module: each must leave zeros
-    emulated.clear(ctypes.c_void_p(scratch.data_ptr()), ctypes.c_int64(SCRATCH))
-    assert not scratch.any()
-
-    def run(kernel, query, store, count=None, min_overlap=1, blocks=2, threads=64, collect=None):
-        if collect is None:
-            collect = 0 < kernel >= len(query)  # as the launch does
+    def run(kernel, query, store, count=None, min_overlap=1, blocks=2, threads=64):
         queries, rows, words = len(query), len(store), query.shape[1]
         edit = torch.full((queries,), -7, dtype=torch.int32)
         overlap = torch.full((queries, rows) if count is None else (queries,), -7, dtype=torch.int32)
@@ -55,11 +44,9 @@ def run_scan(emulated):
         least = thresholds(min_overlap, rows)
         arrays = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (query, store, least, edit, overlap)]
         sizes = ctypes.c_int(queries), ctypes.c_int(rows), ctypes.c_int(words)
-        assert emulated.run_scan(
+        function(
             kernel, blocks, threads, arrays[0], sizes[0], arrays[1], *sizes[1:], pointer, *arrays[2:],
-            ctypes.c_void_p(scratch.data_ptr()), ctypes.c_int64(SCRATCH), ctypes.c_bool(collect),
         )  # fmt: skip
-        assert not scratch.any()
         return (edit, overlap) if count is not None else overlap
 
     return run
@@ -92,17 +79,6 @@ def test_kernels(run_scan, masks, kernel, width):
     assert_same(run_scan, kernel, query, store, len(store), own)
 
 
-@pytest.mark.parametrize("collect", [True, False])
-@pytest.mark.parametrize("kernel", [1, 2, 4, 8])
-def test_one_tile_of_queries_either_way(run_scan, masks, kernel, collect):
-    """By messages to the first block, or by a maximum and a count of blocks: the same."""
-    store = masks("tied", 90, 640)
-    for queries, blocks, count in ((1, 1, 90), (kernel, 5, 88), (kernel, 40, 90), (1, 40, 3), (kernel, 3, 0)):
-        grid = {"blocks": blocks, "threads": 64, "collect": collect}
-        own = torch.randint(1, 300, (90,), dtype=torch.int32)
-        assert_same(run_scan, kernel, masks("tied", queries, 640), store, count, own, **grid)
-
-
 @pytest.mark.parametrize("kernel", [1, 4, SMALL])
 @pytest.mark.parametrize("kind", ["zeros", "ones", "single", "tied"])
 def test_kinds(run_scan, masks, kernel, kind):
@@ -125,35 +101,3 @@ def test_empty_store(run_scan, masks, kernel):
 @pytest.mark.parametrize(("blocks", "threads"), [(1, 256), (3, 128), (7, 64)])
 def test_grids(run_scan, masks, blocks, threads):
     assert_same(run_scan, 1, masks("random", 2, 14336), masks("tied", 75, 14336), 74, 1, blocks=blocks, threads=threads)
-
-
-POOL = 1 << 19  # words
-
-
-def scratch_places(emulated, requests):
-    streams, words, places = (torch.tensor(column) for column in (*zip(*requests, strict=True), [-7] * len(requests)))
-    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (streams, words, places)]
-    emulated.scratch_places(*pointers, len(requests))
-    return places.tolist()
-
-
-def test_streams_share_no_scratch_memory_and_a_captured_call_shares_none_at_all(emulated):
-    captured = -1
-    requests = [(7, 132), (8, 132), (7, 256), (7, 130), (captured, 132), (captured, 132), (7, 257), (8, 2064), (7, 132)]
-    places = scratch_places(emulated, requests)
-    assert places[0] == places[2] == places[3] == places[8]
-    begins = {
-        place: max(words for at, (_, words) in zip(places, requests, strict=True) if at == place) for place in places
-    }
-    assert len(begins) == 6
-    taken = sorted((begin, begin + words) for begin, words in begins.items())
-    assert all(end <= begin for (_, end), (begin, _) in zip(taken, taken[1:], strict=False))
-    assert all(place % 16 == 0 for place in places) and taken[-1][1] <= POOL
-
-
-def test_an_exhausted_pool_says_so_and_still_serves_who_has_a_place(emulated):
-    requests = [(1, 200), *[(-1, 140)] * 4000, (1, 200), (2, 200), (-1, POOL + 1)]
-    places = scratch_places(emulated, requests)
-    given = [place for place in places[1:-3] if place >= 0]
-    assert 3600 < len(given) < 4000 and len(set(given)) == len(given) and max(given) + 140 <= POOL
-    assert places[-3:] == [places[0], -1, -1]

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from memoir_fast.ops import mask_match
-from memoir_fast.reference.mask_match import mask_match as reference
 
 OP = "mask_match"
 
@@ -168,30 +167,6 @@ def test_count_outside_is_clamped_on_a_device(count):
     query, store = random_masks(2, 4, "cuda"), random_masks(3, 4, "cuda")
     edit, overlap = mask_match(query, store, scalar(count, "cuda"), 1)
     assert (edit.tolist(), overlap.tolist()) == oracle(query, store, min(max(count, 0), 3), thresholds(1, 3, "cuda"))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("batch", [1, 2, 7, 40, 300])
-def test_calls_that_run_at_once_on_a_device_do_not_disturb_each_other(batch):
-    """Two streams, and a graph of calls beside them: each search leaves its scratch memory as it found it."""
-    count, least = scalar(900, "cuda"), torch.randint(400, 600, (900,)).int().cuda()
-    store = [random_masks(900, 64, "cuda") for _ in range(3)]
-    queries = [random_masks(batch, 64, "cuda") for _ in range(3)]
-    expected = [reference(query, rows, count, least) for query, rows in zip(queries, store, strict=True)]
-    mask_match(queries[2], store[2], count, least)
-    graph, streams = torch.cuda.CUDAGraph(), [torch.cuda.Stream(), torch.cuda.Stream()]
-    with torch.cuda.graph(graph):
-        captured = [mask_match(queries[2], store[2], count, least) for _ in range(3)]
-    torch.cuda.synchronize()
-    found = []
-    for _ in range(30):
-        for number, stream in enumerate(streams):
-            with torch.cuda.stream(stream):
-                found.append((number, mask_match(queries[number], store[number], count, least)))
-        graph.replay()
-    torch.cuda.synchronize()
-    for number, result in [*found, *((2, result) for result in captured)]:
-        assert all(torch.equal(*pair) for pair in zip(result, expected[number], strict=True))
 
 
 def masks(rows, words, dtype=torch.int32):

@@ -73,10 +73,7 @@ inline Warp& warp() { return *block->warps[threadIdx.x / kLanes]; }
 inline int lane() { return static_cast<int>(threadIdx.x % kLanes); }
 
 inline void admit_successor() {}
-inline thread_local unsigned char* own_shared = nullptr;
-inline unsigned char* dynamic_shared() { return own_shared; }
-
-inline void prefetch_line(const void* from) {  // a sanitizer sees where
+inline void prefetch_line(const uint4* from) {  // a sanitizer sees where
   static_cast<void>(*reinterpret_cast<const volatile unsigned int*>(from));
 }
 
@@ -110,24 +107,12 @@ inline bool any_thread(bool holds) {
 }
 inline void memory_fence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
 
-inline void post(unsigned long long* to, unsigned long long message) {
-  std::atomic_ref<unsigned long long>(*to).store(message, std::memory_order_relaxed);
-}
-inline unsigned long long received(const unsigned long long* at) {
-  const auto message = std::atomic_ref<unsigned long long>(*const_cast<unsigned long long*>(at)).load(std::memory_order_relaxed);
-  if (message == 0) std::this_thread::yield();
-  return message;
-}
-
 inline unsigned long long atomic_max(unsigned long long* at, unsigned long long value) {
   std::atomic_ref<unsigned long long> target(*at);
   unsigned long long seen = target.load();
   while (seen < value && !target.compare_exchange_weak(seen, value)) {
   }
   return seen;
-}
-inline unsigned long long atomic_exchange(unsigned long long* at, unsigned long long value) {
-  return std::atomic_ref<unsigned long long>(*at).exchange(value);
 }
 inline unsigned int atomic_increment(unsigned int* at) { return std::atomic_ref<unsigned int>(*at).fetch_add(1); }
 
@@ -177,17 +162,14 @@ inline void multiply_bits(int (&sum)[4], unsigned int a0, unsigned int a1, unsig
 }
 
 // Runs a kernel: blocks in the given order, the threads of a block together.
-inline void run_grid(int blocks, int threads, const std::function<int(int)>& order, const std::function<void()>& kernel,
-                     size_t shared = 0) {
+inline void run_grid(int blocks, int threads, const std::function<int(int)>& order, const std::function<void()>& kernel) {
   for (int i = 0; i < blocks; ++i) {
     Block current(threads);
-    std::vector<uint4> memory(shared / sizeof(uint4));
     const int index = order(i);
     std::vector<std::thread> running;
     for (int t = 0; t < threads; ++t) {
       running.emplace_back([&, t] {
         block = &current;
-        own_shared = reinterpret_cast<unsigned char*>(memory.data());
         threadIdx.x = t;
         blockIdx.x = index;
         blockDim.x = threads;

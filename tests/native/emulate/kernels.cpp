@@ -1,12 +1,10 @@
-// Runs the GPU kernels of csrc/popc_scan.cuh and csrc/mma_scan.cuh on the CPU, for the test beside it.
+// Runs the GPU kernels of csrc/overlap_kernels.cuh on the CPU, for the test beside it.
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
 #include "clear_scratch.cuh"
-#include "mma_scan.cuh"
-#include "popc_scan.cuh"
-#include "scratch_pool.h"
+#include "overlap_kernels.cuh"
 
 namespace {
 
@@ -27,14 +25,14 @@ class Late {
   std::vector<T> values_, memory_;  // of exactly the size, so that a sanitizer sees a read past the end
 };
 
-template <int kQueries, int kLoads>
+template <int kQueries>
 void popc(const Scan& scan, bool match, int blocks, int threads, const std::function<void()>& spoil) {
   const auto backwards = [=](int i) {
     spoil();
     return blocks * scan.query_tiles - 1 - i;
   };
   memoir::run_grid(blocks * scan.query_tiles, threads, backwards, [&] {
-    match ? memoir::popc_scan<kQueries, true, kLoads>(scan) : memoir::popc_scan<kQueries, false, kLoads>(scan);
+    match ? memoir::popc_scan<kQueries, true>(scan) : memoir::popc_scan<kQueries, false>(scan);
   });
 }
 
@@ -44,18 +42,16 @@ void mma(const Scan& scan, bool match) {
   const auto backwards = [=](int i) { return blocks * scan.query_tiles - 1 - i; };
   memoir::run_grid(blocks * scan.query_tiles, T::kThreads, backwards, [&] {
     match ? memoir::mma_scan<T, true>(scan) : memoir::mma_scan<T, false>(scan);
-  }, T::kShared);
+  });
 }
 
 }  // namespace
 
 // kernel: queries of a POPC tile, 1, 2, 4 or 8; or -1 for the small and -2 for the large matrix tiling.
 // count: a pointer selects mask_match, nullptr mask_overlap. Masks have `words` int32 per row, without gaps.
-// scratch: `scratch_words` zeros for mask_match, as it leaves them. Returns whether that is enough.
-extern "C" bool run_scan(int kernel, int blocks, int threads, const int32_t* query, int queries, const int32_t* store,
+extern "C" void run_scan(int kernel, int blocks, int threads, const int32_t* query, int queries, const int32_t* store,
                          int rows, int words, const int32_t* count, const int32_t* min_overlap,
-                         int32_t* edit, int32_t* overlap, unsigned long long* scratch, int64_t scratch_words,
-                         bool collect) {
+                         int32_t* edit, int32_t* overlap) {
   const int per_tile =
       kernel > 0 ? kernel : kernel == -1 ? memoir::SmallTiling::kQueries : memoir::LargeTiling::kQueries;
   const size_t pieces = words / 4;
@@ -82,50 +78,34 @@ extern "C" bool run_scan(int kernel, int blocks, int threads, const int32_t* que
   scan.min_overlap = late_thresholds.memory();
   scan.min_overlap_stride = 1;
   const bool match = count != nullptr;
-  scan.collect = collect;
-  scan.scratch = scratch;
-  const int64_t needed = collect ? int64_t{blocks} * per_tile : queries + (scan.query_tiles + 1) / 2;
-  if (match && needed > scratch_words) return false;
+  std::vector<unsigned long long> scratch(scan.scratch_words());
+  if (match) {
+    memoir::predecessor = [&] { std::fill(scratch.begin(), scratch.end(), ~0ull); };
+    memoir::run_grid(1, memoir::kClearThreads, [](int i) { return i; },
+                     [&] { memoir::clear_scratch(scratch.data(), scan.scratch_words()); });
+  }
   memoir::predecessor = [&] {
     late_queries.arrive();
     late_store.arrive();
     late_count.arrive();
     late_thresholds.arrive();
   };
+  scan.best = scratch.data();
+  scan.finished = reinterpret_cast<unsigned int*>(scan.best + queries);
   switch (kernel) {
     case 1:
-      popc<1, 7>(scan, match, blocks, threads, spoil);
-      break;
+      return popc<1>(scan, match, blocks, threads, spoil);
     case 2:
-      popc<2, 4>(scan, match, blocks, threads, spoil);
-      break;
+      return popc<2>(scan, match, blocks, threads, spoil);
     case 4:
-      popc<4, 2>(scan, match, blocks, threads, spoil);
-      break;
+      return popc<4>(scan, match, blocks, threads, spoil);
     case 8:
-      popc<8, 1>(scan, match, blocks, threads, spoil);
-      break;
+      return popc<8>(scan, match, blocks, threads, spoil);
     case -1:  // launched behind its predecessors
       memoir::predecessor();
-      mma<memoir::SmallTiling>(scan, match);
-      break;
+      return mma<memoir::SmallTiling>(scan, match);
     default:
       memoir::predecessor();
-      mma<memoir::LargeTiling>(scan, match);
-  }
-  return true;
-}
-
-// Zeros for a scan, over memory that a kernel before still writes.
-extern "C" void clear(unsigned long long* scratch, int64_t words) {
-  memoir::predecessor = [&] { std::fill(scratch, scratch + words, ~0ull); };
-  memoir::run_grid(1, memoir::kClearThreads, [](int i) { return i; }, [&] { memoir::clear_words(scratch, words); });
-}
-
-// One pool's answers to requests: request i is for words[i] words, of stream streams[i] or, below 0, of a captured call.
-extern "C" void scratch_places(const int64_t* streams, const int64_t* words, int64_t* places, int requests) {
-  memoir::ScratchPool pool;
-  for (int i = 0; i < requests; ++i) {
-    places[i] = streams[i] < 0 ? pool.of_captured_call(words[i]) : pool.of_stream(streams[i], words[i]);
+      return mma<memoir::LargeTiling>(scan, match);
   }
 }
