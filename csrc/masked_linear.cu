@@ -9,7 +9,6 @@ namespace memoir {
 namespace {
 
 constexpr int kClusterBlocks = 8;  // what every GPU that has clusters can run
-constexpr int kMostTurns = 4;
 
 // More shared memory than 48 KiB has to be asked for, once per kernel and device.
 template <class Kernel>
@@ -44,9 +43,7 @@ cudaError_t launch_clusters(void (*kernel)(Parameters...), int64_t blocks, int c
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 
-int64_t blocks_of(const LinearCall& call, int outputs) {
-  return (call.outputs + int64_t{outputs} - 1) / outputs * call.turns * call.splits;
-}
+int64_t clusters_of(const LinearCall& call) { return (call.outputs + int64_t{kTileOutputs} - 1) / kTileOutputs; }
 
 template <class T, int kRows>
 cudaError_t launch_stream(const LinearCall& call, cudaStream_t stream) {
@@ -54,16 +51,17 @@ cudaError_t launch_stream(const LinearCall& call, cudaStream_t stream) {
   constexpr size_t kShared = sizeof(Stream<T, kRows>);
   const cudaError_t error = allow_shared(stream_rows<T, kRows>, kShared, asked);
   if (error != cudaSuccess) return error;
-  return launch_clusters(stream_rows<T, kRows>, blocks_of(call, Stream<T, kRows>::kOutputs), call.splits, kShared, stream, call);
+  return launch_clusters(stream_rows<T, kRows>, clusters_of(call) * call.splits, call.splits, kShared, stream, call);
 }
 
 template <class T>
 cudaError_t launch_stream(const LinearCall& call, cudaStream_t stream) {
+  const int rows = call.batch * call.tokens;
   if constexpr (sizeof(T) == 4) {
-    if (call.tokens > most_streamed(LinearType::bfloat16)) return launch_stream<T, 8>(call, stream);
+    if (rows > most_streamed(LinearType::bfloat16)) return launch_stream<T, 8>(call, stream);
   }
-  return call.tokens <= 1   ? launch_stream<T, 1>(call, stream)
-         : call.tokens <= 2 ? launch_stream<T, 2>(call, stream)
+  return rows <= 1   ? launch_stream<T, 1>(call, stream)
+         : rows <= 2 ? launch_stream<T, 2>(call, stream)
                      : launch_stream<T, 4>(call, stream);
 }
 
@@ -83,7 +81,7 @@ cudaError_t launch_tiles(const LinearCall& call, cudaStream_t stream) {
   const int64_t rows = static_cast<int64_t>(call.batch) * call.tokens;
   error = launch_clusters(pack_inputs, rows * parts, 1, sizeof(Pack), stream, call, parts);
   if (error != cudaSuccess) return error;
-  return launch_clusters(multiply_tiles<T, kRows>, blocks_of(call, kTileOutputs), call.splits, shared, stream, call);
+  return launch_clusters(multiply_tiles<T, kRows>, clusters_of(call) * call.splits, call.splits, shared, stream, call);
 }
 
 template <class T>
@@ -102,9 +100,6 @@ void plan_call(LinearCall& call, LinearType type) {
   call.splits = kClusterBlocks;
   call.tile_rows = rows <= most_streamed(type) ? 0 : rows <= 16 ? 16 : rows <= 32 ? 32 : 64;
   // A dense pass can be cheaper only where routes together have as many columns as memory has rows.
-  // Tiles of rows that there can be: every route may have one that is not full.
-  const int64_t tiles = call.tile_rows == 0 ? 0 : call.batch > 1 ? call.batch : (rows + call.tile_rows - 1) / call.tile_rows;
-  call.turns = call.tile_rows == 0 ? call.batch : static_cast<int>(std::min<int64_t>(tiles, kMostTurns));
   const bool may_be_dense = call.batch > 1 && static_cast<int64_t>(call.batch) * call.k >= call.width;
   call.packed_row = round_up(may_be_dense ? call.width : call.k, kDepth);
 }

@@ -19,7 +19,6 @@ struct LinearCall {
   int64_t out_batch, out_token, out_output;
   int batch, tokens, width, outputs, k, edits;
   int splits;  // blocks of a cluster: each adds up its share of the active columns
-  int turns;   // clusters that share the outputs of a tile: sequences, or tiles of rows, are theirs in turns
   int add;     // 1: out keeps what it holds for sequences without a route, and is added to for the others
 
   // Tiles of rows only.
@@ -29,7 +28,7 @@ struct LinearCall {
 };
 
 constexpr int kLinearThreads = 256;
-constexpr int kTileOutputs = 256;    // of one cluster that multiplies tiles of rows
+constexpr int kTileOutputs = 256;    // of one cluster
 constexpr int kDepth = 32;           // columns of one step of a tile
 constexpr int kMostSequences = 256;  // that a plan of routes holds
 

@@ -28,15 +28,15 @@ DEVICE T* row_of_out(const LinearCall& call, int row) {
   return static_cast<T*>(call.out) + row / call.tokens * call.out_batch + row % call.tokens * call.out_token;
 }
 
-// Zeros for the rows without a route, where out is written and not added to. The tile's blocks take rows in turns.
-template <class T, int kOutputs>
-DEVICE void clear_unrouted(const LinearCall& call, int tile, int block) {
+// Zeros for the rows without a route, where out is written and not added to. The cluster's blocks take rows in turns.
+template <class T>
+DEVICE void clear_unrouted(const LinearCall& call, int tile, int rank) {
   if (call.add) return;
 #pragma unroll 1
-  for (int row = block; row < call.batch * call.tokens; row += call.splits * call.turns) {
+  for (int row = rank; row < call.batch * call.tokens; row += call.splits) {
     if (route_of(call, row / call.tokens) >= 0) continue;
 #pragma unroll 1
-    for (int o = tile * kOutputs + threadIdx.x; o < (tile + 1) * kOutputs && o < call.outputs;
+    for (int o = tile * kTileOutputs + threadIdx.x; o < (tile + 1) * kTileOutputs && o < call.outputs;
          o += kLinearThreads) {
       row_of_out<T>(call, row)[o * call.out_output] = from_float<T>(0.0f);
     }
@@ -44,17 +44,17 @@ DEVICE void clear_unrouted(const LinearCall& call, int tile, int block) {
 }
 
 // Adds up what the cluster's blocks hold, in their order, and writes it. `sum` lies at the same place of every block:
-// `rows` rows of kOutputs, `pitch` floats apart; row_at(r) is the row of out, or -1. Each block takes its share.
-template <class T, int kOutputs, class RowAt>
+// `rows` rows of kTileOutputs, `pitch` floats apart; row_at(r) is the row of out, or -1. Each block takes its share.
+template <class T, class RowAt>
 DEVICE void add_up_cluster(const LinearCall& call, int tile, int rank, const float* sum, int rows, int pitch,
                            const RowAt& row_at) {
-  constexpr int kQuads = kOutputs / 4, kTogether = 8;
+  constexpr int kQuads = kTileOutputs / 4, kTogether = 8;
   const int share = (rows * kQuads + call.splits - 1) / call.splits;
   const int end = (rank + 1) * share < rows * kQuads ? (rank + 1) * share : rows * kQuads;
   T next[4];
   // What out holds at four outputs, asked for one turn before it is used.
   const auto ask = [&](int i) {
-    const int o = tile * kOutputs + i % kQuads * 4, row = i < end ? row_at(i / kQuads) : -1;
+    const int o = tile * kTileOutputs + i % kQuads * 4, row = i < end ? row_at(i / kQuads) : -1;
     const T* out = row_of_out<T>(call, row < 0 ? 0 : row);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
@@ -67,13 +67,12 @@ DEVICE void add_up_cluster(const LinearCall& call, int tile, int rank, const flo
   cluster_barrier();
 #pragma unroll 1
   for (; i < end; i += kLinearThreads) {
-    const int o = tile * kOutputs + i % kQuads * 4, row = row_at(i / kQuads);
+    const int o = tile * kTileOutputs + i % kQuads * 4, row = row_at(i / kQuads);
     const auto* own = reinterpret_cast<const float4*>(sum + i / kQuads * pitch + i % kQuads * 4);
     float held[4], added[4] = {};
 #pragma unroll
     for (int j = 0; j < 4; ++j) held[j] = to_float(next[j]);
     ask(i + kLinearThreads);
-    if (row < 0) continue;
 #pragma unroll 1
     for (int from = 0; from < call.splits; from += kTogether) {
       float4 part[kTogether];
@@ -84,13 +83,14 @@ DEVICE void add_up_cluster(const LinearCall& call, int tile, int rank, const flo
         added[0] += part[j].x, added[1] += part[j].y, added[2] += part[j].z, added[3] += part[j].w;
       }
     }
+    if (row < 0) continue;
     T* out = row_of_out<T>(call, row);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       if (o + j < call.outputs) out[(o + j) * call.out_output] = from_float<T>(held[j] + added[j]);
     }
   }
-  cluster_barrier_after_reads();  // nobody writes over `sum`, or ends, while others read it
+  cluster_barrier();  // nobody writes over `sum`, or ends, while others read it
 }
 
 }  // namespace memoir

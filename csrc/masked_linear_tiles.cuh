@@ -86,24 +86,10 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void pack_inputs(const LinearCall call, 
   } else {
     for (int i = threadIdx.x; i < used; i += kLinearThreads) shared.values[i] = 0;
     block_barrier();
-    constexpr int kAtOnce = 8;  // columns asked for before the first is waited for
-#pragma unroll 1
-    for (int i = threadIdx.x; i < call.k; i += kAtOnce * kLinearThreads) {
-      int column[kAtOnce];
-      uint16_t value[kAtOnce];
-#pragma unroll
-      for (int u = 0; u < kAtOnce; ++u) {
-        column[u] = i + u * kLinearThreads < call.k ? column_of(call, edit, i + u * kLinearThreads) : -1;
-      }
-#pragma unroll
-      for (int u = 0; u < kAtOnce; ++u) {
-        const bool here = column[u] >= first && column[u] < first + used;
-        value[u] = here ? x[column[u] * call.x_input] : static_cast<uint16_t>(0);
-      }
-#pragma unroll
-      for (int u = 0; u < kAtOnce; ++u) {
-        if (column[u] >= first && column[u] < first + used) shared.values[column[u] - first] = value[u];
-      }
+#pragma unroll 4
+    for (int i = threadIdx.x; i < call.k; i += kLinearThreads) {
+      const int column = column_of(call, edit, i);
+      if (column >= first && column < first + used) shared.values[column - first] = x[column * call.x_input];
     }
   }
   block_barrier();
@@ -160,20 +146,19 @@ DEVICE void copy_memory(const LinearCall& call, Tile<T, kTileRows>& shared, int 
   }
 }
 
-// Where the thread's piece of a tile's inputs lies at the first column.
 template <class T, int kTileRows>
-DEVICE const uint4* inputs_of_thread(const LinearCall& call, const Tile<T, kTileRows>& shared, int token) {
-  const auto* packed = static_cast<const uint16_t*>(call.packed);
-  const int64_t row = static_cast<int64_t>(shared.member[token / call.tokens]) * call.tokens + token % call.tokens;
-  return reinterpret_cast<const uint4*>(packed + row * call.packed_row) + threadIdx.x % (kDepth / 8);
-}
-
-template <class T, int kTileRows>
-DEVICE void copy_inputs(Tile<T, kTileRows>& shared, int stage, const uint4* inputs, int at, bool inside) {
+DEVICE void copy_inputs(const LinearCall& call, Tile<T, kTileRows>& shared, int stage, int at, int first_row, int rows) {
   using S = Tile<T, kTileRows>;
   if (static_cast<int>(threadIdx.x) >= S::kRows * S::kDepthPieces) return;
   const int row = threadIdx.x / S::kDepthPieces, piece = threadIdx.x % S::kDepthPieces;
-  copy_async(shared.stage[stage].inputs + place_of_input(row, piece), inside ? inputs + at / 8 : inputs, inside);
+  const bool inside = first_row + row < rows;
+  const auto* packed = static_cast<const uint16_t*>(call.packed);
+  if (inside) {
+    const int token = first_row + row;
+    const int64_t own = static_cast<int64_t>(shared.member[token / call.tokens]) * call.tokens + token % call.tokens;
+    packed += own * call.packed_row + at + piece * 8;
+  }
+  copy_async(shared.stage[stage].inputs + place_of_input(row, piece), reinterpret_cast<const uint4*>(packed), inside);
 }
 
 template <class T, int kTileRows>
@@ -203,15 +188,14 @@ DEVICE void multiply_stage(const Tile<T, kTileRows>& shared, int stage, int warp
 }
 
 // A cluster for every kTileOutputs outputs; its blocks share the active columns, and walk over the routes and their rows,
-// kRows at a time, where it is the cluster's turn: call.turns clusters share the outputs. It is launched behind pack_inputs, which lets it start early: routes, columns and memory were complete
+// kRows at a time. It is launched behind pack_inputs, which lets it start early: routes, columns and memory were complete
 // before that kernel, so they are read at once, and the packed inputs after the wait.
 template <class T, int kTileRows>
 GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void multiply_tiles(const LinearCall call) {
 #if HAS_CLUSTERS
   using S = Tile<T, kTileRows>;
   auto& shared = *reinterpret_cast<S*>(dynamic_shared());
-  const int rank = blockIdx.x % call.splits, cluster = blockIdx.x / call.splits;
-  const int turn = cluster % call.turns, tile = cluster / call.turns;
+  const int rank = blockIdx.x % call.splits, tile = blockIdx.x / call.splits;
   const int warp = threadIdx.x / kWarp32, lane = threadIdx.x % kWarp32;
   const int warp_of_rows = warp / S::kWarpsOfOutputs, warp_of_outputs = warp % S::kWarpsOfOutputs;
   int routed = 0;
@@ -221,16 +205,12 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void multiply_tiles(const LinearCall cal
   const int begin = rank * share, end = begin + share < length ? begin + share : length;
   const int used = end > begin ? end - begin : 0, steps = (used + kDepth - 1) / kDepth;
   bool waited = false;
-  int item = 0;  // tiles of rows before this one, of all routes
 
 #pragma unroll 1
   for (int leader = 0; leader < call.batch; ++leader) {
     const int edit = shared.plan.edit[leader];
     if (edit < 0 || (dense ? shared.plan.routed_rank[leader] : shared.plan.rank[leader]) != 0) continue;
     const int rows = (dense ? routed : shared.plan.size[leader]) * call.tokens;
-    const int items = (rows + S::kRows - 1) / S::kRows, mine = (turn - item % call.turns + call.turns) % call.turns;
-    item += items;
-    if (mine >= items) continue;
     block_barrier();  // everybody has left the route before
     for (int b = threadIdx.x; b < call.batch; b += kLinearThreads) {
       const int its = shared.plan.edit[b];
@@ -253,18 +233,15 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void multiply_tiles(const LinearCall cal
     block_barrier();
 
 #pragma unroll 1
-    for (int first_row = mine * S::kRows; first_row < rows; first_row += call.turns * S::kRows) {
+    for (int first_row = 0; first_row < rows; first_row += S::kRows) {
       float sum[S::kTilesOfRows][S::kTilesOfOutputs][4] = {};
-      const int token = first_row + static_cast<int>(threadIdx.x) / S::kDepthPieces;
-      const bool holds = token < rows;
-      const uint4* inputs = inputs_of_thread(call, shared, holds ? token : 0) + begin / 8;
       for (int step = 0; step < S::kStages - 1; ++step) {
         if (step < steps) copy_memory(call, shared, step, tile, step * kDepth, used);
       }
       if (!waited) wait_for_predecessors();
       waited = true;
       for (int step = 0; step < S::kStages - 1; ++step) {
-        if (step < steps) copy_inputs(shared, step, inputs, step * kDepth, holds);
+        if (step < steps) copy_inputs(call, shared, step, begin + step * kDepth, first_row, rows);
         commit_copies();
       }
 #pragma unroll 1
@@ -274,7 +251,7 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void multiply_tiles(const LinearCall cal
         const int ahead = step + S::kStages - 1;
         if (ahead < steps) {
           copy_memory(call, shared, ahead % S::kStages, tile, ahead * kDepth, used);
-          copy_inputs(shared, ahead % S::kStages, inputs, ahead * kDepth, holds);
+          copy_inputs(call, shared, ahead % S::kStages, begin + ahead * kDepth, first_row, rows);
         }
         commit_copies();
         multiply_stage(shared, step % S::kStages, warp_of_rows, warp_of_outputs, lane, sum);
@@ -295,7 +272,7 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void multiply_tiles(const LinearCall cal
         }
       }
       const int filled = rows - first_row < S::kRows ? rows - first_row : S::kRows;
-      add_up_cluster<T, kTileOutputs>(call, tile, rank, shared.sum, filled, S::kPitch, [&](int r) {
+      add_up_cluster<T>(call, tile, rank, shared.sum, filled, S::kPitch, [&](int r) {
         const int token = first_row + r;
         return shared.member[token / call.tokens] * call.tokens + token % call.tokens;
       });
@@ -304,7 +281,7 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void multiply_tiles(const LinearCall cal
   }
   if (!waited) wait_for_predecessors();  // every thread waits: this kernel's end implies that of those before
   admit_successor();
-  clear_unrouted<T, kTileOutputs>(call, tile, turn * call.splits + rank);
+  clear_unrouted<T>(call, tile, rank);
 #endif
 }
 

@@ -36,13 +36,6 @@ DEVICE void cluster_barrier() {
 #endif
 }
 
-// The same where nothing was written that the others read: what a thread read before has arrived, since it was used.
-DEVICE void cluster_barrier_after_reads() {
-#if HAS_CLUSTERS
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
-#endif
-}
-
 // Four floats from where `own` lies in the shared memory of block `rank` of the cluster.
 DEVICE float4 load_from_block(const float4* own, int rank) {
   float4 value = {};

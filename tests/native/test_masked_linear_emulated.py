@@ -31,12 +31,12 @@ def library(tmp_path_factory):
 
 @pytest.fixture
 def run(library):
-    """Runs the streaming kernel of `rows` tokens per sequence, or tiles of -`rows`, on clusters of `splits` blocks.
+    """Runs the streaming kernel of `rows` tokens, or tiles of -`rows`, on clusters of `splits` blocks.
 
     With a base it adds to it in place.
     """
 
-    def call(rows, x, memory, columns, route, base=None, splits=2, turns=1):
+    def call(rows, x, memory, columns, route, base=None, splits=2):
         out = base
         if base is None:
             out = torch.full((*x.shape[:2], memory.shape[1]), float("nan"), dtype=x.dtype)
@@ -46,7 +46,7 @@ def run(library):
         sizes = (*x.shape, memory.shape[1], columns.shape[1], len(columns))
         pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (out, x, memory, columns, route)]
         library.run_linear(
-            KINDS[x.dtype], rows, splits, turns, int(base is not None), *pointers,
+            KINDS[x.dtype], rows, splits, int(base is not None), *pointers,
             (ctypes.c_int64 * len(strides))(*strides), (ctypes.c_int * len(sizes))(*sizes),
         )  # fmt: skip
         return out
@@ -73,16 +73,16 @@ def assert_near(y, arguments, base=None) -> None:
     assert ((y.double() - exact).abs() <= allowed).all()
 
 
-def assert_right(run, rows, arguments, **clusters) -> None:
+def assert_right(run, rows, arguments, splits=2) -> None:
     x, memory, columns, route = arguments
-    y = run(rows, *arguments, **clusters)
+    y = run(rows, *arguments, splits=splits)
     assert_near(y, arguments)
     unrouted = (route < 0) | (route >= len(columns))
     assert not y[unrouted].any()
-    assert torch.equal(run(rows, *arguments, **clusters), y)
+    assert torch.equal(run(rows, *arguments, splits=splits), y)
     base = torch.randn_like(y)
     base[unrouted] = float("nan")
-    changed = run(rows, *arguments, base=base.clone(), **clusters)
+    changed = run(rows, *arguments, base=base.clone(), splits=splits)
     assert_near(changed[~unrouted], (x[~unrouted], memory, columns, route[~unrouted]), base[~unrouted])
     assert changed[unrouted].isnan().all()
 
@@ -96,8 +96,7 @@ def assert_right(run, rows, arguments, **clusters) -> None:
         (1, (1, 1, 700, 1000, 65, 2)),
         (2, (1, 2, 300, 264, 63, 2)),
         (4, (1, 3, 300, 8, 77, 2)),
-        (1, (4, 1, 300, 24, 70, 3)),
-        (2, (3, 2, 300, 24, 70, 2)),
+        (4, (4, 1, 300, 24, 70, 3)),
     ],
     ids=str,
 )
@@ -105,14 +104,14 @@ def test_stream(run, dtype, rows, shape):
     assert_right(run, rows, problem(*shape, dtype))
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 200, 520, 30, 1), (2, 5, 200, 40, 63, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 8, 200, 520, 30, 1), (3, 2, 200, 40, 63, 2)], ids=str)
 def test_stream_of_more_tokens_of_float32(run, shape):
     assert_right(run, 8, problem(*shape, torch.float32))
 
 
 @pytest.mark.parametrize("splits", [1, 3, 4])
 def test_stream_of_more_columns_than_a_chunk(run, splits):
-    assert_right(run, 1, problem(1, 1, 1400, 16, 1300, 1, torch.float32), splits=splits)
+    assert_right(run, 1, problem(1, 1, 1400, 16, 1300, 1, torch.float32), splits)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -136,24 +135,19 @@ def test_tiles(run, dtype, rows, shape):
 
 @pytest.mark.parametrize("splits", [1, 4])
 def test_tiles_in_other_clusters(run, splits):
-    assert_right(run, -16, problem(2, 5, 300, 40, 230, 2, torch.bfloat16), splits=splits)
+    assert_right(run, -16, problem(2, 5, 300, 40, 230, 2, torch.bfloat16), splits)
 
 
-@pytest.mark.parametrize("turns", [2, 3, 4])
-@pytest.mark.parametrize("shape", [(1, 70, 100, 40, 33, 2), (7, 9, 100, 16, 33, 3)], ids=str)
-def test_tiles_in_turns(run, shape, turns):
-    assert_right(run, -16, problem(*shape, torch.bfloat16), turns=turns)
-
-
-@pytest.mark.parametrize("turns", [1, 3])
-def test_many_routes_take_one_dense_pass(run, turns):
+@pytest.mark.parametrize(("rows", "batch", "dtype"), [(8, 6, torch.float32), (-16, 9, torch.bfloat16)])
+def test_many_routes_take_one_dense_pass(run, rows, batch, dtype):
     """Enough routes that reading all of memory once is cheaper: what no edit reads is read then, and is not used."""
-    x, memory, columns, route = problem(9, 1, 90, 24, 40, 8, torch.bfloat16)
-    route[:] = torch.tensor([7, 1, -1, 2, 1, 9, 3, 4, 5])
-    assert_right(run, -16, (x, memory, columns, route), turns=turns)
+    x, memory, columns, route = problem(batch, 1, 90, 24, 40, 8, dtype)
+    route[:] = torch.tensor([7, 1, -1, 2, 1, 9, 3, 4, 5][:batch])
+    route[1] = 3 if batch < 9 else 1
+    assert_right(run, rows, (x, memory, columns, route))
 
 
-@pytest.mark.parametrize(("rows", "dtype"), [(1, torch.float32), (-16, torch.float16)])
+@pytest.mark.parametrize(("rows", "dtype"), [(4, torch.float32), (-16, torch.float16)])
 def test_every_route_out_of_range_counts_as_none(run, rows, dtype):
     x, memory, columns, route = problem(4, 1, 50, 16, 9, 2, dtype)
     for value in (-1, -7, 2, 2**31 - 1, -(2**31)):

@@ -35,7 +35,6 @@ inline thread_local unsigned char* own_shared = nullptr;
 inline int load_written(const int* from) { return *from; }
 inline unsigned char* dynamic_shared() { return own_shared; }
 inline void cluster_barrier() { cluster->barrier.arrive_and_wait(); }
-inline void cluster_barrier_after_reads() { cluster_barrier(); }
 inline float4 load_from_block(const float4* own, int rank) {
   const auto offset = reinterpret_cast<const unsigned char*>(own) - own_shared;
   float4 value;

@@ -10,7 +10,7 @@ namespace {
 
 using memoir::LinearCall;
 
-int clusters_of(const LinearCall& call, int outputs) { return (call.outputs + outputs - 1) / outputs * call.turns; }
+int clusters_of(const LinearCall& call) { return (call.outputs + memoir::kTileOutputs - 1) / memoir::kTileOutputs; }
 
 // What an earlier kernel leaves when this one has waited; only the first wait of any block brings it.
 void set_predecessor(const std::function<void()>& leave) {
@@ -21,8 +21,8 @@ void set_predecessor(const std::function<void()>& leave) {
 
 template <class T, int kRows>
 void stream(const LinearCall& call) {
-  using Stream = memoir::Stream<T, kRows>;
-  memoir::run_clusters(clusters_of(call, Stream::kOutputs), call.splits, memoir::kLinearThreads, sizeof(Stream), [&] { memoir::stream_rows<T, kRows>(call); });
+  memoir::run_clusters(clusters_of(call), call.splits, memoir::kLinearThreads, sizeof(memoir::Stream<T, kRows>),
+                       [&] { memoir::stream_rows<T, kRows>(call); });
 }
 
 // The route arrives late: nothing may be read before the wait.
@@ -65,7 +65,7 @@ void tiles(LinearCall call) {
   });
   call.packed = aligned(late);
   const size_t list = memoir::round_up((std::max(call.width, call.k) + call.splits - 1) / call.splits, memoir::kDepth);
-  memoir::run_clusters(clusters_of(call, memoir::kTileOutputs), call.splits, memoir::kLinearThreads,
+  memoir::run_clusters(clusters_of(call), call.splits, memoir::kLinearThreads,
                        sizeof(memoir::Tile<T, kRows>) + list * sizeof(int),
                        [&] { memoir::multiply_tiles<T, kRows>(call); });
 }
@@ -84,9 +84,8 @@ void tiles(const LinearCall& call) {
 
 }  // namespace
 
-// kind: 0 float32, 1 float16, 2 bfloat16. rows: of the streaming kernel, 1, 2, 4 or 8 per sequence; or, negative, of a
-// tile, whose outputs `turns` clusters share.
-extern "C" void run_linear(int kind, int rows, int splits, int turns, int add, void* out, const void* x, const void* memory,
+// kind: 0 float32, 1 float16, 2 bfloat16. rows: of the streaming kernel, 1, 2, 4 or 8; or, negative, of a tile.
+extern "C" void run_linear(int kind, int rows, int splits, int add, void* out, const void* x, const void* memory,
                            const int32_t* columns, const int32_t* route, const int64_t* strides, const int* sizes) {
   LinearCall call{};
   call.x = x, call.memory = memory, call.columns = columns, call.route = route, call.out = out;
@@ -96,7 +95,7 @@ extern "C" void run_linear(int kind, int rows, int splits, int turns, int add, v
   call.out_batch = strides[7], call.out_token = strides[8], call.out_output = strides[9];
   call.batch = sizes[0], call.tokens = sizes[1], call.width = sizes[2], call.outputs = sizes[3];
   call.k = sizes[4], call.edits = sizes[5];
-  call.splits = splits, call.turns = rows < 0 ? turns : call.batch, call.add = add;
+  call.splits = splits, call.add = add;
   call.tile_rows = rows < 0 ? -rows : 0;
   const bool may_be_dense = call.batch > 1 && static_cast<int64_t>(call.batch) * call.k >= call.width;
   call.packed_row = memoir::round_up(may_be_dense ? call.width : call.k, memoir::kDepth);
