@@ -26,7 +26,6 @@ from models import llama_8b, sharing
 from memoir_fast import Memoir
 from memoir_fast.editing.batch import Batch
 from memoir_fast.editing.needs import Needs
-from memoir_fast.editing.replay import Differentiated
 from memoir_fast.editing.slab import Slab
 from memoir_fast.editing.teacher import Teacher
 from memoir_fast.errors import MemoirError
@@ -37,12 +36,12 @@ PHASES: dict[str, tuple[tuple[Any, str], ...]] = {
     "tokens": ((Teacher, "prepare"),),
     "trunk and hash": ((Batch, "__init__"),),
     "damping": ((Needs, "damping"), (Needs, "add")),
-    "tail forward": ((Differentiated, "__call__"),),  # where it is replayed from a graph, backward too
+    "tail forward": ((Batch, "losses"),),
     "tail backward": ((torch.autograd, "grad"),),
     "optimizer": ((Slab, "residual"), (Slab, "step")),
     "write": ((Teacher, "_commit"),),
 }
-"""Each phase's functions; none runs inside of another, but the backward of a step that is captured."""
+"""Each phase's functions; none runs inside of another."""
 
 GPU_TARGETS = {"sequential": 60.0, "batched": 30.0}  # ms per edit, LLaMA-3-8B
 STEPS = 8
@@ -84,7 +83,7 @@ def measure_phases(model: Any, tokenizer: Any, edits: int, batch: int, steps: in
     device = next(model.parameters()).device
 
     def synchronize() -> None:
-        if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+        if device.type == "cuda":
             torch.cuda.synchronize(device)
 
     found: dict[str, Any] = {"edits": edits, "batch_size": batch, "threads": torch.get_num_threads()}

@@ -251,7 +251,7 @@ _rates: dict[tuple[str, torch.dtype], float] = {}
 
 def _peer_row(name: str, peer: Peer, modes: measure.Modes, headline: str) -> dict[str, Any]:
     """Times by mode, and how many times longer than the op it takes, in the headline's mode where it has that."""
-    taken = {mode: samples for mode, (samples, _) in modes.items() if name in samples}
+    taken = {mode: samples for mode, (samples, _) in modes.items() if {name, OWN} <= samples.keys()}
     mode = headline if headline in taken else "cold"
     return {
         "same": peer.same,

@@ -58,7 +58,7 @@ template <class T>
 cudaError_t launch_stream(const LinearCall& call, cudaStream_t stream) {
   const int rows = call.batch * call.tokens;
   if constexpr (sizeof(T) == 4) {
-    if (rows > most_streamed(LinearType::bfloat16)) return launch_stream<T, 8>(call, stream);
+    if (rows > 4) return launch_stream<T, 8>(call, stream);
   }
   return rows <= 1   ? launch_stream<T, 1>(call, stream)
          : rows <= 2 ? launch_stream<T, 2>(call, stream)
@@ -93,7 +93,7 @@ cudaError_t launch_tiles(const LinearCall& call, cudaStream_t stream) {
 
 }  // namespace
 
-int most_streamed(LinearType type) { return type == LinearType::float32 ? 8 : 4; }
+int most_streamed(LinearType type) { return type == LinearType::float32 ? 8 : 2; }
 
 void plan_call(LinearCall& call, LinearType type) {
   const int64_t rows = static_cast<int64_t>(call.batch) * call.tokens;

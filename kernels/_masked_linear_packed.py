@@ -83,7 +83,7 @@ def launch(
     outputs = memory.shape[1]
     edits, k = columns.shape
     rows = power_of_two(batch * tokens, 128, 4096)
-    config = _launch.config("masked_linear_prefill", x, f"k{k} O{outputs}", f"{rows} rows")
+    config = _launch.config("masked_linear_prefill", x, f"k{k} O{outputs}", f"{rows} rows of {x.element_size()} bytes")
     block_s, block_o = power_of_two(tokens, 16, config["BLOCK_S"]), power_of_two(outputs, 16, config["BLOCK_O"])
     block_k = config["BLOCK_K"]
     packed = triton.cdiv(k, block_k) * block_k

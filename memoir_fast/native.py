@@ -21,8 +21,9 @@ _REASON = Path(__file__).parent / "_build_failure.txt"
 # widens two-byte memory first: one thread, D=14336, O=k=4096. At D=1536, O=576, k=440 it wins at every length.
 _LONGEST = {2: 512, 4: 96, 8: 64}
 # What the CUDA kernels of masked_linear serve; beyond it, Triton's forms do better, or the kernels cannot.
-_MOST_TOKENS = {torch.float32: 8, torch.float16: 512, torch.bfloat16: 512}  # of all sequences together
-_MOST_SEQUENCES, _WIDEST = 256, 1 << 17
+_MOST_TOKENS = {torch.float32: 8, torch.float16: 128, torch.bfloat16: 128}  # of all sequences together
+_MOST_SEQUENCES = {torch.float32: 4, torch.float16: 256, torch.bfloat16: 256}
+_WIDEST = 1 << 17
 _WIDEST_HASH = 16384  # of the CUDA tophash, which keeps a row in registers
 _LONGEST_BFLOAT16 = 96  # where the processor multiplies bfloat16 and nothing is widened; 64 at the small layer
 
@@ -91,10 +92,14 @@ def at_once(op: str, backend: str) -> Callable[..., bool] | None:
         return lambda *_: False
     smallest = min(_LONGEST.values())
     most = _MOST_TOKENS if backend == "cuda" else dict.fromkeys(_checks.FLOATS, smallest)
+    sequences = _MOST_SEQUENCES if backend == "cuda" else most
 
     def few_tokens(*args: torch.Tensor) -> bool:
         shape: tuple[int, ...] = getattr(args[-4], "shape", ())
-        return len(shape) == 3 and shape[0] * shape[1] <= most.get(args[-4].dtype, 0)
+        if len(shape) != 3:
+            return False
+        dtype = args[-4].dtype
+        return shape[0] * shape[1] <= most.get(dtype, 0) and shape[0] <= sequences.get(dtype, 0)
 
     return few_tokens
 
@@ -110,8 +115,8 @@ def _why_not_on_a_gpu(*args: torch.Tensor) -> str | None:
     if x.dim() != 3 or memory.dim() != 2:
         return "needs x [B, S, D] and memory [D, O]"
     batch, tokens, width = x.shape
-    if batch * tokens > most or batch > _MOST_SEQUENCES:
-        return f"serves at most {most} tokens of at most {_MOST_SEQUENCES} sequences, got {batch} x {tokens}"
+    if batch * tokens > most or batch > _MOST_SEQUENCES[x.dtype]:
+        return f"serves at most {most} tokens of at most {_MOST_SEQUENCES[x.dtype]} sequences, got {batch} x {tokens}"
     if width > _WIDEST:
         return f"serves at most {_WIDEST} inputs, got {width}"
     row, step = memory.stride()

@@ -56,7 +56,7 @@ class Batch:
         lengths = [sum(len(row.ids) for row in rows) for _, rows in wanted]
         self.spans = [slice(sum(lengths[:index]), sum(lengths[: index + 1])) for index in range(len(lengths))]
         self.plain = [len(rows[0].ids) for _, rows in wanted]  # tokens of each edit's plain row, its first
-        self.chosen: list[int] = []
+        self._chosen: list[int] = []
         self.masks, self.columns = self._hash(context, wanted)
         self.tokens = self.x[self._real].to(torch.promote_types(self.x.dtype, torch.float32))  # [n, D]
         self.a = [self.tokens[span][:, own.long()] for span, own in zip(self.spans, self.columns, strict=True)]
@@ -78,9 +78,9 @@ class Batch:
 
         Places are looked up here, once for all steps of the same edits: each look waits for the device.
         """
-        if list(edits) == self.chosen:
+        if list(edits) == self._chosen:
             return
-        self.chosen = list(edits)
+        self._chosen = list(edits)
         device = self._owner.device
         numbers = torch.tensor(edits, device=device)
         chosen = torch.isin(self._owner, numbers)

@@ -6,7 +6,6 @@ from memoir_fast.editing.batch import Batch, Wanted
 from memoir_fast.editing.context import EditContext, Learned
 from memoir_fast.editing.dual import Dual
 from memoir_fast.editing.recipe import Recipe
-from memoir_fast.editing.replay import Differentiated
 from memoir_fast.editing.slab import Slab
 from memoir_fast.editing.trunk import frozen
 
@@ -26,31 +25,27 @@ def learn(context: EditContext, wanted: Wanted, recipe: Recipe) -> list[Learned]
     rows = Slab(batch, memory, recipe, context.needs) if adam else Dual(batch, memory, recipe)
     everything = list(range(len(wanted)))
     losses: list[list[float]] = [[float("inf")] for _ in everything]
-    differentiated = Differentiated(batch, capture=batch.tokens.is_cuda)
     with frozen(context.model):
         learning = everything
         while learning:
-            learning = _step(differentiated, batch, rows, recipe, learning, losses)
+            learning = _step(batch, rows, recipe, learning, losses)
             if not learning and (len(everything) > 1 or max(rows.steps) == recipe.steps):
                 learning = _check(batch, rows, recipe, losses)
     return [rows.learned(index, losses[index][-1]) for index in everything]
 
 
-def _step(
-    differentiated: Differentiated,
-    batch: Batch,
-    rows: Slab | Dual,
-    recipe: Recipe,
-    active: list[int],
-    losses: list[list[float]],
-) -> list[int]:
+def _step(batch: Batch, rows: Slab | Dual, recipe: Recipe, active: list[int], losses: list[list[float]]) -> list[int]:
     """Steps the active edits that are not done, and returns those."""
     batch.choose(active)
-    found, gradient = differentiated(rows.residual(active))
+    residual = rows.residual(active).requires_grad_()
+    with torch.enable_grad():
+        found = batch.losses(residual)
+        total = found.sum()
     _note(losses, active, found)
     undone = [edit for edit in active if not _done(losses[edit], recipe) and rows.steps[edit] < recipe.steps]
     if undone:
-        for edit, own in zip(active, gradient().split([len(batch.a[edit]) for edit in active]), strict=True):
+        (gradient,) = torch.autograd.grad(total, residual)
+        for edit, own in zip(active, gradient.split([len(batch.a[edit]) for edit in active]), strict=True):
             if edit in undone:
                 rows.step(edit, own)
     return undone

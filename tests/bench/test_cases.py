@@ -136,3 +136,11 @@ def test_cuda_modes(bench, doubling):
     (row,) = cases.rows_of([dataclasses.replace(case, make=lambda _: prepared)], settings, measure.CudaTimer())
     assert set(row["seconds"]) == {"cold", "hot", "graph cold", "graph hot"} and row["headline"] == "graph cold"
     assert row["input_sets"] > 1
+
+
+def test_a_mode_that_the_op_lacks_is_not_compared(bench):
+    """A graph of the peer alone: the op could not be captured."""
+    cases, times = bench("cases"), [1e-3, 2e-3, 3e-3]
+    modes = {"cold": ({cases.OWN: times, "peer": times}, None), "graph cold": ({"peer": times}, None)}
+    row = cases._peer_row("peer", cases.Peer(print), modes, "cold")
+    assert row["mode"] == "cold" and row["ratios"] == {"cold": 1.0}

@@ -26,7 +26,8 @@ def assert_near(y, arguments, base=None) -> None:
     size = reference.masked_linear(x.double().abs(), memory.double().abs(), columns, route)
     if base is not None:
         exact, size = exact + base.double(), size + base.double().abs()
-    allowed = torch.finfo(y.dtype).eps * exact.abs() + (columns.shape[1] + 2) * 2**-23 * size
+    finfo = torch.finfo(y.dtype)
+    allowed = finfo.eps * (exact.abs() + finfo.tiny) + (columns.shape[1] + 2) * 2**-23 * size
     assert ((y.double() - exact).abs() <= allowed).all()
 
 
@@ -51,16 +52,16 @@ def on_cuda(extension):
         (8, 1, 700, 1000, 65, 3),
         (2, 4, 100, 264, 63, 2),
         (1, 33, 1536, 576, 440, 1),
-        (1, 200, 300, 264, 65, 1),
-        (7, 30, 300, 520, 1, 3),
+        (1, 120, 300, 264, 65, 1),
+        (4, 30, 300, 520, 1, 3),
         (100, 1, 300, 40, 90, 60),
     ],
     ids=str,
 )
 @pytest.mark.usefixtures("on_cuda", "poison")
 def test_shapes(dtype, shape):
-    if dtype == torch.float32 and shape[0] * shape[1] > 8:
-        pytest.skip("float32 of more than eight tokens is Triton's")
+    if dtype == torch.float32 and (shape[0] * shape[1] > 8 or shape[0] > 4):
+        pytest.skip("float32 of more than eight tokens or four sequences is Triton's")
     arguments = problem(*shape, dtype)
     y = masked_linear(*arguments)
     assert backends.last_used()["masked_linear"] == "cuda"
@@ -104,8 +105,8 @@ def test_a_graph_follows_the_route_that_it_finds(tokens):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"tokens": 513}, "at most 512 tokens"),
-        ({"batch": 300}, "of at most 256 sequences"),
+        ({"tokens": 129}, "at most 128 tokens"),
+        ({"dtype": torch.float32, "tokens": 1, "batch": 5}, "of at most 4 sequences"),
         ({"outputs": 12}, "whole pieces of 16 bytes"),
         ({"dtype": torch.float64}, "serves float16, bfloat16 and float32, got float64"),
         ({"dtype": torch.float32, "tokens": 9}, "at most 8 tokens"),

@@ -69,7 +69,8 @@ def assert_near(y, arguments, base=None) -> None:
     size = reference.masked_linear(x.double().abs(), memory.double().abs(), columns, route)
     if base is not None:
         exact, size = exact + base.double(), size + base.double().abs()
-    allowed = torch.finfo(y.dtype).eps * exact.abs() + (columns.shape[1] + 2) * 2**-23 * size
+    finfo = torch.finfo(y.dtype)
+    allowed = finfo.eps * (exact.abs() + finfo.tiny) + (columns.shape[1] + 2) * 2**-23 * size
     assert ((y.double() - exact).abs() <= allowed).all()
 
 
