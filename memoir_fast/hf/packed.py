@@ -15,6 +15,7 @@ from memoir_fast.hf.attention_mask import allowed_keys, full_attention, real_tok
 from memoir_fast.hf.cache import held
 
 
+@torch.compiler.disable  # there is nothing in it to compile, and classes are looked at
 def evidence(given: Mapping[str, Any], cache: Any) -> str | None:
     """What shows that a call with these arguments holds several sequences in a row; None: nothing does.
 
