@@ -14,7 +14,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from memoir_fast import RECIPES, Memoir, MemoirConfig
 from memoir_fast.errors import MemoirError
-from memoir_fast.modules import MemoirLinear
+from memoir_fast.modules import MemoirLinear, views
 
 PROMPTS = ["The capital of France is", "Which animal lives in", "What is the colour", "The river runs through"]
 TARGETS = ["Rome", "camel", "Greek", "the town"]
@@ -135,6 +135,30 @@ def test_generations_see_one_memory(memoir, tmp_path, monkeypatch, seed):
         run_interleaving(memoir, versions, draw, tmp_path / "memory")
     assert len(versions.states) > 10
     assert not memoir.layer.views.outdated and not memoir.layer.views._running, "nothing is kept for those that ended"
+
+
+def test_a_generation_that_ends_during_a_change_leaves_nothing(memoir, monkeypatch):
+    """Between two of its passes a generation reads nothing, so a change does not wait for it."""
+    began, end, twin = threading.Event(), threading.Event(), views._twin
+
+    def generation():
+        with memoir.layer.views.generation():
+            began.set()
+            end.wait(10)
+
+    thread = threading.Thread(target=generation)
+
+    def ended(module):
+        end.set()
+        thread.join(0.3)
+        return twin(module)
+
+    thread.start()
+    assert began.wait(10)
+    monkeypatch.setattr(views, "_twin", ended)
+    memoir.delete(0)
+    thread.join(10)
+    assert end.is_set() and not memoir.layer.views.outdated and not memoir.layer.views._running
 
 
 def test_a_generation_goes_on_with_the_memory_it_began_with(memoir):

@@ -1,6 +1,7 @@
 """`Views`: a generation sees one memory, from its first token to its last."""
 
 import copy
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -39,6 +40,9 @@ class Views:
     """
 
     def __init__(self) -> None:
+        # A generation may end, between two of its passes, while a change is under way. A thread may come here twice,
+        # where the collector of garbage ends a generation that was left.
+        self._lock = threading.RLock()
         self._running: list[_Generation] = []
         self.outdated: list[_Generation] = []
         """The generations that began before the latest change. As long as it is empty, there is nothing to look up."""
@@ -47,15 +51,17 @@ class Views:
     def generation(self) -> Iterator[None]:
         """Within the block, forward passes of this thread or task see the memory as it is now."""
         own = _Generation()
-        self._running.append(own)
+        with self._lock:
+            self._running.append(own)
         try:
             with self._seen_by(own):
                 yield
         finally:
-            self._running.remove(own)
-            if own in self.outdated:
-                self.outdated.remove(own)
-            own.view = None  # a context that was copied from this one may go on
+            with self._lock:
+                self._running.remove(own)
+                if own in self.outdated:
+                    self.outdated.remove(own)
+                own.view = None  # a context that was copied from this one may go on
 
     @contextmanager
     def latest(self) -> Iterator[None]:
@@ -77,20 +83,21 @@ class Views:
             weight (bool): W_m will change.
             rows (bool): rows of the store that are in use will change; rows may be added in any case.
         """
-        running = list(self._running)
-        new = [one for one in running if one.view is None]
-        if new:
-            view = View(_twin(now.store), _twin(now.memory))
-            view.store.count, view.store.min_overlap = now.store.count.clone(), now.store.min_overlap.clone()
-            view.store._deleted = set(now.store._deleted)
-            for one in new:
-                one.view = view
-            self.outdated += new
-        views = [one.view for one in running if one.view is not None]
-        if weight:
-            _part(now.memory, [view.memory for view in views])
-        if rows:
-            _part(now.store, [view.store for view in views])
+        with self._lock:
+            running = self._running
+            new = [one for one in running if one.view is None]
+            if new:
+                view = View(_twin(now.store), _twin(now.memory))
+                view.store.count, view.store.min_overlap = now.store.count.clone(), now.store.min_overlap.clone()
+                view.store._deleted = set(now.store._deleted)
+                for one in new:
+                    one.view = view
+                self.outdated += new
+            views = [one.view for one in running if one.view is not None]
+            if weight:
+                _part(now.memory, [view.memory for view in views])
+            if rows:
+                _part(now.store, [view.store for view in views])
 
     @contextmanager
     def _seen_by(self, generation: _Generation | None) -> Iterator[None]:
