@@ -339,7 +339,10 @@ class Memoir:
 
     @property
     def last_routes(self) -> list[Route]:
-        """Where the prompts of the latest prefill went, a row each: edit id (-1: none) and best overlap ratio."""
+        """Where the prompts of the latest prefill went, a row each: edit id (-1: none) and best overlap ratio.
+
+        The latest of this thread or task; of any, where this one has had none.
+        """
         return self._router.last_routes
 
     def followed(self, cache: Any) -> list[int]:

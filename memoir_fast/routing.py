@@ -101,8 +101,11 @@ class _Call:
     length: int = 0  # positions that the cache holds already
 
 
+_Decided = tuple[torch.Tensor, torch.Tensor | None]  # edits int32 [B], overlap int32 [B] (None where forced)
+
 _orders: ContextVar[dict[int, _Orders] | None] = ContextVar("memoir_fast_orders", default=None)
 _calls: ContextVar[dict[int, _Call] | None] = ContextVar("memoir_fast_calls", default=None)
+_decided: ContextVar[dict[int, _Decided] | None] = ContextVar("memoir_fast_decided", default=None)
 _NO_ORDERS = _Orders()
 _numbers = itertools.count()
 
@@ -120,7 +123,7 @@ class Router:
         self._model, self._layer = model, layer
         self._number = next(_numbers)
         self._parameters = list(inspect.signature(decoder.forward).parameters)
-        self._last: tuple[torch.Tensor, torch.Tensor | None] | None = None
+        self._last: _Decided | None = None  # of any thread
         self._own: dict[str, Any] = {}
         self._handles = [
             decoder.register_forward_pre_hook(self._before, with_kwargs=True),
@@ -138,6 +141,7 @@ class Router:
         """Leaves the model as it was."""
         for handle in self._handles:
             handle.remove()
+        self._forget_own()
         self._layer.router = None
         for name, own in self._own.items():
             if own is not None:
@@ -148,6 +152,10 @@ class Router:
     def forget_last(self) -> None:
         """Empties `last_routes`."""
         self._last = None
+        self._forget_own()
+
+    def _forget_own(self) -> None:
+        _decided.set({number: one for number, one in (_decided.get() or {}).items() if number != self._number})
 
     @contextmanager
     def ordered(self, **changes: Any) -> Iterator[None]:
@@ -165,10 +173,14 @@ class Router:
 
     @property
     def last_routes(self) -> list[Route]:
-        """The routes decided last, a row each. Reading them waits for the device."""
-        if self._last is None:
+        """The routes decided last, a row each: in this thread or task, or in any where it has decided none.
+
+        Reading them waits for the device.
+        """
+        last = (_decided.get() or {}).get(self._number, self._last)
+        if last is None:
             return []
-        edits, overlap = self._last
+        edits, overlap = last
         ratios: Sequence[float | None] = [None] * len(edits)
         if overlap is not None:
             ratios = (overlap.double() / self._layer.tophash.k).tolist()
@@ -225,7 +237,9 @@ class Router:
         else:
             mask, _ = self._layer.tophash.hash(state.mean - self._layer.tophash.mu, check=False)
             route, overlap = self._layer.search(mask)
-        self._last = route, overlap
+        last = route, overlap
+        self._last = last
+        _decided.set({**(_decided.get() or {}), self._number: last})
         return route
 
     def _mean(self, x: torch.Tensor, marked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

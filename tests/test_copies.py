@@ -79,6 +79,22 @@ def test_a_copied_memoir_can_be_taught_on(memoir, copied, tiny_tokenizer):
     assert said(memoir.model, tiny_tokenizer) == edited, "the original still has its own"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_model_goes_to_a_spawned_process_with_a_memory_of_its_own(memoir, tmp_path, tiny_tokenizer):
+    """The other process writes what it got; what is taught here after it was started is not in it."""
+    edited = said(memoir.model, tiny_tokenizer)
+    process = torch.multiprocessing.get_context("spawn").Process(
+        target=torch.save, args=(memoir.model, str(tmp_path / "model.pt"))
+    )
+    process.start()
+    memoir.delete(0)
+    memoir.layer.memory.weight.zero_()
+    process.join(timeout=120)
+    assert process.exitcode == 0
+    other = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert said(other, tiny_tokenizer) == edited != said(memoir.model, tiny_tokenizer)
+
+
 def test_a_cache_of_the_original_says_nothing_to_the_copy(memoir, copied, tiny_tokenizer):
     ids = tiny_tokenizer(PROMPT, return_tensors="pt").input_ids
     with torch.no_grad():

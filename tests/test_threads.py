@@ -221,3 +221,62 @@ def test_a_change_from_within_a_forward_pass_is_refused(memoir):
     memoir.layer.router = router
     assert refused and 0 in memoir.edits
     memoir.delete(0)
+
+
+def test_routes_are_read_in_the_thread_that_decided_them(memoir):
+    ids = memoir.tokenizer(PROMPTS[1], return_tensors="pt").input_ids
+    options = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
+    memoir.model.generate(ids, **options)
+    own = memoir.last_routes
+    assert [route.edit_id for route in own] == [1]
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(memoir.model.generate, ids.repeat(3, 1), **options).result()
+    assert memoir.last_routes == own
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: memoir.last_routes).result() == own * 3, "without its own: the latest of any"
+
+
+def test_faded_edits_are_found_while_others_generate(memoir):
+    """After each of its passes another thread decides the routes of five rows."""
+    expected = memoir.faded()
+    ids = memoir.tokenizer(PROMPTS[0], return_tensors="pt").input_ids.repeat(5, 1)
+    here, passes = threading.get_ident(), []
+
+    def meanwhile(*_):
+        if threading.get_ident() == here:
+            passes.append(1)
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(torch.no_grad()(memoir.model), ids).result()
+
+    handle = memoir.model.register_forward_hook(meanwhile)
+    assert memoir.faded() == expected and passes
+    handle.remove()
+
+
+@pytest.mark.parametrize("change", ["delete", "replace", "add", "tau"])
+def test_a_generation_decides_by_the_store_it_began_with(memoir, change):
+    """Also where its prompt comes in parts, and something changes before the last."""
+    layer = memoir.layer
+    mask = layer.store.masks[:1].clone()
+    near, far = mask.clone(), torch.zeros_like(mask)
+    near[0, 0] ^= near[0, 0] & -near[0, 0]  # one bit less: 15 of 16
+    far[0, 1] = 0xFFFF  # the last 16 of 48 bits
+    queries = torch.cat([mask, near, far])
+    before = layer.search(queries)
+    assert before[0].tolist() == [0, 0, -1] and before[1][:2].tolist() == [16, 15]
+    with layer.views.generation():
+        if change == "delete":
+            memoir.delete(0)
+        elif change == "replace":
+            with layer.changing(rows=True):
+                layer.store.masks[0] = layer.store.masks[1]
+        elif change == "add":
+            with layer.changing():
+                layer.store.append(far[0], layer.store.columns[0])
+        else:
+            layer.tau = 1.0
+        assert all(map(torch.equal, layer.search(queries), before))
+        with ThreadPoolExecutor(1) as pool:
+            now = pool.submit(layer.search, queries).result()
+        assert not torch.equal(now[0], before[0])
+    assert all(map(torch.equal, layer.search(queries), now))

@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from multiprocessing.context import get_spawning_popen
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -22,6 +24,7 @@ logger = logging.getLogger("memoir_fast")
 
 Draft = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _drafts: ContextVar[dict[int, Draft] | None] = ContextVar("memoir_fast_drafts", default=None)
+_sent: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()  # what went to each process that was started with it
 _MEMORY = ("tophash", "store", "memory")  # what a MemoirLinear has besides its base layer
 
 
@@ -231,6 +234,9 @@ class MemoirLinear(nn.Module):
         state: dict[str, Any] = super().__getstate__()
         with self.turns.reading():
             own = {name: copy.deepcopy(self._modules[name]) for name in _MEMORY}
+        child = get_spawning_popen()
+        if child is not None:  # shared memory lives as long as somebody here holds it
+            _sent.setdefault(child, []).append(own)
         return {**state, "_modules": {**self._modules, **own}, "_drafting": []}
 
     def extra_repr(self) -> str:
