@@ -72,8 +72,7 @@ def data_dir() -> Path:
     return Path(folder)
 
 
-@pytest.fixture
-def tiny_tokenizer():
+def make_tiny_tokenizer():
     """A byte-level BPE tokenizer, trained in memory on a few sentences: any text goes in and comes back unchanged.
 
     It has 384 tokens, of which 0 pads and 1 ends a sequence, pads on the left, and adds no special tokens by itself.
@@ -101,7 +100,12 @@ def tiny_tokenizer():
 
 
 @pytest.fixture
-def tiny_llama():
+def tiny_tokenizer():
+    """See `make_tiny_tokenizer`."""
+    return make_tiny_tokenizer()
+
+
+def make_tiny_llama():
     """A random Llama in float32 and eval mode: 3 blocks, hidden 32, MLP 48 (D = 48), 384 tokens, context 256.
 
     Its weights are the same in every test, and wide enough that logits differ from token to token.
@@ -124,3 +128,9 @@ def tiny_llama():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return LlamaForCausalLM(config).float().eval()
+
+
+@pytest.fixture
+def tiny_llama():
+    """See `make_tiny_llama`."""
+    return make_tiny_llama()
