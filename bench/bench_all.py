@@ -4,6 +4,7 @@ The result is checked before it is timed, as in bench/run.py; peers, cold caches
 """
 
 import importlib
+from typing import Any
 
 import pytest
 import torch
@@ -23,13 +24,13 @@ CASES = [case for op in OPS for case in importlib.import_module(f"bench_{op}").c
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
+def one_thread() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
-def smollm():
+def smollm() -> tuple[Any, Any]:
     try:
         model, tokenizer = load_model("smollm2", "float32", SETTINGS.device)
     except MemoirError as error:
@@ -38,11 +39,11 @@ def smollm():
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_case(benchmark, case: Case):
+def test_case(benchmark: Any, case: Case) -> None:
     benchmarked(benchmark, case, SETTINGS)
 
 
-def test_edit(benchmark, smollm):
+def test_edit(benchmark: Any, smollm: tuple[Any, Any]) -> None:
     """One fact by the fast recipe, learned anew each time."""
     model, tokenizer = smollm
     memoir, fact = Memoir.attach(sharing(model), tokenizer), facts()[0]
@@ -51,7 +52,7 @@ def test_edit(benchmark, smollm):
 
 
 @pytest.mark.parametrize("name", ["unedited", "unmatched", "matched"])
-def test_decode(benchmark, smollm, name):
+def test_decode(benchmark: Any, smollm: tuple[Any, Any], name: str) -> None:
     """One token of a model with 7,000 stored edits."""
     model, tokenizer = smollm
     tokens = torch.randint(1000, 10_000, (1, 64), device=model.device)

@@ -70,7 +70,7 @@ def measure_edits(edits: int, paper_edits: int, batch: int, asides: int, say: An
                 seconds["paper"].append(seconds_of(memoirs["paper"], [fact], recipe="paper"))
                 say(f"edit {index}: paper {seconds['paper'][-1]:.1f} s, fast {seconds['fast'][-1]:.2f} s")
     per_edit = {name: mean(taken) for name, taken in seconds.items()}
-    found = {
+    found: dict[str, Any] = {
         "paper_seconds": per_edit["paper"],
         "fast_seconds": per_edit["fast"],
         "batch_seconds": per_edit["batch"],

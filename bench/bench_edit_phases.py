@@ -120,7 +120,7 @@ def rows(settings: Settings, _: object) -> Iterator[dict[str, Any]]:
     """One row for the driver; a quick run teaches four facts, with or without a GPU to the packaged model."""
     large = settings.device != "cpu" and not settings.quick
     name = "LLaMA-3-8B's shape" if large else "SmolLM2-135M"
-    row = {
+    row: dict[str, Any] = {
         "bench": "edit_phases",
         "case": f"{name}, bfloat16",
         "parameters": {"model": name, "dtype": "bfloat16", "device": settings.device},

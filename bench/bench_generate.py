@@ -13,6 +13,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -111,6 +112,10 @@ def prefill(variants: Variants, tokens: torch.Tensor, rounds: int, synchronize: 
     return {name: taken[1:] for name, taken in found.items()}
 
 
+def _step(model: Any, inputs: dict[str, Any], _: int) -> Any:
+    return model(**inputs)
+
+
 @torch.no_grad()
 def graph_decode(variants: Variants, tokens: torch.Tensor, turns: int) -> measure.Samples:
     """Seconds of a decode step replayed from a CUDA graph, per variant; as `decode` otherwise, with a static cache."""
@@ -122,7 +127,7 @@ def graph_decode(variants: Variants, tokens: torch.Tensor, turns: int) -> measur
         cache = StaticCache(config=model.config, max_cache_len=PROMPT + 2 * turns + 64)
         model(input_ids=tokens, past_key_values=cache, use_cache=True)
         step = {"input_ids": tokens[:, -1:].clone(), "past_key_values": cache, "use_cache": True}
-        graph = measure.captured(lambda _, model=model, step=step: model(**step), sets=3, calls=1)
+        graph = measure.captured(partial(_step, model, step), sets=3, calls=1)
         replays[name] = graph, step  # the cache and the tokens that the graph reads live as long as it does
     found: measure.Samples = {name: [] for name in VARIANTS}
     for turn in range(turns + 3):

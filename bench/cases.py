@@ -112,7 +112,7 @@ def row_of(case: Case, settings: Settings, timer: measure.Timer) -> dict[str, An
     sets += [prepared.draw() for _ in range(timer.sets_for(prepared.bytes) - 1)]
     peers = {name: _usable(peer, prepared, sets[0]) for name, peer in prepared.peers.items()}
     runs = {OWN: prepared.run} | {name: peer.run for name, peer in peers.items() if isinstance(peer, Peer)}
-    contenders: measure.Contenders = {name: lambda index, run=run: run(*sets[index]) for name, run in runs.items()}
+    contenders: measure.Contenders = {name: _on_set(run, sets) for name, run in runs.items()}
     modes = timer.modes(contenders, len(sets), settings.seconds, prepared.ceiling, prepared.bytes)
     headline = "graph cold" if OWN in modes.get("graph cold", ({},))[0] else "cold"
     figures = _figures(modes, headline, prepared, timer)
@@ -127,6 +127,10 @@ def row_of(case: Case, settings: Settings, timer: measure.Timer) -> dict[str, An
             for name, peer in peers.items()
         },
     )
+
+
+def _on_set(run: Callable[..., Any], sets: list[tuple]) -> Callable[[int], Any]:
+    return lambda index: run(*sets[index])
 
 
 def check(prepared: Prepared, inputs: tuple) -> None:

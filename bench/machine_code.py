@@ -198,8 +198,10 @@ def built_kernels(capability: int) -> dict[str, MachineCode]:
             used = _tool("cuobjdump", "-res-usage", str(cubin))
             for name, text in zip(parts[1::2], parts[2::2], strict=True):
                 of_kernel = used[used.index(f"Function {name}:") :]
-                numbers = [int(re.search(rf"{kind}:(\d+)", of_kernel)[1]) for kind in ("REG", "STACK", "SHARED")]  # type: ignore[index]
-                kernels[name] = MachineCode(*numbers, text)
+                registers, stack, shared = (
+                    int(re.findall(rf"{kind}:(\d+)", of_kernel)[0]) for kind in ("REG", "STACK", "SHARED")
+                )
+                kernels[name] = MachineCode(registers, stack, shared, text)
     if not kernels:
         raise LookupError(f"the extension has no code for sm_{capability}")
     return kernels

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -51,8 +52,8 @@ class Spread:
 def spread(samples: list[float]) -> Spread:
     """Percentiles by the nearest sample."""
     ordered = sorted(samples)
-    at = [ordered[round(share * (len(ordered) - 1))] for share in (0.2, 0.5, 0.8)]
-    return Spread(*at, len(ordered), ordered[0])
+    p20, p50, p80 = (ordered[round(share * (len(ordered) - 1))] for share in (0.2, 0.5, 0.8))
+    return Spread(p20, p50, p80, len(ordered), ordered[0])
 
 
 def ratio(samples: Samples, over: str, under: str) -> float:
@@ -218,7 +219,7 @@ class CudaTimer:
     def _graphs(self, contenders: Contenders, sets: int, seconds: float) -> Samples:
         samples: dict[str, Callable[[], float]] = {}
         for name, run in contenders.items():
-            once = event_seconds(lambda run=run: run(0))
+            once = event_seconds(partial(run, 0))
             calls = max(sets, min(_GRAPH_CALLS, calls_per_sample(once, 5e-3)))
             try:
                 graph = captured(run, sets, calls)
@@ -226,7 +227,7 @@ class CudaTimer:
                 torch.cuda.synchronize()
                 continue
             graph.replay()
-            samples[name] = lambda graph=graph, calls=calls: event_seconds(graph.replay) / calls
+            samples[name] = replayed(graph, calls)
         return in_turns(samples, seconds)
 
     def matrix_rate(self, dtype: torch.dtype) -> float:
@@ -291,6 +292,11 @@ def event_seconds(run: Callable[[], object]) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1e3
+
+
+def replayed(graph: torch.cuda.CUDAGraph, calls: int) -> Callable[[], float]:
+    """Seconds per call of a graph of `calls` calls, as a function that replays it once."""
+    return lambda: event_seconds(graph.replay) / calls
 
 
 def captured(run: Callable[[int], object], sets: int, calls: int) -> torch.cuda.CUDAGraph:

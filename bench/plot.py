@@ -22,7 +22,7 @@ from table import newest
 
 HERE = Path(__file__).resolve().parent
 OPS = ("prompt_feature", "tophash", "mask_overlap", "mask_match", "masked_linear", "memory_update", "layer")
-COLOURS = dict(zip(OPS, plt.get_cmap("tab10").colors, strict=False))
+COLOURS = dict(zip(OPS, matplotlib.color_sequences["tab10"], strict=False))
 _STYLE = {"axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
 
 
@@ -186,7 +186,7 @@ def draw(figures: dict[str, Any], folder: Path, kind: str = "svg") -> list[Path]
     machine = figures["machine"]
     device = "cpu" if machine["device"] == "cpu" else place(machine).replace(" ", "-")
     written = []
-    with plt.rc_context(_STYLE | {"svg.hashsalt": "memoir_fast"}):
+    with plt.rc_context(dict[Any, Any](_STYLE | {"svg.hashsalt": "memoir_fast"})):
         for name, plot in PLOTS.items():
             figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
             path = folder / f"{device}-{name}.{kind}"

@@ -58,7 +58,7 @@ def share(mode: str | None = None) -> Figure:
     return lambda row: row["ceilings"][mode]["share"] if mode else row["share_of_ceiling"]
 
 
-def times(peer: str, mode: str | None = None) -> Figure:
+def times(peer: str, mode: str | None = None) -> Callable[[dict[str, Any]], float]:
     """How many times longer a peer takes."""
 
     def figure(row: dict[str, Any]) -> float:

@@ -116,7 +116,9 @@ def _grad_memory(
     tl.store(grad_memory_ptr, tl.load(grad_memory_ptr, mask=held, other=0.0) + acc, mask=held)
 
 
-def _to_x(grad, x, memory, columns, route) -> torch.Tensor:
+def _to_x(
+    grad: torch.Tensor, x: torch.Tensor, memory: torch.Tensor, columns: torch.Tensor, route: torch.Tensor
+) -> torch.Tensor:
     batch, tokens, width = x.shape
     outputs = memory.shape[1]
     edits, k = columns.shape
@@ -149,7 +151,9 @@ def _to_x(grad, x, memory, columns, route) -> torch.Tensor:
     return grad_x
 
 
-def _to_memory(grad, x, memory, columns, route) -> torch.Tensor:
+def _to_memory(
+    grad: torch.Tensor, x: torch.Tensor, memory: torch.Tensor, columns: torch.Tensor, route: torch.Tensor
+) -> torch.Tensor:
     batch, tokens, width = x.shape
     outputs = memory.shape[1]
     edits, k = columns.shape

@@ -33,7 +33,7 @@ def interpreters() -> dict[str, Path]:
     for minor in MINORS:
         places = [sys.executable] if minor == f"{sys.version_info[0]}.{sys.version_info[1]}" else []
         places += filter(None, [shutil.which(f"python{minor}")])
-        places += sorted(pyenv.glob(f"versions/{minor}.*/bin/python{minor}"))
+        places += map(str, sorted(pyenv.glob(f"versions/{minor}.*/bin/python{minor}")))
         for place in map(Path, places):
             if (version(place) or "").startswith(f"{minor}."):
                 found[minor] = place
