@@ -1,14 +1,23 @@
-"""The extension, its CPU paths and masks that are hard to get right."""
+"""The extension, its CPU paths, the emulation of its CUDA kernels, and inputs that are hard to get right."""
 
+import ctypes
+import functools
+import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from memoir_fast import native
+from memoir_fast.reference import masked_linear as reference
 from memoir_fast.reference.tophash import pack
 
 PATHS = ("avx512", "avx2", "portable")
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
+EMULATE = Path(__file__).parent / "emulate"
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +72,55 @@ def masks() -> Callable[..., torch.Tensor]:
         return torch.rand(rows, width) < 0.3
 
     return lambda kind, rows, width: pack(bits(kind, rows, width))
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ctypes.CDLL]:
+    """emulated(name): emulate/<name>.cpp with the CUDA kernels it includes, compiled for the CPU once per session."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("needs g++ to compile the kernels for the CPU, there is none")
+    flags = ["-std=c++20", "-O2", *os.environ.get("CXXFLAGS", "").split(), "-shared", "-fPIC", "-pthread"]
+    flags += ["-DMEMOIR_FAST_EMULATE", "-Wno-unknown-pragmas", "-fno-strict-aliasing", f"-I{CSRC}", f"-I{EMULATE}"]
+
+    @functools.cache
+    def built(name: str) -> ctypes.CDLL:
+        path = tmp_path_factory.mktemp("emulate") / f"{name}.so"
+        subprocess.run([compiler, *flags, EMULATE / f"{name}.cpp", "-o", path], check=True)
+        return ctypes.CDLL(str(path))
+
+    return built
+
+
+@pytest.fixture
+def linear_inputs() -> Callable[..., tuple[torch.Tensor, ...]]:
+    """linear_inputs(batch, tokens, width, outputs, k, edits, dtype, device): masked_linear's inputs, drawn.
+
+    Columns are ascending; the first sequence has the last edit, the others any or none.
+    """
+
+    def drawn(batch, tokens, width, outputs, k, edits, dtype, device="cpu"):
+        x, memory = torch.randn(batch, tokens, width).to(dtype), torch.randn(width, outputs).to(dtype)
+        columns = torch.stack([torch.randperm(width)[:k].sort().values for _ in range(edits)]).int()
+        route = torch.randint(-1, edits, (batch,)).int()
+        route[0] = edits - 1
+        return tuple(tensor.to(device) for tensor in (x, memory, columns, route))
+
+    return drawn
+
+
+@pytest.fixture
+def assert_rounded_once() -> Callable[..., None]:
+    """assert_rounded_once(y, inputs, base): within one rounding, and float32 accumulation, of the sum in float64."""
+
+    def check(y, inputs, base=None):
+        x, memory, columns, route = inputs
+        exact = reference.masked_linear(x.double(), memory.double(), columns, route)
+        size = reference.masked_linear(x.double().abs(), memory.double().abs(), columns, route)
+        if base is not None:
+            exact, size = exact + base.double(), size + base.double().abs()
+        finfo = torch.finfo(y.dtype)
+        allowed = finfo.eps * (exact.abs() + finfo.tiny) + (columns.shape[1] + 2) * 2**-23 * size
+        assert ((y.double() - exact).abs() <= allowed).all()
+
+    return check

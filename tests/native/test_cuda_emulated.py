@@ -1,10 +1,6 @@
 """The CUDA kernels without a GPU: compiled for the CPU, where every CUDA thread is a thread, against the reference."""
 
 import ctypes
-import os
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,29 +8,12 @@ import torch
 from memoir_fast.reference.mask_match import mask_match
 from memoir_fast.reference.mask_overlap import mask_overlap
 
-CSRC = Path(__file__).resolve().parents[2] / "csrc"
-EMULATE = Path(__file__).parent / "emulate"
 SMALL, LARGE = -1, -2  # the two matrix tilings; a positive number is the queries of a POPC tile
 
 
-@pytest.fixture(scope="module")
-def run_scan(tmp_path_factory):
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("needs g++ to compile the kernels for the CPU, there is none")
-    library = tmp_path_factory.mktemp("emulate") / "kernels.so"
-    flags = [
-        "-std=c++20",
-        "-O2",
-        *os.environ.get("CXXFLAGS", "").split(),
-        "-shared",
-        "-fPIC",
-        "-pthread",
-        "-DMEMOIR_FAST_EMULATE",
-        "-Wno-unknown-pragmas",
-    ]
-    subprocess.run([compiler, *flags, f"-I{CSRC}", f"-I{EMULATE}", EMULATE / "kernels.cpp", "-o", library], check=True)
-    function = ctypes.CDLL(str(library)).run_scan
+@pytest.fixture
+def run_scan(emulated):
+    function = emulated("kernels").run_scan
 
     def run(kernel, query, store, count=None, min_overlap=1, blocks=2, threads=64):
         queries, rows, words = len(query), len(store), query.shape[1]

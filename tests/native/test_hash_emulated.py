@@ -2,10 +2,6 @@
 
 import ctypes
 import math
-import os
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,22 +11,13 @@ from memoir_fast.reference.mask_columns import mask_columns
 from memoir_fast.reference.prompt_feature import prompt_feature
 from memoir_fast.reference.tophash import tophash
 
-CSRC = Path(__file__).resolve().parents[2] / "csrc"
-EMULATE = Path(__file__).parent / "emulate"
 FORMS = {0: 512, 1: 1792, 2: 2048, 3: 8192, 4: 14336, 5: 16384}  # the widest row that each holds
 UNWRITTEN = -1234567
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("needs g++ to compile the kernels for the CPU, there is none")
-    path = tmp_path_factory.mktemp("emulate") / "hash.so"
-    flags = ["-std=c++20", "-O2", *os.environ.get("CXXFLAGS", "").split(), "-shared", "-fPIC", "-pthread"]
-    flags += ["-DMEMOIR_FAST_EMULATE", "-Wno-unknown-pragmas", "-fno-strict-aliasing"]
-    subprocess.run([compiler, *flags, f"-I{CSRC}", f"-I{EMULATE}", EMULATE / "hash.cpp", "-o", path], check=True)
-    return ctypes.CDLL(str(path))
+@pytest.fixture
+def library(emulated):
+    return emulated("hash")
 
 
 def pointer(tensor):

@@ -12,14 +12,6 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float64: 1e-12}
 
 
-def problem(batch, tokens, width, outputs, k, edits, dtype):
-    x = torch.randn(batch, tokens, width).to(dtype)
-    memory = torch.randn(width, outputs).to(dtype)
-    columns = torch.stack([torch.randperm(width)[:k].sort().values for _ in range(edits)]).int()
-    route = torch.randint(-1, edits, (batch,)).int()
-    return x, memory, columns, route
-
-
 def assert_near(y, expected) -> None:
     scale = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
     torch.testing.assert_close(y, expected, rtol=0, atol=TOLERANCE[y.dtype] * scale)
@@ -38,8 +30,8 @@ def assert_near(y, expected) -> None:
     ids=str,
 )
 @pytest.mark.usefixtures("poison")
-def test_shapes(raw, cpu_path, dtype, shape):
-    arguments = problem(*shape, dtype)
+def test_shapes(raw, cpu_path, linear_inputs, dtype, shape):
+    arguments = linear_inputs(*shape, dtype)
     expected = reference.masked_linear(*arguments)
     y = raw.masked_linear(*arguments)
     assert_near(y, expected)
@@ -54,8 +46,8 @@ def test_shapes(raw, cpu_path, dtype, shape):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_same_bits_on_every_path_thread_count_and_batch(raw, extension, dtype):
-    x, memory, columns, _ = problem(5, 1, 500, 1100, 123, 2, dtype)
+def test_same_bits_on_every_path_thread_count_and_batch(raw, extension, linear_inputs, dtype):
+    x, memory, columns, _ = linear_inputs(5, 1, 500, 1100, 123, 2, dtype)
     route = torch.tensor([1, 0, 1, 1, -1]).int()
     expected = torch.cat([raw.masked_linear(x[i : i + 1], memory, columns, route[i : i + 1]) for i in range(5)])
     for path, supported in extension.cpu_features().items():
@@ -97,8 +89,8 @@ def test_narrowing_rounds_to_even(raw, cpu_path):
         assert torch.equal(y.flatten(), exact)
 
 
-def test_views(raw, cpu_path):
-    x, memory, columns, route = problem(3, 2, 64, 80, 9, 4, torch.float32)
+def test_views(raw, cpu_path, linear_inputs):
+    x, memory, columns, route = linear_inputs(3, 2, 64, 80, 9, 4, torch.float32)
     expected = reference.masked_linear(x, memory, columns, route)
     assert_near(raw.masked_linear(x.transpose(0, 2).contiguous().transpose(0, 2), memory, columns, route), expected)
     assert_near(raw.masked_linear(x, memory.t().contiguous().t(), columns, route), expected)
@@ -108,36 +100,41 @@ def test_views(raw, cpu_path):
     assert_near(base, expected)
 
 
+@pytest.fixture
+def assert_changes_after(extension, linear_inputs, monkeypatch):
+    """The op is right, and calls `module.name` for more than so many tokens only."""
+
+    def check(tokens, op, dtype, module, name):
+        longer, expected, other_way = [], getattr(reference, op), getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *arguments: longer.append(True) or other_way(*arguments))
+        run = native.load(op, "cpu")
+        for more in (0, 1):
+            arguments = linear_inputs(2, tokens + more, 64, 48, 20, 3, dtype)
+            base = [torch.randn(2, tokens + more, 48).to(dtype)] if op.endswith("_") else []
+            other = [tensor.clone() for tensor in base]
+            y, wanted = run(*base, *arguments), expected(*other, *arguments)
+            assert_near(base[0] if base else y, other[0] if base else wanted)
+            assert len(longer) == more
+
+    return check
+
+
 @pytest.mark.parametrize(("dtype", "tokens"), [(torch.float32, 96), (torch.float16, 512), (torch.float64, 64)], ids=str)
 @pytest.mark.parametrize("op", ["masked_linear", "masked_linear_add_"])
-def test_long_inputs_take_the_matrix_product(extension, monkeypatch, op, dtype, tokens):
+def test_long_inputs_take_the_matrix_product(assert_changes_after, op, dtype, tokens):
     """One token more than the kernel is fast for, and the reference runs."""
-    _changes_after(tokens, op, dtype, monkeypatch, reference, op)
+    assert_changes_after(tokens, op, dtype, reference, op)
 
 
 @pytest.mark.parametrize("quick", [True, False])
 @pytest.mark.parametrize("op", ["masked_linear", "masked_linear_add_"])
-def test_long_bfloat16_takes_the_processors_own_product(extension, monkeypatch, op, quick):
+def test_long_bfloat16_takes_the_processors_own_product(assert_changes_after, monkeypatch, op, quick):
     """Where there is one; else the reference, which widens."""
     if quick and not native._multiplies_bfloat16():
         pytest.skip("this processor has no products of bfloat16")
     monkeypatch.setattr(native, "_multiplies_bfloat16", lambda: quick)
     module, name = (native, "_gathered") if quick else (reference, op)
-    _changes_after(96 if quick else 512, op, torch.bfloat16, monkeypatch, module, name)
-
-
-def _changes_after(tokens, op, dtype, monkeypatch, module, name):
-    """The op is right, and calls `module.name` for more than so many tokens only."""
-    longer, expected, other_way = [], getattr(reference, op), getattr(module, name)
-    monkeypatch.setattr(module, name, lambda *arguments: longer.append(True) or other_way(*arguments))
-    run = native.load(op, "cpu")
-    for more in (0, 1):
-        arguments = problem(2, tokens + more, 64, 48, 20, 3, dtype)
-        base = [torch.randn(2, tokens + more, 48).to(dtype)] if op.endswith("_") else []
-        other = [tensor.clone() for tensor in base]
-        y, wanted = run(*base, *arguments), expected(*other, *arguments)
-        assert_near(base[0] if base else y, other[0] if base else wanted)
-        assert len(longer) == more
+    assert_changes_after(96 if quick else 512, op, torch.bfloat16, module, name)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -6,29 +6,8 @@ import torch
 from memoir_fast import backends, native
 from memoir_fast.errors import BackendError
 from memoir_fast.ops import masked_linear, masked_linear_add_
-from memoir_fast.reference import masked_linear as reference
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-def problem(batch, tokens, width, outputs, k, edits, dtype, device="cuda"):
-    x, memory = torch.randn(batch, tokens, width).to(dtype), torch.randn(width, outputs).to(dtype)
-    columns = torch.stack([torch.randperm(width)[:k].sort().values for _ in range(edits)]).int()
-    route = torch.randint(-1, edits, (batch,)).int()
-    route[0] = edits - 1
-    return tuple(tensor.to(device) for tensor in (x, memory, columns, route))
-
-
-def assert_near(y, arguments, base=None) -> None:
-    """Within one rounding of the result and float32 accumulation, of the sum in float64."""
-    x, memory, columns, route = arguments
-    exact = reference.masked_linear(x.double(), memory.double(), columns, route)
-    size = reference.masked_linear(x.double().abs(), memory.double().abs(), columns, route)
-    if base is not None:
-        exact, size = exact + base.double(), size + base.double().abs()
-    finfo = torch.finfo(y.dtype)
-    allowed = finfo.eps * (exact.abs() + finfo.tiny) + (columns.shape[1] + 2) * 2**-23 * size
-    assert ((y.double() - exact).abs() <= allowed).all()
 
 
 @pytest.fixture
@@ -59,13 +38,13 @@ def on_cuda(extension):
     ids=str,
 )
 @pytest.mark.usefixtures("on_cuda", "poison")
-def test_shapes(dtype, shape):
+def test_shapes(linear_inputs, assert_rounded_once, dtype, shape):
     if dtype == torch.float32 and (shape[0] * shape[1] > 8 or shape[0] > 4):
         pytest.skip("float32 of more than eight tokens or four sequences is Triton's")
-    arguments = problem(*shape, dtype)
+    arguments = linear_inputs(*shape, dtype, "cuda")
     y = masked_linear(*arguments)
     assert backends.last_used()["masked_linear"] == "cuda"
-    assert_near(y, arguments)
+    assert_rounded_once(y, arguments)
     unrouted = arguments[3] < 0
     assert not y[unrouted].any()
     assert torch.equal(masked_linear(*arguments), y)
@@ -75,14 +54,14 @@ def test_shapes(dtype, shape):
     assert backends.last_used()["masked_linear_add_"] == "cuda"
     assert changed[unrouted].isnan().all()
     x, memory, columns, route = arguments
-    assert_near(changed[~unrouted], (x[~unrouted], memory, columns, route[~unrouted]), base[~unrouted])
+    assert_rounded_once(changed[~unrouted], (x[~unrouted], memory, columns, route[~unrouted]), base[~unrouted])
 
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("on_cuda")
 @pytest.mark.parametrize("tokens", [1, 40])
-def test_a_graph_follows_the_route_that_it_finds(tokens):
-    x, memory, columns, route = problem(1, tokens, 300, 64, 77, 3, torch.bfloat16)
+def test_a_graph_follows_the_route_that_it_finds(linear_inputs, tokens):
+    x, memory, columns, route = linear_inputs(1, tokens, 300, 64, 77, 3, torch.bfloat16, "cuda")
     base = torch.zeros(1, tokens, 64, device="cuda", dtype=torch.bfloat16)
     masked_linear_add_(base, x, memory, columns, route)
     graph = torch.cuda.CUDAGraph()
@@ -113,17 +92,17 @@ def test_a_graph_follows_the_route_that_it_finds(tokens):
     ],
     ids=str,
 )
-def test_what_it_cannot_serve_is_left_to_others(change, reason):
+def test_what_it_cannot_serve_is_left_to_others(linear_inputs, assert_rounded_once, change, reason):
     sizes = {"batch": 1, "tokens": 3, "width": 64, "outputs": 32, "k": 9, "edits": 2, "dtype": torch.bfloat16} | change
-    arguments = problem(*sizes.values())
+    arguments = linear_inputs(*sizes.values(), "cuda")
     with pytest.raises(BackendError, match=reason):
         masked_linear(*arguments)
     with backends.use("auto"):
-        assert_near(masked_linear(*arguments), arguments)
+        assert_rounded_once(masked_linear(*arguments), arguments)
     assert backends.last_used()["masked_linear"] == ("reference" if sizes["dtype"] == torch.float64 else "triton")
 
 
-def test_tensors_of_another_device_are_refused():
+def test_tensors_of_another_device_are_refused(linear_inputs):
     assert native.limits("masked_linear", "cpu") is None
-    arguments = problem(1, 1, 8, 8, 2, 1, torch.float32, "cpu")
+    arguments = linear_inputs(1, 1, 8, 8, 2, 1, torch.float32)
     assert native.limits("masked_linear", "cuda")(*arguments) == "needs cuda tensors, got cpu"

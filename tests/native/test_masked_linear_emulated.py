@@ -1,36 +1,18 @@
 """masked_linear's CUDA kernels without a GPU: compiled for the CPU, where every CUDA thread is a thread."""
 
 import ctypes
-import os
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 
 from memoir_fast.reference import masked_linear as reference
 
-CSRC = Path(__file__).resolve().parents[2] / "csrc"
-EMULATE = Path(__file__).parent / "emulate"
 KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 HALVES = (torch.float16, torch.bfloat16)
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("needs g++ to compile the kernels for the CPU, there is none")
-    path = tmp_path_factory.mktemp("emulate") / "linear.so"
-    flags = ["-std=c++20", "-O2", *os.environ.get("CXXFLAGS", "").split(), "-shared", "-fPIC", "-pthread"]
-    flags += ["-DMEMOIR_FAST_EMULATE", "-Wno-unknown-pragmas", "-fno-strict-aliasing"]
-    subprocess.run([compiler, *flags, f"-I{CSRC}", f"-I{EMULATE}", EMULATE / "linear.cpp", "-o", path], check=True)
-    return ctypes.CDLL(str(path))
-
-
 @pytest.fixture
-def run(library):
+def run(emulated):
     """Runs the streaming kernel of `rows` tokens, or tiles of -`rows`, on clusters of `splits` blocks.
 
     With a base it adds to it in place.
@@ -45,7 +27,7 @@ def run(library):
         strides = (*x.stride(), memory.stride(0), *columns.stride(), route.stride(0), *out.stride())
         sizes = (*x.shape, memory.shape[1], columns.shape[1], len(columns))
         pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (out, x, memory, columns, route)]
-        library.run_linear(
+        emulated("linear").run_linear(
             KINDS[x.dtype], rows, splits, int(base is not None), *pointers,
             (ctypes.c_int64 * len(strides))(*strides), (ctypes.c_int * len(sizes))(*sizes),
         )  # fmt: skip
@@ -54,38 +36,22 @@ def run(library):
     return call
 
 
-def problem(batch, tokens, width, outputs, k, edits, dtype):
-    x, memory = torch.randn(batch, tokens, width).to(dtype), torch.randn(width, outputs).to(dtype)
-    columns = torch.stack([torch.randperm(width)[:k].sort().values for _ in range(edits)]).int()
-    route = torch.randint(-1, edits, (batch,)).int()
-    route[0] = edits - 1
-    return x, memory, columns, route
+@pytest.fixture
+def assert_right(run, assert_rounded_once):
+    def check(rows, arguments, splits=2):
+        x, memory, columns, route = arguments
+        y = run(rows, *arguments, splits=splits)
+        assert_rounded_once(y, arguments)
+        unrouted = (route < 0) | (route >= len(columns))
+        assert not y[unrouted].any()
+        assert torch.equal(run(rows, *arguments, splits=splits), y)
+        base = torch.randn_like(y)
+        base[unrouted] = float("nan")
+        changed = run(rows, *arguments, base=base.clone(), splits=splits)
+        assert_rounded_once(changed[~unrouted], (x[~unrouted], memory, columns, route[~unrouted]), base[~unrouted])
+        assert changed[unrouted].isnan().all()
 
-
-def assert_near(y, arguments, base=None) -> None:
-    """Within one rounding of the result and float32 accumulation, of the sum in float64."""
-    x, memory, columns, route = arguments
-    exact = reference.masked_linear(x.double(), memory.double(), columns, route)
-    size = reference.masked_linear(x.double().abs(), memory.double().abs(), columns, route)
-    if base is not None:
-        exact, size = exact + base.double(), size + base.double().abs()
-    finfo = torch.finfo(y.dtype)
-    allowed = finfo.eps * (exact.abs() + finfo.tiny) + (columns.shape[1] + 2) * 2**-23 * size
-    assert ((y.double() - exact).abs() <= allowed).all()
-
-
-def assert_right(run, rows, arguments, splits=2) -> None:
-    x, memory, columns, route = arguments
-    y = run(rows, *arguments, splits=splits)
-    assert_near(y, arguments)
-    unrouted = (route < 0) | (route >= len(columns))
-    assert not y[unrouted].any()
-    assert torch.equal(run(rows, *arguments, splits=splits), y)
-    base = torch.randn_like(y)
-    base[unrouted] = float("nan")
-    changed = run(rows, *arguments, base=base.clone(), splits=splits)
-    assert_near(changed[~unrouted], (x[~unrouted], memory, columns, route[~unrouted]), base[~unrouted])
-    assert changed[unrouted].isnan().all()
+    return check
 
 
 @pytest.mark.parametrize("dtype", KINDS, ids=str)
@@ -101,18 +67,18 @@ def assert_right(run, rows, arguments, splits=2) -> None:
     ],
     ids=str,
 )
-def test_stream(run, dtype, rows, shape):
-    assert_right(run, rows, problem(*shape, dtype))
+def test_stream(assert_right, linear_inputs, dtype, rows, shape):
+    assert_right(rows, linear_inputs(*shape, dtype))
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 200, 520, 30, 1), (3, 2, 200, 40, 63, 2)], ids=str)
-def test_stream_of_more_tokens_of_float32(run, shape):
-    assert_right(run, 8, problem(*shape, torch.float32))
+def test_stream_of_more_tokens_of_float32(assert_right, linear_inputs, shape):
+    assert_right(8, linear_inputs(*shape, torch.float32))
 
 
 @pytest.mark.parametrize("splits", [1, 3, 4])
-def test_stream_of_more_columns_than_a_chunk(run, splits):
-    assert_right(run, 1, problem(1, 1, 1400, 16, 1300, 1, torch.float32), splits)
+def test_stream_of_more_columns_than_a_chunk(assert_right, linear_inputs, splits):
+    assert_right(1, linear_inputs(1, 1, 1400, 16, 1300, 1, torch.float32), splits)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -130,44 +96,44 @@ def test_stream_of_more_columns_than_a_chunk(run, splits):
     ],
     ids=str,
 )
-def test_tiles(run, dtype, rows, shape):
-    assert_right(run, rows, problem(*shape, dtype))
+def test_tiles(assert_right, linear_inputs, dtype, rows, shape):
+    assert_right(rows, linear_inputs(*shape, dtype))
 
 
 @pytest.mark.parametrize("splits", [1, 4])
-def test_tiles_in_other_clusters(run, splits):
-    assert_right(run, -16, problem(2, 5, 300, 40, 230, 2, torch.bfloat16), splits)
+def test_tiles_in_other_clusters(assert_right, linear_inputs, splits):
+    assert_right(-16, linear_inputs(2, 5, 300, 40, 230, 2, torch.bfloat16), splits)
 
 
 @pytest.mark.parametrize(("rows", "batch", "dtype"), [(8, 6, torch.float32), (-16, 9, torch.bfloat16)])
-def test_many_routes_take_one_dense_pass(run, rows, batch, dtype):
+def test_many_routes_take_one_dense_pass(assert_right, linear_inputs, rows, batch, dtype):
     """Enough routes that reading all of memory once is cheaper: what no edit reads is read then, and is not used."""
-    x, memory, columns, route = problem(batch, 1, 90, 24, 40, 8, dtype)
+    x, memory, columns, route = linear_inputs(batch, 1, 90, 24, 40, 8, dtype)
     route[:] = torch.tensor([7, 1, -1, 2, 1, 9, 3, 4, 5][:batch])
     route[1] = 3 if batch < 9 else 1
-    assert_right(run, rows, (x, memory, columns, route))
+    assert_right(rows, (x, memory, columns, route))
 
 
 @pytest.mark.parametrize(("rows", "dtype"), [(4, torch.float32), (-16, torch.float16)])
-def test_every_route_out_of_range_counts_as_none(run, rows, dtype):
-    x, memory, columns, route = problem(4, 1, 50, 16, 9, 2, dtype)
+def test_every_route_out_of_range_counts_as_none(assert_right, linear_inputs, rows, dtype):
+    x, memory, columns, route = linear_inputs(4, 1, 50, 16, 9, 2, dtype)
     for value in (-1, -7, 2, 2**31 - 1, -(2**31)):
         route[:] = value
-        assert_right(run, rows, (x, memory, columns, route))
+        assert_right(rows, (x, memory, columns, route))
 
 
 @pytest.mark.parametrize(("rows", "dtype"), [(1, torch.float32), (2, torch.bfloat16), (-16, torch.bfloat16)])
-def test_columns_out_of_range_are_left_out(run, rows, dtype):
-    x, memory, columns, _ = problem(1, 2 if rows == 2 else 1, 50, 16, 30, 1, dtype)
+def test_columns_out_of_range_are_left_out(run, linear_inputs, assert_rounded_once, rows, dtype):
+    x, memory, columns, _ = linear_inputs(1, 2 if rows == 2 else 1, 50, 16, 30, 1, dtype)
     columns[0, ::3] = torch.tensor([-1, 50, 2**31 - 1, -5, 60, 51, -(2**31), 50, 99, -1]).int()
     route = torch.zeros(1).int()
     kept = columns[:, (columns[0] >= 0) & (columns[0] < 50)]
-    assert_near(run(rows, x, memory, columns, route), (x, memory, kept, route))
+    assert_rounded_once(run(rows, x, memory, columns, route), (x, memory, kept, route))
 
 
 @pytest.mark.parametrize(("rows", "dtype"), [(2, torch.float32), (-16, torch.bfloat16)])
-def test_inactive_inputs_and_rows_are_not_read(run, rows, dtype):
-    x, memory, columns, route = problem(1, 2, 90, 40, 20, 2, dtype)
+def test_inactive_inputs_and_rows_are_not_read(run, linear_inputs, rows, dtype):
+    x, memory, columns, route = linear_inputs(1, 2, 90, 40, 20, 2, dtype)
     expected = run(rows, x, memory, columns, route)
     idle = torch.ones(90, dtype=torch.bool)
     idle[columns[1].long()] = False
@@ -177,8 +143,8 @@ def test_inactive_inputs_and_rows_are_not_read(run, rows, dtype):
 
 
 @pytest.mark.parametrize(("rows", "dtype"), [(2, torch.float32), (-16, torch.bfloat16)])
-def test_views(run, rows, dtype):
-    x, memory, columns, route = problem(2, 1, 64, 40, 9, 4, dtype)
+def test_views(run, linear_inputs, rows, dtype):
+    x, memory, columns, route = linear_inputs(2, 1, 64, 40, 9, 4, dtype)
     wide = torch.full((64, 56), float("nan")).to(dtype)
     wide[:, 8:48] = memory
     views = (
