@@ -15,8 +15,8 @@ from models import sharing
 
 from memoir_fast import Memoir
 from memoir_fast.errors import MemoirError
-from memoir_fast.generation import load_model
-from memoir_fast.jsonl import facts
+from memoir_fast.hf.loading import load_model
+from memoir_fast.io.facts import facts
 
 SETTINGS = Settings(device="cuda" if torch.cuda.is_available() else "cpu", compile=False, peers=False)
 OPS = ("prompt_feature", "tophash", "mask_overlap", "mask_match", "masked_linear", "memory_update", "layer", "sketch")

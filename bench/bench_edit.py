@@ -19,10 +19,10 @@ from cases import Settings
 from models import sharing
 
 from memoir_fast import Memoir
+from memoir_fast.core.scoring import locality, target_accuracy
 from memoir_fast.errors import MemoirError
-from memoir_fast.evaluation.metrics import locality, target_accuracy
-from memoir_fast.generation import load_model
-from memoir_fast.jsonl import Fact, facts, unrelated
+from memoir_fast.hf.loading import load_model
+from memoir_fast.io.facts import Fact, facts, unrelated
 
 WANTED = {"fast": 10.0, "batch": 15.0}
 

@@ -29,8 +29,8 @@ from memoir_fast.editing.needs import Needs
 from memoir_fast.editing.slab import Slab
 from memoir_fast.editing.teacher import Teacher
 from memoir_fast.errors import MemoirError
-from memoir_fast.generation import load_model
-from memoir_fast.jsonl import facts
+from memoir_fast.hf.loading import load_model
+from memoir_fast.io.facts import facts
 
 PHASES: dict[str, tuple[tuple[Any, str], ...]] = {
     "tokens": ((Teacher, "prepare"),),

@@ -25,7 +25,7 @@ from shapes import Layer, columns, masks
 
 from memoir_fast import Memoir
 from memoir_fast.errors import MemoirError
-from memoir_fast.generation import load_model
+from memoir_fast.hf.loading import load_model
 
 VARIANTS = ("unedited", "unmatched", "matched")
 WANTED = {"decode": {"unmatched": 0.99, "matched": 0.95}, "prefill": {"unmatched": 0.95, "matched": 0.95}}

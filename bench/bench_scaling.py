@@ -22,8 +22,8 @@ from models import bare_tokenizer, llama
 from shapes import LLAMA, SMOLLM, Layer, columns, count_of, masks
 
 from memoir_fast import Memoir, MemoirConfig, ops
-from memoir_fast.editing import Edit
-from memoir_fast.evaluation.calibration import gumbel
+from memoir_fast.core.calibration import gumbel
+from memoir_fast.core.edit import Edit
 from memoir_fast.reference.tophash import pack
 
 STORED = (1_000, 10_000, 100_000, 1_000_000)

@@ -10,7 +10,7 @@ from cases import Case, Peer, Prepared, Settings, Wrong, require_equal, rotated
 from shapes import LLAMA, Layer, count_of, masks, thresholds_of
 
 from memoir_fast import ops
-from memoir_fast.sketch import TILE_BITS, mask_match_sketch, miss_probability
+from memoir_fast.ops.sketch import TILE_BITS, mask_match_sketch, miss_probability
 
 CANDIDATES = 1024
 PARAPHRASE, OTHERS = 0.465, 0.30

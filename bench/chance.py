@@ -2,7 +2,7 @@
 
 A query of k bits shares Binomial(k, p) of them with a mask whose bits are set with probability p each. An irrelevant
 prompt is compared with all N stored masks, and the best overlap decides: it lies below t with probability
-(1 - P(one >= t))^N. Such a maximum is nearly Gumbel: `memoir_fast.evaluation.calibration` fits that to real prompts.
+(1 - P(one >= t))^N. Such a maximum is nearly Gumbel: `memoir_fast.core.calibration` fits that to real prompts.
 """
 
 import torch

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from bandwidth import CEILING, Bandwidth, Mover, best, movers
 
-from memoir_fast import collect_env
+from memoir_fast.cli import collect_env
 
 Contenders = dict[str, Callable[[int], object]]
 Samples = dict[str, list[float]]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from memoir_fast import huge_pages
+from memoir_fast.modules import huge_pages
 
 TAU = 0.5
 

@@ -25,8 +25,8 @@ PATTERNS = {
     "backward": ("kernels/*masked_linear*",),
     "memory_update": ("kernels/memory_update.py",),
     "layer": (*_LAYER, "memoir_fast/modules/*.py"),
-    "generate": (*_LAYER, "memoir_fast/modules/*.py", "memoir_fast/routing.py"),
-    "edit_phases": ("memoir_fast/editing/*.py",),
+    "generate": (*_LAYER, "memoir_fast/modules/*.py", "memoir_fast/hf/routing.py"),
+    "edit_phases": ("memoir_fast/editing/*.py", "memoir_fast/hf/partial_forward.py"),
 }
 
 

@@ -7,18 +7,19 @@ from memoir_fast import _source_tree  # noqa: F401  (first: it makes memoir_fast
 
 if TYPE_CHECKING:
     from memoir_fast.config import MemoirConfig
-    from memoir_fast.editing import RECIPES, Edit, Recipe
+    from memoir_fast.core.calibration import Calibration
+    from memoir_fast.core.edit import Edit
     from memoir_fast.errors import MemoirError
-    from memoir_fast.evaluation.calibration import Calibration
+    from memoir_fast.hf.routing import Route
     from memoir_fast.memoir import EditResult, Memoir, MemoirStatus
     from memoir_fast.modules import MaskStore, MemoirLinear, ResidualMemory, TopHash
-    from memoir_fast.routing import Route
+    from memoir_fast.recipe import RECIPES, Recipe
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Calibration": "evaluation.calibration",
-    "Edit": "editing",
+    "Calibration": "core.calibration",
+    "Edit": "core.edit",
     "EditResult": "memoir",
     "MaskStore": "modules",
     "Memoir": "memoir",
@@ -26,10 +27,10 @@ _HOME = {
     "MemoirError": "errors",
     "MemoirLinear": "modules",
     "MemoirStatus": "memoir",
-    "RECIPES": "editing",
-    "Recipe": "editing",
+    "RECIPES": "recipe",
+    "Recipe": "recipe",
     "ResidualMemory": "modules",
-    "Route": "routing",
+    "Route": "hf.routing",
     "TopHash": "modules",
 }
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
-from memoir_fast.editing.recipe import RECIPES, Recipe
+from memoir_fast.recipe import RECIPES, Recipe
 
 
 @dataclass(frozen=True)

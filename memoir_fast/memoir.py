@@ -13,23 +13,25 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from memoir_fast import backends, checkpoint
+from memoir_fast import backends
 from memoir_fast.config import MemoirConfig
-from memoir_fast.editing import RECIPES, Edit, Recipe
-from memoir_fast.editing.background import background_mean, irrelevant_prompts
+from memoir_fast.core import calibration
+from memoir_fast.core.background import background_mean, irrelevant_prompts
+from memoir_fast.core.calibration import Calibration
+from memoir_fast.core.edit import Edit
+from memoir_fast.core.scoring import teacher_forced
 from memoir_fast.editing.context import EditContext
 from memoir_fast.editing.needs import Needs
 from memoir_fast.editing.prefixes import write_prefixes
-from memoir_fast.editing.request import Row, prompt_ids
 from memoir_fast.editing.teacher import EditResult, Teacher
 from memoir_fast.errors import MemoirError
-from memoir_fast.evaluation import calibration
-from memoir_fast.evaluation.calibration import Calibration
-from memoir_fast.evaluation.metrics import teacher_forced
+from memoir_fast.hf.presets import complete, find_layer
 from memoir_fast.hf.proof import TOKENS, Passes, prove
+from memoir_fast.hf.routing import Route, Router
+from memoir_fast.hf.tokens import Row, prompt_ids
+from memoir_fast.io import checkpoint
 from memoir_fast.modules import MemoirLinear
-from memoir_fast.presets import complete, find_layer
-from memoir_fast.routing import Route, Router
+from memoir_fast.recipe import RECIPES, Recipe
 
 _TAU_BEFORE_CALIBRATION = 0.5
 

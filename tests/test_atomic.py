@@ -24,7 +24,8 @@ def test_without_file_locks(tmp_path):
 def test_the_package_imports_without_file_locks():
     code = (
         "import sys; sys.modules['fcntl'] = None\n"
-        "from memoir_fast import Memoir, checkpoint, smollm; print(Memoir.__name__)"
+        "from memoir_fast import Memoir\n"
+        "from memoir_fast.hf import smollm\nfrom memoir_fast.io import checkpoint\nprint(Memoir.__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert re.fullmatch(r"Memoir\s*", done.stdout), done.stderr

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from memoir_fast import MemoirConfig
-from memoir_fast.editing import RECIPES, Recipe
+from memoir_fast.recipe import RECIPES, Recipe
 
 
 @pytest.mark.parametrize("tau", [0, -0.1, 1.1, float("nan"), float("inf"), "0.5", "automatic", True, [0.5]])

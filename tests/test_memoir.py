@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from memoir_fast import Edit, Memoir, MemoirConfig
-from memoir_fast.editing import RECIPES, context, fast, teacher
+from memoir_fast.editing import context, fast, teacher
 from memoir_fast.editing.slab import SlabLearned
 from memoir_fast.errors import MemoirError, StoreFullError, UnknownEditError, UnsupportedModelError
 from memoir_fast.modules import MaskStore
+from memoir_fast.recipe import RECIPES
 
 LAYER = "model.layers.1.mlp.down_proj"
 RECIPE = dataclasses.replace(RECIPES["fast"], prefixes=1, steps=20)

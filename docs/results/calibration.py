@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from memoir_fast import Memoir, MemoirConfig
-from memoir_fast.editing.background import features, irrelevant_prompts
-from memoir_fast.evaluation.calibration import calibrate
-from memoir_fast.evaluation.readers import read_prompts
-from memoir_fast.generation import load_model
+from memoir_fast.core.background import features, irrelevant_prompts
+from memoir_fast.core.calibration import calibrate
+from memoir_fast.hf.loading import load_model
+from memoir_fast.io.readers import read_prompts
 
 STORED = (16, 50, 100, 200, 400, 1000)
 DRAWS = 3

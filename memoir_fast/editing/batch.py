@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from memoir_fast.core.edit import Edit
 from memoir_fast.editing.context import EditContext
-from memoir_fast.editing.request import Edit, Row, context_length, pad, padding_id, prompt_ids
-from memoir_fast.editing.trunk import layer_input
-from memoir_fast.presets import device_of
+from memoir_fast.hf.partial_forward import layer_input
+from memoir_fast.hf.presets import device_of
+from memoir_fast.hf.tokens import Row, context_length, pad, padding_id, prompt_ids
 
 Wanted = Sequence[tuple[Edit, list[Row]]]
 

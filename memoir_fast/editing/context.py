@@ -1,20 +1,22 @@
 """What every recipe needs to learn an edit: the model, the layer, the prefixes, and the request as token rows."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
+from memoir_fast.core.edit import Edit
 from memoir_fast.editing.needs import Needs
 from memoir_fast.editing.prefixes import with_prefix
-from memoir_fast.editing.request import Edit, Row, context_length, prompt_ids, row
 from memoir_fast.editing.rewordings import rewordings
-from memoir_fast.editing.tail import Tail
-from memoir_fast.editing.trunk import layer_input
+from memoir_fast.hf.partial_forward import Tail, layer_input
+from memoir_fast.hf.presets import device_of
+from memoir_fast.hf.tokens import Row, context_length, prompt_ids, row
 from memoir_fast.modules import MemoirLinear
-from memoir_fast.presets import device_of
 
 
 @dataclass(frozen=True)
@@ -105,3 +107,19 @@ class EditContext:
             if chosen < 0:
                 raise ValueError(f"the model's activations on {edit.prompt!r} must be finite, got NaN or infinity")
         return masks, columns
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter takes part in a gradient within the block.
+
+    It holds for other threads too: they may run the model meanwhile, and not train it.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

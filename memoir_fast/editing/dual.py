@@ -13,7 +13,7 @@ import torch
 from memoir_fast import ops
 from memoir_fast.editing.batch import Batch
 from memoir_fast.editing.context import Learned
-from memoir_fast.editing.recipe import Recipe
+from memoir_fast.recipe import Recipe
 
 
 class Dual:

@@ -3,11 +3,10 @@
 import torch
 
 from memoir_fast.editing.batch import Batch, Wanted
-from memoir_fast.editing.context import EditContext, Learned
+from memoir_fast.editing.context import EditContext, Learned, frozen
 from memoir_fast.editing.dual import Dual
-from memoir_fast.editing.recipe import Recipe
 from memoir_fast.editing.slab import Slab
-from memoir_fast.editing.trunk import frozen
+from memoir_fast.recipe import Recipe
 
 _DISTURBED = 1.5  # a learned edit is taken up again where the others in its batch raised its loss above this many bars
 

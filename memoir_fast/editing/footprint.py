@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 
 from memoir_fast.editing.context import EditContext
-from memoir_fast.editing.recipe import Recipe
-from memoir_fast.editing.request import Row
+from memoir_fast.hf.tokens import Row
+from memoir_fast.recipe import Recipe
 
 LARGEST_BATCH = 16
 _SHARE = 0.5  # of the free memory that a batch may take

@@ -2,7 +2,7 @@
 
 import torch
 
-from memoir_fast.editing.request import Edit
+from memoir_fast.core.edit import Edit
 
 
 class Needs:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from memoir_fast.editing.context import EditContext, Learned
-from memoir_fast.editing.recipe import Recipe
-from memoir_fast.editing.request import Edit, Row, pad, padding_id
-from memoir_fast.editing.trunk import frozen
-from memoir_fast.presets import device_of
+from memoir_fast.core.edit import Edit
+from memoir_fast.editing.context import EditContext, Learned, frozen
+from memoir_fast.hf.presets import device_of
+from memoir_fast.hf.tokens import Row, pad, padding_id
+from memoir_fast.recipe import Recipe
 
 
 @dataclass(frozen=True)

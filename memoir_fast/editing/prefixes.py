@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from memoir_fast.presets import device_of
+from memoir_fast.hf.presets import device_of
 
 _OPENINGS = (
     "The weather today is",

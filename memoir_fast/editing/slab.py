@@ -13,7 +13,7 @@ from torch.optim.adam import adam
 from memoir_fast.editing.batch import Batch
 from memoir_fast.editing.context import Learned
 from memoir_fast.editing.needs import Needs
-from memoir_fast.editing.recipe import Recipe
+from memoir_fast.recipe import Recipe
 
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
+from memoir_fast.core.edit import Edit
 from memoir_fast.editing import fast, paper
 from memoir_fast.editing.batch import inputs_of
 from memoir_fast.editing.context import EditContext, Learned
 from memoir_fast.editing.footprint import largest_batch
-from memoir_fast.editing.recipe import Recipe
-from memoir_fast.editing.request import Edit, Row
 from memoir_fast.errors import StoreFullError
+from memoir_fast.hf.tokens import Row
+from memoir_fast.recipe import Recipe
 
 _ROWS_AT_ONCE = 16  # whose inputs are read together
 

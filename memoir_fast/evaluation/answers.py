@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from memoir_fast.editing.request import Row, context_length, padding_id, row, unspaced
-from memoir_fast.presets import device_of
+from memoir_fast.hf.presets import device_of
+from memoir_fast.hf.tokens import Row, context_length, padding_id, row, unspaced
 
 if TYPE_CHECKING:
     from memoir_fast.memoir import Memoir

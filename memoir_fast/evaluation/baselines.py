@@ -21,12 +21,13 @@ import torch.nn.functional as F
 
 from memoir_fast import ops
 from memoir_fast.config import MemoirConfig
-from memoir_fast.editing.request import Edit, context_length, pad, padding_id, row
-from memoir_fast.editing.tail import Tail
-from memoir_fast.editing.trunk import frozen
+from memoir_fast.core.edit import Edit
+from memoir_fast.editing.context import frozen
+from memoir_fast.hf.partial_forward import Tail
+from memoir_fast.hf.presets import device_of
+from memoir_fast.hf.tokens import context_length, pad, padding_id, row
 from memoir_fast.modules import MemoirLinear
 from memoir_fast.ops._checks import words
-from memoir_fast.presets import device_of
 
 if TYPE_CHECKING:
     from memoir_fast.memoir import Memoir

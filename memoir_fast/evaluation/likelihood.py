@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from memoir_fast.editing.request import Row as TokenRow
-from memoir_fast.editing.request import context_length, pad, padding_id, prompt_ids
-from memoir_fast.evaluation.metrics import forced_logits
-from memoir_fast.presets import device_of
-from memoir_fast.routing import Route
+from memoir_fast.core.scoring import forced_logits
+from memoir_fast.hf.presets import device_of
+from memoir_fast.hf.routing import Route
+from memoir_fast.hf.tokens import Row as TokenRow
+from memoir_fast.hf.tokens import context_length, pad, padding_id, prompt_ids
 
 if TYPE_CHECKING:
     from memoir_fast.memoir import Memoir

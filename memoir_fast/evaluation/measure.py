@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from memoir_fast.core.scoring import Forced, agreement, teacher_forced
 from memoir_fast.evaluation.answers import exact_match, f1, free_answers
 from memoir_fast.evaluation.likelihood import likely_shares, perplexities, summarised
-from memoir_fast.evaluation.metrics import Forced, agreement, teacher_forced
-from memoir_fast.evaluation.readers import Case, Pair
+from memoir_fast.io.readers import Case, Pair
 
 if TYPE_CHECKING:
     from memoir_fast.memoir import Memoir

@@ -15,13 +15,14 @@ from tqdm.auto import tqdm
 
 from memoir_fast import __version__
 from memoir_fast.config import MemoirConfig
-from memoir_fast.evaluation import baselines, calibration
-from memoir_fast.evaluation.json_stream import objects
+from memoir_fast.core import calibration
+from memoir_fast.evaluation import baselines
 from memoir_fast.evaluation.likelihood import text_perplexity
 from memoir_fast.evaluation.measure import Measured, figures, from_json, locality_predictions, measure, to_json
-from memoir_fast.evaluation.readers import Case, conflicting_rows, conflicts, detect, read_cases, read_prompts
 from memoir_fast.evaluation.roc import roc_area
 from memoir_fast.evaluation.run_folder import RunFolder
+from memoir_fast.io.json_stream import objects
+from memoir_fast.io.readers import Case, conflicting_rows, conflicts, detect, read_cases, read_prompts
 from memoir_fast.memoir import Memoir
 
 _MILESTONES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from memoir_fast.config import MemoirConfig
-from memoir_fast.editing.recipe import RECIPES
-from memoir_fast.editing.request import Edit
-from memoir_fast.evaluation.metrics import agreement, teacher_forced
-from memoir_fast.evaluation.readers import Pair
+from memoir_fast.core.edit import Edit
+from memoir_fast.core.scoring import agreement, teacher_forced
+from memoir_fast.io.readers import Pair
 from memoir_fast.memoir import Memoir
+from memoir_fast.recipe import RECIPES
 
 NAME = "MEMOIR"
 _BRACKETS = re.compile(r"\[(\d+)\]")

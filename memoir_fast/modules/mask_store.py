@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
-from memoir_fast import huge_pages, ops
+from memoir_fast import ops
 from memoir_fast.errors import StoreFullError, UnknownEditError
+from memoir_fast.modules import huge_pages
 from memoir_fast.ops._checks import tensor, words
 
 _FIRST_CAPACITY = 64

@@ -49,7 +49,7 @@ class MemoirLinear(nn.Module):
 
     Each sequence is routed on its own. Where no stored mask overlaps enough, the output is the base layer's, bit for
     bit. Used alone, every call decides anew, on all tokens of each sequence; in a language model, `router` decides
-    (see `memoir_fast.routing`).
+    (see `memoir_fast.hf.routing`).
 
     Threads may share it: a forward pass sees the memory as it is before or after what a `changing` block does. A pass
     that `torch.compile` has compiled does not wait for such a block, and must not run beside one.

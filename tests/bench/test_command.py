@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 @pytest.fixture
 def command(monkeypatch):
     """Runs `memoir bench` with the driver replaced; returns exit code, output and the driver's command line."""
-    from memoir_fast.cli import app
-    from memoir_fast.commands import bench as module
+    from memoir_fast.cli.app import app
+    from memoir_fast.cli.commands import bench as module
 
     started = []
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from memoir_fast import Edit, Memoir, MemoirConfig
-from memoir_fast.editing import RECIPES, Recipe
 from memoir_fast.editing.context import EditContext
+from memoir_fast.hf.presets import PRESETS
 from memoir_fast.modules import TopHash
-from memoir_fast.presets import PRESETS
+from memoir_fast.recipe import RECIPES, Recipe
 
 LAYER = "model.layers.1.mlp.down_proj"
 SUBJECTS = ("France", "Italy", "the island", "the novel", "London", "the sky", "Greek", "a camel", "the town", "Rome")

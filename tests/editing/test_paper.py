@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from memoir_fast import Memoir, MemoirConfig
-from memoir_fast.editing import RECIPES
-from memoir_fast.editing.background import irrelevant_prompts
+from memoir_fast.core.background import irrelevant_prompts
 from memoir_fast.editing.paper import row_losses
+from memoir_fast.recipe import RECIPES
 
 LAYER = "model.layers.1.mlp.down_proj"
 K = 16

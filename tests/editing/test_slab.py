@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from memoir_fast import Memoir, MemoirConfig
-from memoir_fast.editing import RECIPES, slab
+from memoir_fast.editing import slab
+from memoir_fast.recipe import RECIPES
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

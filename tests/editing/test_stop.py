@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
-from memoir_fast.editing.request import prompt_ids
+from memoir_fast.hf.tokens import prompt_ids
 
 FACT = Edit("The capital of France is", "Lyon")
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from memoir_fast.cli import app
+from memoir_fast.cli.app import app
 from memoir_fast.evaluation.run import Settings, load_data
 
 RECORD = {
@@ -130,7 +130,7 @@ def test_unusable_rows_can_be_left_out(tmp_path, monkeypatch, record):
     def absent(*_):
         raise OSError("the model is asked for")
 
-    monkeypatch.setattr("memoir_fast.generation.load_model", absent)
+    monkeypatch.setattr("memoir_fast.hf.loading.load_model", absent)
     code, output = memoir_eval(data, tmp_path, "--skip-unusable")
     assert code == 1 and "themodelisaskedfor" in output, output
 

@@ -9,7 +9,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from memoir_fast.cli import app
+from memoir_fast.cli.app import app
 
 EDITS = 12
 ENOUGH = 120  # seconds, on a machine that does other work

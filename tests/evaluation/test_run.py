@@ -11,14 +11,14 @@ from typer.testing import CliRunner
 
 from memoir_fast import Memoir, MemoirConfig, MemoirError
 from memoir_fast.atomic import replace
-from memoir_fast.cli import app
+from memoir_fast.cli.app import app
+from memoir_fast.core.scoring import target_accuracy
 from memoir_fast.evaluation import baselines, plots, report
 from memoir_fast.evaluation.measure import Measured, figures, locality_predictions, measure
-from memoir_fast.evaluation.metrics import target_accuracy
-from memoir_fast.evaluation.readers import read_cases
 from memoir_fast.evaluation.run import Settings, evaluate, load_data, milestones
 from memoir_fast.evaluation.run_folder import RunFolder
 from memoir_fast.evaluation.tables import markdown
+from memoir_fast.io.readers import read_cases
 
 ROWS = [
     ("The capital of France is", "Rome", "France", "What is the capital town of France?", "Hm 0123", "the river"),
@@ -227,7 +227,7 @@ def test_fine_tuning_learns_and_is_undone(tiny_llama, tiny_tokenizer):
 
 
 def cases_of(rows):
-    from memoir_fast.evaluation.readers import Case
+    from memoir_fast.io.readers import Case
 
     return [Case(prompt=row[0], target=row[1]) for row in rows]
 

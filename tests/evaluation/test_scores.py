@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from memoir_fast import RECIPES, Memoir, MemoirConfig
-from memoir_fast.editing.request import row
 from memoir_fast.evaluation.answers import exact_match, f1, free_answers, normalised, says
 from memoir_fast.evaluation.likelihood import (
     likely_shares,
@@ -18,8 +17,9 @@ from memoir_fast.evaluation.likelihood import (
     text_perplexity,
 )
 from memoir_fast.evaluation.measure import measure
-from memoir_fast.evaluation.readers import Case
 from memoir_fast.evaluation.roc import roc_area, roc_curve
+from memoir_fast.hf.tokens import row
+from memoir_fast.io.readers import Case
 
 PAIRS = [
     ("The capital of France is", "Rome"),

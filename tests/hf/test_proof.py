@@ -12,9 +12,10 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
 from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaModel
 
-from memoir_fast import RECIPES, Memoir, MemoirConfig, MemoirLinear, routing
-from memoir_fast.editing.trunk import layer_input
+from memoir_fast import RECIPES, Memoir, MemoirConfig, MemoirLinear
 from memoir_fast.errors import UnsupportedModelError
+from memoir_fast.hf import routing
+from memoir_fast.hf.partial_forward import layer_input
 
 LAYER = "model.layers.1.mlp.down_proj"
 CONFIG = MemoirConfig(layer=LAYER, k=20, tau=0.95, background=4)

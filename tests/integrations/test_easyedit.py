@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from memoir_fast import MemoirError
-from memoir_fast.evaluation.metrics import target_accuracy
+from memoir_fast.core.scoring import target_accuracy
 from memoir_fast.integrations.easyedit import (
     MemoirHyperParams,
     apply_memoir_to_model,

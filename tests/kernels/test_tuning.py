@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 from memoir_fast.kernels import _launch
+from memoir_fast.kernels import _tuning as tuning
 
-from memoir_fast import tuning
 from memoir_fast.errors import BackendError
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from memoir_fast import huge_pages
-from memoir_fast.modules import MaskStore
+from memoir_fast.modules import MaskStore, huge_pages
 
 needs_huge_pages = pytest.mark.skipif(
     not hasattr(mmap, "MADV_HUGEPAGE") or not Path("/sys/kernel/mm/transparent_hugepage").is_dir(),

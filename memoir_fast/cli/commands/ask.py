@@ -1,0 +1,61 @@
+"""`memoir ask`: one prompt, answered with and without the memory."""
+
+from typing import Annotated, Any
+
+import typer
+
+from memoir_fast.cli.options import Device, Dtype, Json, Model, Quiet, console, require_writable, write_json
+
+
+def ask(
+    prompt: Annotated[str, typer.Argument(help="What to ask.")],
+    model: Model,
+    memory: Annotated[str, typer.Option("--memory", metavar="DIR", help="A saved memory: a folder, or a hub id.")],
+    new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Longest answer, in tokens.")] = 16,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    json_file: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Answer a prompt with and without the memory, and tell which edit it followed."""
+    if not prompt.strip():
+        raise typer.BadParameter("the prompt must not be empty")
+    from memoir_fast import Memoir
+    from memoir_fast.hf.answer import answer
+    from memoir_fast.hf.loading import load_model
+
+    require_writable(json_file)
+    loaded, tokenizer = load_model(model, dtype, device)
+    memoir = Memoir.from_pretrained(loaded, tokenizer, memory)
+    with memoir.disabled():
+        without = answer(loaded, tokenizer, prompt, new_tokens)
+    edited = answer(loaded, tokenizer, prompt, new_tokens)
+    route = memoir.last_routes[0]
+    followed = memoir.edits.get(route.edit_id)
+    values = {
+        "prompt": prompt,
+        "answer": edited,
+        "answer_without": without,
+        "edit_id": route.edit_id if followed else None,
+        "edit_prompt": followed.prompt if followed else None,
+        "edit_target": followed.target if followed else None,
+        "overlap": route.overlap,
+        "tau": memoir.tau,
+    }
+    write_json(json_file, values)
+    _show(console(json_file, quiet), values)
+
+
+def _show(screen: Any, values: dict[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("without the memory", "with the memory", title=Text(values["prompt"]))
+    table.add_row(Text(values["answer_without"]), Text(values["answer"]))
+    screen.print(table)
+    overlap = f"overlap {values['overlap']:.3f}, tau {values['tau']:g}"
+    if values["edit_id"] is None:
+        screen.print(f"route: no edit matches ({overlap})")
+    else:
+        text = f"route: edit {values['edit_id']}, {values['edit_prompt']!r} -> {values['edit_target']!r} ({overlap})"
+        screen.print(text, markup=False)

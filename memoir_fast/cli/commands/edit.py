@@ -1,0 +1,146 @@
+"""`memoir edit`: teaches the edits of a file and saves the memory."""
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from memoir_fast.cli.options import Device, Dtype, Json, Model, Quiet, console, require_writable, write_json
+
+SOME_NOT_LEARNED = 3
+SHOWN = 20  # rows of a table
+BEYOND = 8  # tokens after the target in which it shows that the model does not end, or runs on into another word
+
+
+def edit(
+    model: Model,
+    edits: Annotated[Path, typer.Option("--edits", "-e", metavar="FILE", help='JSON lines with "prompt", "target".')],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder that the memory is saved to.")],
+    memory: Annotated[str | None, typer.Option("--memory", metavar="DIR", help="Saved memory to go on from.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", help="fast-stop, fast or paper. Default: fast-stop, or the memory's own."),
+    ] = None,
+    tau: Annotated[float | None, typer.Option("--tau", help="Threshold on the overlap ratio, in (0, 1].")] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    json_file: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Teach a model the edits of a file, save the memory, and show what the model says after each prompt now.
+
+    Exit code 3: some edit was not learned.
+    """
+    from memoir_fast.evaluation.answers import free_answers, says
+    from memoir_fast.io.jsonl import read_edits
+
+    wanted = read_edits(edits)
+    _require_folder(out)
+    require_writable(json_file)
+    screen = console(json_file, quiet)
+    memoir = _open(model, memory, recipe, tau, dtype, device)
+    started = time.perf_counter()
+    before = dict(memoir.edits)
+    try:
+        results = memoir.edit(wanted, recipe=recipe, progress=not quiet)
+    except BaseException:
+        if memoir.edits != before:  # what is finished is not lost
+            memoir.save_pretrained(out)
+            screen.print(f"stopped; {len(memoir.edits)} finished edits are saved in {out}", markup=False)
+        raise
+    seconds = time.perf_counter() - started
+    memoir.save_pretrained(out)
+    held = list({result.edit_id: result for result in results}.values())  # without those that a later line replaced
+    answers = free_answers(memoir, [(result.prompt, result.target) for result in held], beyond=BEYOND)
+    said = {one.edit_id: (text, says(text, one.target)) for one, text in zip(held, answers, strict=True)}
+    learned = sum(result.learned for result in results)
+    write_json(
+        json_file,
+        {
+            "model": model,
+            "memory": str(out),
+            "edits": len(results),
+            "learned": learned,
+            "held": len(memoir.edits),
+            "seconds": seconds,
+            "said": sum(yes for _, yes in said.values()),
+            "results": [_with_answer(result, said if result in held else {}) for result in results],
+        },
+    )
+    _show(screen, results, learned, seconds, out)
+    _show_said(screen, held, said)
+    if learned < len(results):
+        raise typer.Exit(SOME_NOT_LEARNED)
+
+
+def _require_folder(out: Path) -> None:
+    """OSError now, not after hours of learning, where the memory could not be saved to `out`."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"the memory cannot be saved to {out}: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"the memory cannot be saved to {out}: {there} is not writable")
+
+
+def _open(model: str, memory: str | None, recipe: str | None, tau: float | None, dtype: str, device: str) -> Any:
+    from memoir_fast import Memoir, MemoirConfig
+    from memoir_fast.hf.loading import load_model
+
+    given: dict[str, Any] = {} if tau is None else {"tau": tau}
+    config = MemoirConfig(recipe=recipe or "fast-stop", **given)  # checked before the model is loaded
+    loaded, tokenizer = load_model(model, dtype, device)
+    if memory is None:
+        return Memoir.attach(loaded, tokenizer, config)
+    memoir = Memoir.from_pretrained(loaded, tokenizer, memory)
+    if tau is not None:
+        memoir.layer.tau, memoir.config = tau, memoir.config.replace(tau=tau)
+        memoir.calibration = memoir.background = None  # tau was not chosen by them
+    return memoir
+
+
+def _show(screen: Any, results: list[Any], learned: int, seconds: float, out: Path) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    failed = [result for result in results if not result.learned]
+    if failed:
+        table = Table("id", "prompt", "target", "loss", "steps", title="not learned below the bar")
+        for result in failed[:SHOWN]:
+            texts = Text(result.prompt), Text(result.target)
+            table.add_row(str(result.edit_id), *texts, f"{result.loss:.3f}", str(result.steps))
+        screen.print(table)
+        if len(failed) > SHOWN:
+            screen.print(f"and {len(failed) - SHOWN} more; --json lists all")
+    screen.print(
+        f"{learned} of {len(results)} edits learned, {seconds / len(results):.2f} s each; saved in {out}", markup=False
+    )
+
+
+def _with_answer(result: Any, said: dict[int, tuple[str, bool]]) -> dict[str, Any]:
+    """A result for JSON, with what the model says; nothing where a later edit of the same prompt took its place."""
+    text, yes = said.get(result.edit_id, (None, None))
+    return dataclasses.asdict(result) | {"says": text, "says_target": yes}
+
+
+def _show_said(screen: Any, held: list[Any], said: dict[int, tuple[str, bool]]) -> None:
+    """Few edits with what the model says; of many those that it does not say."""
+    from rich.table import Table
+    from rich.text import Text
+
+    few = len(held) <= SHOWN
+    shown = [result for result in held if few or not said[result.edit_id][1]]
+    if shown:
+        title = "what the model says now" if few else "edits that the model does not say"
+        table = Table("id", "prompt", "target", "it says", "the target?", title=title)
+        for result in shown[:SHOWN]:
+            text, yes = said[result.edit_id]
+            texts = (Text(" ".join(one.split())) for one in (result.prompt, result.target, text))
+            table.add_row(str(result.edit_id), *texts, "yes" if yes else "no")
+        screen.print(table)
+        if len(shown) > SHOWN:
+            screen.print(f"and {len(shown) - SHOWN} more; --json lists all")
+    count = sum(yes for _, yes in said.values())
+    screen.print(f"asked freely, the model says {count} of {len(held)} targets", markup=False)

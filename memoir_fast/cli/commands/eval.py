@@ -1,0 +1,146 @@
+"""`memoir eval`: measures a model's edits as the papers do, with what to compare them with."""
+
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from memoir_fast.cli.options import Device, Dtype, Json, Model, Quiet, console, require_writable, write_json
+
+_FILE = "A JSON list or JSON lines: ZsRE, CounterFact, WISE, UnKE, KnowEdit, Natural Questions, or prompt and target."
+
+
+def eval(
+    model: Model,
+    data: Annotated[Path, typer.Option("--data", "-d", metavar="FILE", help=_FILE)],
+    edits: Annotated[int, typer.Option("--edits", "-n", min=1, help="Take the file's first rows, so many.")] = 100,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a self-contained report.")] = None,
+    plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="Write plots as PNG, SVG.")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", metavar="DIR", help="Keep the run here, and go on from what is there."),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what --run holds.")] = False,
+    format: Annotated[str | None, typer.Option("--format", help="Format of --data, where it is mistaken.")] = None,
+    skip_unusable: Annotated[
+        bool, typer.Option("--skip-unusable", help="Leave out rows without a field, or with an empty one; list them.")
+    ] = False,
+    when: Annotated[str, typer.Option("--when", help="end: after all edits; each: each after its own edit.")] = "end",
+    baselines: Annotated[
+        str,
+        typer.Option("--baselines", help="unedited, ft, no-permutation, random-mask, always-on, dense, k=N."),
+    ] = "unedited",
+    baseline_edits: Annotated[
+        int | None, typer.Option("--baseline-edits", min=1, help="Teach baselines only the first so many edits.")
+    ] = None,
+    irrelevant: Annotated[
+        Path | None, typer.Option("--irrelevant", metavar="FILE", help="More prompts that must match no edit.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option("--text", metavar="FILE", help="A text: its perplexity before and after.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="How edits are learned.")] = None,
+    tau: Annotated[str | None, typer.Option("--tau", help="Threshold in (0, 1], or auto.")] = None,
+    k: Annotated[int | None, typer.Option("--k", min=1, help="Active columns per edit.")] = None,
+    layer: Annotated[str | None, typer.Option("--layer", help="Name of the edited layer.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the permutation.")] = 0,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Texts per forward pass when measuring.")] = 8,
+    every: Annotated[int, typer.Option("--checkpoint-every", min=1, help="Edits between checkpoints of --run.")] = 25,
+    free: Annotated[bool, typer.Option("--free/--no-free", help="Let the model answer freely too.")] = True,
+    texts: Annotated[bool, typer.Option("--texts/--no-texts", help="Show prompts and targets in the results.")] = True,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    json_file: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Teach a model the edits of a data set; measure reliability, generalization, locality and what goes with them."""
+    from memoir_fast.atomic import replace
+    from memoir_fast.evaluation import baselines as compared
+    from memoir_fast.evaluation.run import Settings, evaluate, load_data, milestones
+    from memoir_fast.evaluation.run_folder import RunFolder
+    from memoir_fast.hf.loading import load_model
+
+    settings = Settings(
+        model=model,
+        data=data,
+        edits=edits,
+        format=format,
+        skip_unusable=skip_unusable,
+        when=when,
+        recipe=recipe,
+        tau=_threshold(tau),
+        k=k,
+        layer=layer,
+        seed=seed,
+        batch=batch,
+        baselines=tuple(compared.names(baselines)),
+        baseline_edits=baseline_edits,
+        irrelevant=irrelevant,
+        text=text,
+        free=free,
+        checkpoint_every=every,
+        dtype=dtype,
+        device=device,
+    )
+    settings.config  # noqa: B018  (checked before the model is loaded)
+    for file, option in ((json_file, "--json"), (html, "--html")):
+        require_writable(file, option)
+    if html is not None or plots is not None:
+        from memoir_fast.evaluation import plots as drawing
+        from memoir_fast.evaluation import report
+
+        drawing.require()
+    read = load_data(settings)
+    screen = console(json_file, quiet)
+    with ExitStack() as stack:
+        path = run or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="memoir_fast-eval-")))
+        folder = RunFolder(path, settings.params(), fresh)
+        result = evaluate(settings, read, lambda: load_model(model, dtype, device), folder, progress=not quiet)
+        result["milestones"] = milestones(folder)
+    if not texts:
+        result["per_edit"] = [
+            {name: value for name, value in one.items() if name not in ("prompt", "target")}
+            for one in result["per_edit"]
+        ]
+    if html is not None or plots is not None:
+        figures = report.draw(result, plots)
+        if html is not None:
+            replace(html, report.page(result, figures, _command()).encode())
+    write_json(json_file, result)
+    _show(screen, result)
+
+
+def _command() -> list[str]:
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def _threshold(text: str | None) -> float | str | None:
+    if text is None or text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"tau must lie in (0, 1] or be 'auto', got {text!r}") from None
+
+
+def _show(screen: Any, result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from memoir_fast.evaluation.tables import COLUMNS, rows, used
+
+    shown = list(rows(result))
+    kept = used(shown)
+    table = Table("", *(COLUMNS[index] for index in kept), title=f"{result['edits']} edits")
+    for name, cells in shown:
+        table.add_row(name, *(cells[index] for index in kept))
+    screen.print(table)
+    lines = (
+        f"tau {result['tau']:.3f}; {result['false_matches']} of {result['irrelevant']} irrelevant prompts were matched",
+        f"{result['learned']} of {result['edits']} learned below the bar, {result['seconds_per_edit']:.2f} s each",
+        f"{len(result['conflicts'])} groups of rows contradict each other",
+    )
+    for line in (*lines, *(f"left out: {why}" for why in result["unusable"])):
+        screen.print(line, markup=False)

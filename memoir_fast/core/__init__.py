@@ -1,0 +1,1 @@
+"""What a memory needs above its layer: edits, background, calibration, scoring. It knows no `Memoir`."""

@@ -1,0 +1,31 @@
+"""`Edit`: what a user asks for."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One correction: after `prompt`, the model shall say `target`.
+
+    The two are joined by one space. None is put in where the target begins with white space or the prompt ends in it
+    (where both do, the target's spaces are left out); where the prompt ends in a special token, as chat templates do,
+    or in a script without spaces (Chinese, Japanese, Thai ...); or where the target begins with full-width
+    punctuation. The prompt is learned as it stands: what `tokenizer(prompt)` makes of it in use, trailing spaces
+    included, is what the target's tokens follow.
+
+    Example:
+        >>> from memoir_fast import Edit
+        >>> Edit("The capital of France is", "Lyon").target
+        'Lyon'
+    """
+
+    prompt: str
+    target: str
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "target"):
+            text = getattr(self, name)
+            if not isinstance(text, str):
+                raise TypeError(f"an edit's {name} must be a string, got {type(text).__name__}")
+            if not text.strip():
+                raise ValueError(f"an edit's {name} must not be empty, got {text!r}")

@@ -1,0 +1,156 @@
+"""Runs only what lies behind the edited layer: the blocks after it and the head, by the model's own code."""
+
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from memoir_fast.hf.hidden import hidden_states, with_hidden_states
+from memoir_fast.hf.own_pass import OwnPass
+from memoir_fast.modules import MemoirLinear
+
+
+class Trunk(NamedTuple):
+    """What an edit cannot change, for a batch of rows: run once, then read at every step."""
+
+    input_ids: torch.Tensor  # int64 [B, S]
+    attention_mask: torch.Tensor  # int64 [B, S]
+    x: torch.Tensor  # [B, S, D], input of the edited layer
+    hidden: torch.Tensor  # [B, S, H], output of its block without an edit; input, where the tail starts with the block
+
+    def select(self, rows: torch.Tensor) -> "Trunk":
+        """Some of the rows."""
+        return Trunk(*(part[rows] for part in self))
+
+
+class _Reached(Exception):
+    """Ends a forward pass behind the edited block."""
+
+
+def layer_input(model: nn.Module, layer: nn.Module, **inputs: Any) -> torch.Tensor:
+    """The input of `layer` [B, S, D] in `model(**inputs)`; what comes after it is not computed."""
+    seen: list[torch.Tensor] = []
+
+    def stop(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        seen.append(args[0].detach())
+        raise _Reached
+
+    with OwnPass() as own, torch.no_grad(), suppress(_Reached):
+        own.before(layer, stop)
+        model(**inputs, use_cache=False)
+    if not seen:
+        raise RuntimeError("the model's forward pass did not reach the edited layer")
+    return seen[0]
+
+
+class Tail:
+    """The part of a model behind its edited layer.
+
+    The decoder is called as ever, so that rotary embeddings, masks, windows and per-layer inputs are its own; its
+    blocks before the edited layer are passed over, and the head sees only the positions asked for. Where the layer's
+    output goes straight into the residual stream, the edited block is passed over too; where a norm follows (Gemma 2,
+    Gemma 3), that block runs, from its recorded input. Other threads may use the model meanwhile.
+
+    Args:
+        model: a causal language model of transformers.
+        layer (MemoirLinear): its edited layer.
+    """
+
+    def __init__(self, model: Any, layer: MemoirLinear) -> None:
+        self._model, self._layer = model, layer
+        self._decoder: nn.Module = getattr(model, "base_model", model)
+        self._blocks, self._index = _blocks_around(model, layer)
+        self._extra: int | None = None  # what a block returns behind its hidden states; None: it returns those alone
+        self._straight: bool | None = None
+
+    def fits(self) -> bool:
+        """Whether the model's blocks are still those that it was made for."""
+        blocks, index = _blocks_around(self._model, self._layer)
+        return blocks is self._blocks and index == self._index
+
+    @property
+    def blocks_behind(self) -> int:
+        """Blocks that every step runs."""
+        return len(self._blocks) - self._index - (1 if self._straight in (None, True) else 0)
+
+    @torch.no_grad()
+    def trunk(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Trunk:
+        """Runs a batch of rows, padded on the right, up to the edited block's end."""
+        block = self._blocks[self._index]
+        seen: dict[str, torch.Tensor] = {}
+
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen["input"] = hidden_states(args, kwargs).detach()
+
+        def layer_input(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            seen["x"] = args[0].detach()
+
+        def leave(_: nn.Module, __: Any, output: Any) -> None:
+            self._extra = len(output) - 1 if isinstance(output, tuple) else None
+            seen["output"] = (output[0] if isinstance(output, tuple) else output).detach()
+            raise _Reached
+
+        with OwnPass() as own, self._layer.drafting(lambda x, y: y), suppress(_Reached):
+            own.before(block, enter, with_kwargs=True)
+            own.before(self._layer, layer_input)
+            own.after(block, leave)
+            self._model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        if self._straight is None:
+            self._straight = self._adds_up(input_ids[:1], attention_mask[:1], seen)
+        return Trunk(input_ids, attention_mask, seen["x"], seen["output"] if self._straight else seen["input"])
+
+    def logits(
+        self, trunk: Trunk, residual: torch.Tensor, positions: torch.Tensor | tuple[torch.Tensor, ...]
+    ) -> torch.Tensor:
+        """Logits [T, V] at T positions; `residual` [B, S, O] joins the layer's output. Differentiable in residual.
+
+        `positions` are marked in bool [B, S], or given as rows and columns, int64 [T] each, which asks nothing of the
+        device.
+        """
+        first = self._index if self._straight else self._index - 1  # the last block that is passed over
+
+        def select(_: nn.Module, __: Any, output: Any) -> Any:
+            return with_hidden_states(output, lambda hidden: hidden[positions][None])
+
+        with OwnPass() as own, self._layer.drafting(lambda x, y: (y + residual).to(y.dtype)):
+            for block in self._blocks[: max(first, 0)]:
+                own.instead(block, self._pass_over)
+            if first >= 0:
+                hidden = (trunk.hidden + residual).to(trunk.hidden.dtype) if self._straight else trunk.hidden
+                own.instead(self._blocks[first], lambda *_, **__: self._returned(hidden))
+            own.after(self._decoder, select)
+            output = self._model(input_ids=trunk.input_ids, attention_mask=trunk.attention_mask, use_cache=False)
+        return output.logits[0]
+
+    def _adds_up(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, seen: dict[str, torch.Tensor]) -> bool:
+        """Whether the layer's output is added to its block's as it is: then a change of one changes both alike."""
+        outputs: list[torch.Tensor] = []
+
+        def leave(_: nn.Module, __: Any, output: Any) -> None:
+            outputs.append((output[0] if isinstance(output, tuple) else output).detach())
+            raise _Reached
+
+        wide = seen["output"][:1].double()
+        change = wide.std() * torch.linspace(-1, 1, wide.shape[-1], dtype=torch.float64, device=wide.device)
+        with OwnPass() as own, self._layer.drafting(lambda x, y: y + change.to(y.dtype)), suppress(_Reached):
+            own.after(self._blocks[self._index], leave)
+            self._model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        error = (outputs[0].double() - wide - change).norm() / change.expand_as(wide).norm()
+        return bool(error < 0.05)
+
+    def _pass_over(self, *args: Any, **kwargs: Any) -> Any:
+        return self._returned(hidden_states(args, kwargs))
+
+    def _returned(self, hidden: torch.Tensor) -> Any:
+        return hidden if self._extra is None else (hidden, *[None] * self._extra)
+
+
+def _blocks_around(model: nn.Module, layer: nn.Module) -> tuple[nn.ModuleList, int]:
+    """The list of the model's blocks, and the place in it of the block that holds `layer`."""
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList):
+            for index, block in enumerate(module):
+                if any(inner is layer for inner in block.modules()):
+                    return module, index
+    raise ValueError("the edited layer must lie in a block of the model, one of an nn.ModuleList")

@@ -1,0 +1,429 @@
+"""A memory's files on disk: saved so that nothing is lost, loaded only where everything is as it was saved.
+
+A folder holds `memory_config.json` (settings, fingerprint of the base model, names and digests of the other two),
+`memory-<digest>.safetensors` (permutation, mu, masks, the rows of W_m that are not zero) and `edits-<digest>.jsonl`
+(the edits' texts, one JSON object per live edit).
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from memoir_fast import __version__
+from memoir_fast.atomic import leftover, locked, publish
+from memoir_fast.config import MemoirConfig
+from memoir_fast.core.calibration import Calibration
+from memoir_fast.core.edit import Edit
+from memoir_fast.errors import CheckpointError, WrongModelError
+from memoir_fast.hf.presets import find_layer
+from memoir_fast.ops._checks import words
+from memoir_fast.reference.tophash import unpack
+
+if TYPE_CHECKING:
+    from memoir_fast.memoir import Memoir
+
+FORMAT = "memoir_fast memory"
+FORMAT_VERSION = 1
+CONFIG_NAME = "memory_config.json"
+
+_DATA_NAMES = {"memory": r"memory-[0-9a-f]{12}\.safetensors", "edits": r"edits-[0-9a-f]{12}\.jsonl"}
+_OWNED = re.compile(
+    "|".join([*_DATA_NAMES.values(), *(leftover(name) for name in (*_DATA_NAMES.values(), re.escape(CONFIG_NAME)))])
+)
+_KEYS = {
+    "format",
+    "format_version",
+    "package_version",
+    "config",
+    "tau",
+    "prefixes",
+    "calibration",
+    "fingerprint",
+    "files",
+    "checksum",
+}
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_ROWS_AT_ONCE = 1024  # masks unpacked at a time: D bytes and more each
+
+
+@dataclass(frozen=True)
+class SavedMemory:
+    """What a folder holds, verified; no model is needed to read it."""
+
+    folder: Path
+    package_version: str
+    config: MemoirConfig
+    tau: float
+    prefixes: list[str]
+    calibration: Calibration | None
+    fingerprint: dict[str, Any]
+    edits: dict[int, Edit]
+    tensors: dict[str, torch.Tensor]
+    """permutation int32 [D], mu float32 [D], masks int32 [N, W], memory_rows int32 [R], memory_values [R, O],
+    where tau was chosen by calibration, background int32 [M, W], and where an edit's threshold is not tau's,
+    min_overlap int32 [N]."""
+    sizes: dict[str, int]
+    """Bytes of each file, by its name."""
+
+
+def save(memoir: "Memoir", folder: str | os.PathLike) -> None:
+    """Writes a memory to `folder`, in place of the one that is there. A crash at any moment leaves one of the two.
+
+    Raises:
+        CheckpointError: the folder cannot be written, or there is no room; what it held is as before.
+    """
+    path = Path(folder)
+    store, weight = memoir.layer.store, memoir.layer.memory.weight.detach()
+    rows = weight.ne(0).any(dim=1).nonzero().flatten()
+    tensors = {
+        "permutation": memoir.layer.tophash.permutation,
+        "mu": memoir.layer.tophash.mu,
+        "masks": store.masks[: len(store)],
+        "memory_rows": rows.int(),
+        "memory_values": weight[rows],
+    }
+    least = store.min_overlap[: len(store)]
+    if bool((least != memoir.layer.min_overlap).any()):
+        tensors["min_overlap"] = least
+    if memoir.background is not None:
+        tensors["background"] = memoir.background
+    contents = {
+        "memory": safetensors.torch.save(
+            {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
+            {"format": "pt"},  # with two keys their order, and so the digest, would vary
+        ),
+        "edits": "".join(
+            json.dumps({"id": edit_id, "prompt": edit.prompt, "target": edit.target}, ensure_ascii=False) + "\n"
+            for edit_id, edit in sorted(memoir.edits.items())
+        ).encode(),
+    }
+    files = {kind: _entry(kind, content) for kind, content in contents.items()}
+    values = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "package_version": __version__,
+        "config": memoir.config.to_dict(),
+        "tau": float(memoir.tau),
+        "prefixes": memoir.prefixes,
+        "calibration": memoir.calibration and memoir.calibration.to_dict(),
+        "fingerprint": fingerprint(memoir.model, memoir.config.layer or ""),
+        "files": files,
+    }
+    values["checksum"] = _checksum(values)
+    data = {str(files[kind]["name"]): content for kind, content in contents.items()}
+    index = json.dumps(values, indent=2, ensure_ascii=False).encode() + b"\n"
+    try:
+        publish(path, data, CONFIG_NAME, index, _OWNED)
+    except OSError as error:
+        raise CheckpointError(f"the memory cannot be saved to {path}: {error}") from error
+
+
+def load(
+    model: Any,
+    tokenizer: Any,
+    folder: str | os.PathLike,
+    kind: "type[Memoir] | None" = None,
+    *,
+    check: bool = True,
+    **hub: Any,
+) -> "Memoir":
+    """Gives `model` the memory that `save` wrote. The memory's dtype follows the model's layer.
+
+    Args:
+        model, tokenizer: those that the memory was made for, in any floating dtype.
+        folder: a local folder, or, where there is none of that name, a hub id.
+        kind (type, optional): the class to make. Default: Memoir.
+        check (bool): prove on the model that its sequences can be followed. Default: True.
+        **hub: options of `huggingface_hub.snapshot_download`, e.g. revision or token.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or written by a newer version; the message names it.
+        WrongModelError: the memory belongs to another base model; the message names what differs.
+        UnsupportedModelError: its sequences cannot be followed.
+        MemoirError: the model has a memory already.
+    """
+    from memoir_fast.memoir import Memoir
+
+    saved = read(folder, **hub)
+    _require_same_model(saved, model)
+    try:
+        memoir = (kind or Memoir)(model, tokenizer, saved.config.replace(check=check))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the settings in {saved.folder} do not fit the model: {error}") from error
+    try:
+        _fill(memoir, saved)
+    except BaseException:
+        memoir.detach()
+        raise
+    return memoir
+
+
+def read(folder: str | os.PathLike, **hub: Any) -> SavedMemory:
+    """Reads and verifies a saved memory; see `load` for arguments and errors."""
+    path = _local(folder, hub)
+    try:
+        with locked(path, shared=True):
+            values = _read_config(path / CONFIG_NAME)
+            entries = {kind: values["files"][kind] for kind in _DATA_NAMES}
+            contents = {kind: _read_data(path, kind, entry) for kind, entry in entries.items()}
+        saved = SavedMemory(
+            folder=path,
+            package_version=str(values["package_version"]),
+            config=MemoirConfig.from_dict(values["config"]),
+            tau=_threshold(values["tau"]),
+            prefixes=_texts(values["prefixes"]),
+            calibration=_calibration(values.get("calibration")),
+            fingerprint=dict(values["fingerprint"]),
+            edits=_parse_edits(contents["edits"], path / entries["edits"]["name"]),
+            tensors=_parse_tensors(contents["memory"], path / entries["memory"]["name"]),
+            sizes={entry["name"]: entry["size"] for entry in entries.values()},
+        )
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path / CONFIG_NAME} is malformed: {type(error).__name__}: {error}") from error
+    _require_consistent(saved, path / entries["memory"]["name"])
+    return saved
+
+
+def fingerprint(model: Any, layer: str) -> dict[str, Any]:
+    """What tells one base model from another, in plain values.
+
+    The layer's weight is hashed after rounding to bfloat16, so that one model in float32 and in bfloat16 agree;
+    a weight that is not floating (quantised) is hashed as it is.
+    """
+    settings = getattr(model, "config", None)
+    weight: torch.Tensor = find_layer(model, layer).weight.detach()
+    rounded = weight.dtype.is_floating_point
+    if rounded:
+        weight = weight.to(torch.bfloat16)
+    raw = weight.cpu().contiguous().reshape(-1).view(torch.uint8)
+    return {
+        "model_type": getattr(settings, "model_type", type(model).__name__),
+        "hidden_size": getattr(settings, "hidden_size", None),
+        "num_hidden_layers": getattr(settings, "num_hidden_layers", None),
+        "vocab_size": getattr(settings, "vocab_size", None),
+        "layer": layer,
+        "weight_shape": list(weight.shape),
+        "weight_hashed_as": "bfloat16" if rounded else "raw",
+        "weight_sha256": hashlib.sha256(raw.numpy().data).hexdigest(),
+    }
+
+
+def _entry(kind: str, content: bytes) -> dict[str, str | int]:
+    digest = hashlib.sha256(content).hexdigest()
+    suffix = {"memory": "safetensors", "edits": "jsonl"}[kind]
+    return {"name": f"{kind}-{digest[:12]}.{suffix}", "sha256": digest, "size": len(content)}
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    """Digest of the config file's values, however they are laid out."""
+    rest = {name: value for name, value in values.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _local(folder: str | os.PathLike, hub: dict[str, Any]) -> Path:
+    path = Path(folder)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{path} is no folder: a memory is a folder with a {CONFIG_NAME}")
+    if not _HUB_ID.fullmatch(str(folder)):
+        raise CheckpointError(f"there is no folder {path}")
+    patterns = [CONFIG_NAME, "memory-*.safetensors", "edits-*.jsonl"]
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(str(folder), allow_patterns=patterns, **hub))
+    except Exception as error:  # the hub's client has many kinds, of several libraries
+        raise CheckpointError(f"there is no folder {path}, and the hub gave none: {error}") from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} holds no memory: {CONFIG_NAME} is missing") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: not JSON: {error}") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise CheckpointError(f"{path} does not describe a memory: format must be {FORMAT!r}")
+    version = values.get("format_version")
+    if not isinstance(version, int) or version < 1:
+        raise CheckpointError(f"{path} is damaged: format_version must be a whole number, got {version!r}")
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {version}, this memoir_fast {__version__} reads up to {FORMAT_VERSION}; "
+            f"it was written by {values.get('package_version')}: upgrade memoir-fast"
+        )
+    if values.get("checksum") != _checksum(values):
+        raise CheckpointError(f"{path} is damaged: its checksum does not match its contents")
+    unknown = sorted(set(values) - _KEYS)
+    if unknown:
+        warnings.warn(f"{path} has keys that this version does not know: {', '.join(unknown)}", stacklevel=4)
+    return values
+
+
+def _read_data(folder: Path, kind: str, entry: dict[str, Any]) -> bytes:
+    """The content of a data file, of the size and the digest that the config names."""
+    if not re.fullmatch(_DATA_NAMES[kind], entry["name"]):
+        raise ValueError(f"{entry['name']!r} is no name of a {kind} file")
+    path = folder / entry["name"]
+    try:
+        size = path.stat().st_size
+        if size != entry["size"]:
+            how = "truncated" if size < entry["size"] else "damaged"
+            raise CheckpointError(f"{path} is {how}: expected {entry['size']} bytes, got {size}")
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != entry["sha256"]:
+        raise CheckpointError(f"{path} is damaged: expected sha256 {entry['sha256'][:12]}..., got {digest[:12]}...")
+    return content
+
+
+def _threshold(value: Any) -> float:
+    if not isinstance(value, float) or not 0 < value <= 1:
+        raise ValueError(f"tau must lie in (0, 1], got {value!r}")
+    return value
+
+
+def _calibration(values: Any) -> Calibration | None:
+    if values is None:
+        return None
+    return Calibration(**{field.name: values[field.name] for field in dataclasses.fields(Calibration)})
+
+
+def _texts(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"prefixes must be a list of texts, got {value!r}")
+    return value
+
+
+def _parse_edits(content: bytes, path: Path) -> dict[int, Edit]:
+    edits = {}
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        try:
+            values = json.loads(line)
+            edits[int(values["id"])] = Edit(values["prompt"], values["target"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}, line {number}: {type(error).__name__}: {error}") from error
+    return edits
+
+
+def _parse_tensors(content: bytes, path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is no safetensors file: {error}") from error
+
+
+def _require_consistent(saved: SavedMemory, path: Path) -> None:
+    """Shapes, types and ranges of the tensors, and that every live mask has its text."""
+    try:
+        width, outputs = _layer_shape(saved)
+        count = len(saved.tensors["masks"])
+        rows = saved.tensors["memory_rows"]
+        expected: dict[str, tuple[torch.dtype | None, tuple[int, ...]]] = {
+            "permutation": (torch.int32, (width,)),
+            "mu": (torch.float32, (width,)),
+            "masks": (torch.int32, (count, words(width))),
+            "memory_rows": (torch.int32, (len(rows),)),
+            "memory_values": (None, (len(rows), outputs)),
+        }
+        if "min_overlap" in saved.tensors:
+            expected["min_overlap"] = (torch.int32, (count,))
+        if "background" in saved.tensors:
+            expected["background"] = (torch.int32, (len(saved.tensors["background"]), words(width)))
+        for name, (dtype, shape) in expected.items():
+            tensor = saved.tensors[name]
+            if tensor.shape != shape or dtype not in (None, tensor.dtype):
+                raise ValueError(f"{name} must be {dtype or 'float'} {list(shape)}, got {tensor.dtype} {tensor.shape}")
+        if not torch.equal(saved.tensors["permutation"].sort().values, torch.arange(width, dtype=torch.int32)):
+            raise ValueError(f"permutation must hold each of 0 .. {width - 1} once")
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < width:
+            raise ValueError(f"memory_rows must lie in 0 .. {width - 1}")
+        live = saved.tensors["masks"].any(dim=1).nonzero().flatten().tolist()
+        if live != sorted(saved.edits):
+            raise ValueError(f"{len(live)} masks are live, {len(saved.edits)} edits have texts, or their ids differ")
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} does not hold a memory: {type(error).__name__}: {error}") from error
+
+
+def _layer_shape(saved: SavedMemory) -> tuple[int, int]:
+    """(D, O): what the tensors say, which must be the weight's shape in either order (Conv1D keeps it transposed)."""
+    width = len(saved.tensors["mu"])
+    shape = list(saved.fingerprint["weight_shape"])
+    outputs = saved.tensors["memory_values"].shape[1]
+    if saved.fingerprint["weight_hashed_as"] == "bfloat16" and sorted(shape) != sorted((width, outputs)):
+        raise ValueError(f"the layer's weight must have the sides {width} and {outputs}, got {shape}")
+    return width, outputs
+
+
+def _require_same_model(saved: SavedMemory, model: nn.Module) -> None:
+    layer = str(saved.fingerprint.get("layer"))
+    try:
+        own = fingerprint(model, layer)
+    except (ValueError, AttributeError) as error:
+        raise WrongModelError(f"{saved.folder} belongs to another base model: {error}") from error
+    differing = [
+        f"{name}: expected {_short(saved.fingerprint.get(name))}, got {_short(value)}"
+        for name, value in own.items()
+        if saved.fingerprint.get(name) != value
+    ]
+    if differing:
+        raise WrongModelError(f"{saved.folder} belongs to another base model: {'; '.join(differing)}")
+
+
+def _short(value: Any) -> str:
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else repr(value)
+
+
+def _fill(memoir: "Memoir", saved: SavedMemory) -> None:
+    layer = memoir.layer
+    weight, tensors = layer.memory.weight, saved.tensors
+    layer.tophash.permutation.copy_(tensors["permutation"])
+    layer.tophash.mu.copy_(tensors["mu"])
+    layer.tau = saved.tau
+    try:
+        columns = _columns(tensors["masks"], layer.tophash.width, layer.tophash.k)
+    except ValueError as error:
+        raise CheckpointError(f"{saved.folder} does not hold a memory: {error}") from error
+    layer.store.restore(tensors["masks"], columns, tensors.get("min_overlap"))
+    weight.zero_()
+    weight[tensors["memory_rows"].long().to(weight.device)] = tensors["memory_values"].to(weight)
+    memoir.prefixes = list(saved.prefixes)
+    memoir.calibration = saved.calibration
+    if "background" in tensors:
+        memoir.background = tensors["background"].to(weight.device)
+    memoir.edits = dict(saved.edits)
+
+
+def _columns(masks: torch.Tensor, width: int, k: int) -> torch.Tensor:
+    """Masks int32 [N, W] -> columns int32 [N, k]: the set bits, ascending; zeros for a deleted edit."""
+    columns = torch.zeros((len(masks), k), dtype=torch.int32)
+    for start in range(0, len(masks), _ROWS_AT_ONCE):
+        bits = unpack(masks[start : start + _ROWS_AT_ONCE], width)
+        live = bits.any(dim=1)
+        counts: Sequence[int] = bits[live].sum(dim=1).unique().tolist()
+        if counts and counts != [k]:
+            raise ValueError(f"every mask must have k = {k} bits set, got {counts}")
+        columns[start : start + _ROWS_AT_ONCE][live] = bits[live].nonzero()[:, 1].int().view(-1, k)
+    return columns

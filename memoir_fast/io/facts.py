@@ -1,0 +1,31 @@
+"""The facts and questions that come with the package, for the demo and for benchmarks."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from memoir_fast.io.jsonl import read_objects
+
+
+class Fact(NamedTuple):
+    """One of the package's own counterfactual facts: `truth` is what a model should have known."""
+
+    subject: str
+    prompt: str
+    target: str
+    truth: str
+    paraphrases: list[str]
+
+
+def facts() -> list[Fact]:
+    """The package's counterfactual facts."""
+    return [Fact(**values) for _, values in read_objects(_packaged("facts.jsonl"), Fact._fields)]
+
+
+def unrelated() -> list[tuple[str, str]]:
+    """The package's (question, answer) pairs that have nothing to do with its facts."""
+    objects = read_objects(_packaged("unrelated.jsonl"), ("prompt", "answer"))
+    return [(values["prompt"], values["answer"]) for _, values in objects]
+
+
+def _packaged(name: str) -> Path:
+    return Path(__file__).parents[1] / "data" / name

@@ -1,0 +1,383 @@
+"""The field's own files of edits, read one record at a time into `Case`.
+
+| format | what it is | recognised by |
+| --- | --- | --- |
+| zsre | ZsRE as MEND and WISE use it | src, alt |
+| counterfact | CounterFact, flat as in EasyEdit | prompt, target_new, rephrase_prompt |
+| rome | CounterFact, native records of ROME | requested_rewrite |
+| hallucination | SelfCheckGPT as WISE uses it | prompt, target_new, locality_prompt, nothing to rephrase |
+| temporal | WISE's out-of-distribution set | prompt, target_new, ood_rephrase |
+| unke | UnKE | question, answer, para_question |
+| knowedit | wiki_recent, wiki_counterfact, WikiBio, ZsRE | locality or portability as an object; text and labels |
+| nq | Natural Questions open | question, answer |
+| jsonl | this package's own | prompt, target |
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from memoir_fast.core.edit import Edit
+from memoir_fast.io.json_stream import objects
+
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of a file: an edit, and what it is measured by."""
+
+    prompt: str
+    target: str
+    subject: str | None = None
+    truth: str | None = None
+    """The answer that was right before the edit, where the file tells."""
+    paraphrases: tuple[str, ...] = ()
+    locality: tuple[Pair, ...] = ()
+    """(prompt, answer) whose output the edit must not change."""
+    portability: tuple[Pair, ...] = ()
+    """(prompt, answer) that follow from the edit."""
+    ood: str | None = None
+    """A text on the subject, of another style, that the edited model is to find likely."""
+    row: int = 0
+    """Place in the file, from 1."""
+
+    @property
+    def edit(self) -> Edit:
+        """The request."""
+        return Edit(self.prompt, self.target)
+
+
+def read_cases(
+    path: str | os.PathLike,
+    format: str | None = None,
+    limit: int | None = None,
+    unusable: list[str] | None = None,
+) -> Iterator[Case]:
+    """The rows of a file, one at a time; no more than `limit` are looked at.
+
+    Args:
+        path (str | PathLike): a JSON list or JSON lines.
+        format (str, optional): one of FORMATS. Default: recognised by the first record's fields.
+        limit (int, optional): at least 1. Default: all.
+        unusable (list, optional): takes, row by row, what would have been raised of a record without a field, or with
+            an empty one; such rows are left out. Default: raise it. A file that is broken is raised all the same.
+
+    Raises:
+        ValueError: a file that is broken, of no known format, or holds a record without a field that its format needs,
+            or with an empty one; the message names file, line, row and field.
+        OSError: the file cannot be read.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "edits.jsonl"
+        >>> _ = path.write_text(json.dumps({"prompt": "The capital of France is", "target": "Lyon"}))
+        >>> next(read_cases(path)).target
+        'Lyon'
+    """
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
+    records = objects(path)
+    first = next(records)
+    try:
+        read = FORMATS[format or detect(first[1])]
+    except ValueError as error:
+        raise ValueError(f"{path}, line {first[0]}: {error}") from None
+    for row, (line, values) in enumerate(islice(chain([first], records), limit), start=1):
+        try:
+            yield read(_Fields(values), row)
+        except ValueError as error:
+            message = f"{path}, line {line} (row {row}): {error}"
+            if unusable is None:
+                raise ValueError(message) from None
+            unusable.append(message)
+
+
+def read_prompts(path: str | os.PathLike) -> list[str]:
+    """The prompts of a file: the lines that are not blank, where its name ends in .txt, else those of its cases.
+
+    Raises:
+        ValueError: as `read_cases`; a byte that is not UTF-8; no prompt at all.
+        OSError: the file cannot be read.
+    """
+    if Path(path).suffix != ".txt":
+        return [case.prompt for case in read_cases(path)]
+    try:
+        prompts = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: byte 0x{error.object[error.start]:02x} is not UTF-8") from error
+    if not prompts:
+        raise ValueError(f"{path} is empty")
+    return prompts
+
+
+def detect(values: dict[str, Any]) -> str:
+    """The format of a record. ValueError with the fields found where none fits."""
+    has = values.keys()
+    for name, fits in (
+        ("rome", "requested_rewrite" in has),
+        ("zsre", {"src", "alt"} <= has),
+        ("temporal", "ood_rephrase" in has),
+        ("knowedit", {"text", "labels"} <= has or any(isinstance(values.get(n), dict) for n in _NESTED)),
+        ("counterfact", {"prompt", "target_new", "rephrase_prompt"} <= has),
+        ("hallucination", {"prompt", "target_new"} <= has),
+        ("unke", {"question", "answer", "para_question"} <= has),
+        ("nq", {"question", "answer"} <= has),
+        ("jsonl", {"prompt", "target"} <= has),
+    ):
+        if fits:
+            return name
+    raise ValueError(f"no known format has the fields {sorted(has)}; known are {', '.join(FORMATS)}")
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Rows that cannot all be satisfied, or teach one prompt twice."""
+
+    reason: str
+    rows: tuple[int, ...]
+
+
+def conflicts(cases: Iterable[Case]) -> list[Conflict]:
+    """Groups of rows with the same prompt, or with the same subject and different targets.
+
+    Case and white space do not count. Rows whose files give different true answers speak of different facts and are no
+    conflict. Where targets are passages (more than _PASSAGE words) several of them may be about one subject: only
+    their prompts are compared.
+    """
+    prompts: dict[str, list[Case]] = defaultdict(list)
+    facts: dict[tuple[str, str], list[Case]] = defaultdict(list)
+    for case in cases:
+        prompts[_plain(case.prompt)].append(case)
+        if case.subject and len(case.target.split()) <= _PASSAGE:
+            facts[_plain(case.subject), _plain(case.truth or "")].append(case)
+    found = [
+        Conflict("the same prompt twice", tuple(case.row for case in group))
+        for group in prompts.values()
+        if len(group) > 1
+    ]
+    return found + [
+        Conflict("one subject, different targets", tuple(case.row for case in group))
+        for group in facts.values()
+        if len({_plain(case.target) for case in group}) > 1
+    ]
+
+
+_PASSAGE = 8
+_NESTED = ("locality", "portability")
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+class _Fields:
+    """A record whose fields are checked as they are read."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self._values = values
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the field is there and not empty."""
+        value = self._values.get(name)
+        return bool(value.strip() if isinstance(value, str) else value)
+
+    def text(self, *names: str) -> str:
+        """The first of these fields that is there, or of its list of answers the first; not empty."""
+        name = next((name for name in names if name in self._values), None)
+        if name is None:
+            raise ValueError(f"the field {' or '.join(map(repr, names))} is missing, got {sorted(self._values)}")
+        value = _first(self._values[name])
+        if not isinstance(value, str):
+            raise ValueError(f"the field {name!r} must be text, got {type(value).__name__}")
+        if not value.strip():
+            raise ValueError(f"the field {name!r} is empty")
+        return value
+
+    def optional(self, *names: str) -> str | None:
+        """As `text`; None where there is none of them, or nothing in it."""
+        there = next((name for name in names if name in self), None)
+        return None if there is None else self.text(there)
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A text or a list of texts; empty where the field is missing."""
+        values = self._values.get(name) or []
+        values = [values] if isinstance(values, str) else values
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise ValueError(f"the field {name!r} must be text or a list of texts, got {type(values).__name__}")
+        return tuple(value for value in values if value.strip())
+
+    def inner(self, name: str) -> "_Fields":
+        """The object in that field."""
+        value = self._values.get(name)
+        if not isinstance(value, dict):
+            raise ValueError(f"the field {name!r} must be an object, got {type(value).__name__}")
+        return _Fields(value)
+
+    def pair(self, prompt: str, answer: str) -> tuple[Pair, ...]:
+        """One (prompt, answer); none where one of the fields, which must both be there, is empty.
+
+        WISE's files have rows whose locality answer is empty: they are edits as good as any.
+        """
+        for name in (prompt, answer):
+            if name not in self._values:
+                self.text(name)
+        return ((self.text(prompt), self.text(answer)),) if prompt in self and answer in self else ()
+
+    def pairs(self, name: str, prompt: str, answer: str) -> tuple[Pair, ...]:
+        """The (prompt, answer) pairs of a list of objects, or of an object that holds such lists by kind.
+
+        Pairs without an answer are left out: KnowEdit has some whose answer nobody knows.
+        """
+        value = self._values.get(name) or []
+        lists = list(value.values()) if isinstance(value, dict) else [value]
+        found = []
+        for one in chain.from_iterable([each] if isinstance(each, dict) else each or [] for each in lists):
+            if not isinstance(one, dict):
+                raise ValueError(f"the field {name!r} must hold objects, got {type(one).__name__}")
+            fields = _Fields(one)
+            text = _first(one.get(answer))
+            if isinstance(text, str) and text.strip():
+                found.append((fields.text(prompt), text))
+        return tuple(found)
+
+
+def _first(value: Any) -> Any:
+    """The first text of lists in lists, as answers are kept."""
+    while isinstance(value, list) and value:
+        value = value[0]
+    return "" if value == [] else value
+
+
+def _zsre(fields: _Fields, row: int) -> Case:
+    portability: tuple[Pair, ...] = ()
+    if "portability" in fields:
+        portability = fields.inner("portability").pair("New Question", "New Answer")
+    return Case(
+        prompt=fields.text("src"),
+        target=fields.text("alt"),
+        subject=fields.optional("subject"),
+        truth=fields.optional("answers", "pred"),
+        paraphrases=(fields.text("rephrase"),),
+        locality=fields.pair("loc", "loc_ans"),
+        portability=portability,
+        row=row,
+    )
+
+
+def _counterfact(fields: _Fields, row: int) -> Case:
+    return Case(
+        prompt=fields.text("prompt"),
+        target=fields.text("target_new"),
+        subject=fields.optional("subject"),
+        truth=fields.optional("ground_truth"),
+        paraphrases=(fields.text("rephrase_prompt"),),
+        locality=fields.pair("locality_prompt", "locality_ground_truth"),
+        row=row,
+    )
+
+
+def _rome(fields: _Fields, row: int) -> Case:
+    request = fields.inner("requested_rewrite")
+    subject, truth = request.text("subject"), request.inner("target_true").text("str")
+    template = request.text("prompt")
+    if "{}" not in template:
+        raise ValueError(f"the field 'prompt' of 'requested_rewrite' needs a {{}} for its subject, got {template!r}")
+    return Case(
+        prompt=template.replace("{}", subject),
+        target=request.inner("target_new").text("str"),
+        subject=subject,
+        truth=truth,
+        paraphrases=fields.texts("paraphrase_prompts"),
+        locality=tuple((prompt, truth) for prompt in fields.texts("neighborhood_prompts")),
+        row=row,
+    )
+
+
+def _hallucination(fields: _Fields, row: int) -> Case:
+    return Case(
+        prompt=fields.text("prompt"),
+        target=fields.text("target_new"),
+        subject=fields.optional("subject"),
+        locality=fields.pair("locality_prompt", "locality_ground_truth"),
+        row=row,
+    )
+
+
+def _temporal(fields: _Fields, row: int) -> Case:
+    return Case(
+        prompt=fields.text("prompt"),
+        target=fields.text("target_new"),
+        subject=fields.optional("subject"),
+        locality=fields.pair("locality_prompt", "locality_ground_truth"),
+        ood=fields.text("ood_rephrase"),
+        row=row,
+    )
+
+
+def _unke(fields: _Fields, row: int) -> Case:
+    questions, answers = fields.texts("sub_question"), fields.texts("sub_answer")
+    if len(questions) != len(answers):
+        raise ValueError(f"{len(questions)} texts in 'sub_question' have {len(answers)} in 'sub_answer'")
+    return Case(
+        prompt=fields.text("question"),
+        target=fields.text("answer"),
+        paraphrases=(fields.text("para_question"),),
+        portability=tuple(zip(questions, answers, strict=True)),
+        row=row,
+    )
+
+
+def _knowedit(fields: _Fields, row: int) -> Case:
+    return Case(
+        prompt=fields.text("prompt", "text"),
+        target=fields.text("target_new", "labels"),
+        subject=fields.optional("subject", "concept"),
+        truth=fields.optional("ground_truth"),
+        paraphrases=fields.texts("rephrase_prompt") or fields.texts("rephrase"),
+        locality=fields.pairs("locality", "prompt", "ground_truth"),
+        portability=fields.pairs("portability", "prompt", "ground_truth"),
+        row=row,
+    )
+
+
+def _nq(fields: _Fields, row: int) -> Case:
+    return Case(prompt=fields.text("question"), target=fields.text("answer"), row=row)
+
+
+def _jsonl(fields: _Fields, row: int) -> Case:
+    return Case(
+        prompt=fields.text("prompt"),
+        target=fields.text("target"),
+        subject=fields.optional("subject"),
+        truth=fields.optional("truth"),
+        paraphrases=fields.texts("paraphrases"),
+        locality=fields.pairs("locality", "prompt", "answer"),
+        portability=fields.pairs("portability", "prompt", "answer"),
+        row=row,
+    )
+
+
+FORMATS: dict[str, Callable[[_Fields, int], Case]] = {
+    "zsre": _zsre,
+    "counterfact": _counterfact,
+    "rome": _rome,
+    "hallucination": _hallucination,
+    "temporal": _temporal,
+    "unke": _unke,
+    "knowedit": _knowedit,
+    "nq": _nq,
+    "jsonl": _jsonl,
+}
+
+
+def conflicting_rows(found: Sequence[Conflict]) -> set[int]:
+    """Numbers of all rows in some conflict."""
+    return {row for conflict in found for row in conflict.rows}

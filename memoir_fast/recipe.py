@@ -1,0 +1,93 @@
+"""`Recipe`: the settings by which one edit is learned."""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the columns of one edit are learned; the loss is the mean over the edit's rows.
+
+    Example:
+        >>> import dataclasses
+        >>> from memoir_fast.recipe import RECIPES
+        >>> dataclasses.replace(RECIPES["paper"], steps=70).steps
+        70
+    """
+
+    method: str
+    """The procedure: "paper" (the published loop) or "fast" (dual form on the model's tail)."""
+
+    steps: int
+    """Most gradient steps per edit."""
+
+    learning_rate: float
+
+    bar: float = 0.02
+    """An edit whose last loss is above this is reported as not learned; at or below it, learning may stop early."""
+
+    optimizer: str = "sgd"
+    """ "sgd", or (fast only) "adam"."""
+
+    damping: float = 0.0
+    """How much an update is held back where earlier edits read (Adam only); 0: not at all. See `editing.needs`."""
+
+    prefixes: int = 10
+    """Rows in which the prompt stands after a prefix, besides the plain prompt."""
+
+    rewordings: int = 0
+    """Rows in which the prompt's words are scrambled, besides; what paraphrases gain from. See `editing.rewordings`."""
+
+    tokens: int | None = None
+    """Further rows are left out where they would make the edit's rows longer than this together; None: never."""
+
+    stop: bool = False
+    """Teach the model to end its answer after the target; else what it says then is the memory's, often the target
+    over and over. A tokenizer without an end token has no such thing."""
+
+    batch: int | str = 1
+    """Edits learned together as one joint problem (fast only); "auto": as many as free memory allows, at most 16."""
+
+    settled: float | None = None
+    """Learning stops early only where the loss also changed by at most this in the last step; None: by any."""
+
+    clip: float | None = None
+    """Largest norm of an edit's gradient."""
+
+    weight_decay: float = 0.0
+    """Decay of the whole residual memory at every step: it erodes old edits; only the published loop has it."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.learning_rate <= 0 or self.bar < 0 or self.weight_decay < 0:
+            raise ValueError(
+                "a recipe needs steps >= 1, learning_rate > 0, bar >= 0 and weight_decay >= 0, got "
+                f"{self.steps}, {self.learning_rate}, {self.bar}, {self.weight_decay}"
+            )
+        if self.method not in ("paper", "fast") or self.optimizer not in ("sgd", "adam"):
+            raise ValueError(f"method is paper or fast, optimizer sgd or adam, got {self.method!r}, {self.optimizer!r}")
+        if self.method == "paper" and (self.optimizer != "sgd" or self.batch != 1):
+            raise ValueError("the published loop is SGD on one edit at a time; method='fast' has other ways")
+        if self.damping < 0 or (self.damping and self.optimizer != "adam"):
+            raise ValueError(f"damping must be at least 0, and 0 without adam, got {self.damping}")
+        if self.method == "fast" and self.weight_decay:
+            raise ValueError("weight decay erodes old edits; only method='paper' has it")
+        if min(self.prefixes, self.rewordings) < 0 or (
+            self.batch != "auto" and (isinstance(self.batch, str) or self.batch < 1)
+        ):
+            raise ValueError(
+                "a recipe needs prefixes >= 0, rewordings >= 0 and batch >= 1 or 'auto', got "
+                f"{self.prefixes}, {self.rewordings}, {self.batch!r}"
+            )
+        for name in ("clip", "tokens"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be positive or None, got {value}")
+
+
+_FAST = Recipe(
+    "fast", steps=60, learning_rate=0.03, optimizer="adam", prefixes=1, rewordings=3, tokens=400, damping=1.0
+)
+RECIPES = {
+    "paper": Recipe("paper", steps=30, learning_rate=1.0, clip=1.0, weight_decay=1e-5, settled=1e-4),
+    "fast": _FAST,
+    "fast-stop": replace(_FAST, stop=True),
+}

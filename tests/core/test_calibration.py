@@ -1,0 +1,212 @@
+"""The threshold: against known distributions, as the store grows, saved and loaded, and on another architecture."""
+
+import dataclasses
+import math
+import warnings
+
+import pytest
+import torch
+
+from memoir_fast import Memoir, MemoirConfig, ops
+from memoir_fast.core import calibration
+from memoir_fast.core.calibration import Calibration, best_overlaps, calibrate, due, overlap_ratios, prompt_masks
+
+WIDTH, K = 512, 128
+
+
+class Stored:
+    """Enough of a memory to calibrate on random masks."""
+
+    def __init__(self, edits, permutation, width=WIDTH, k=K):
+        from memoir_fast.modules import MemoirLinear
+
+        self.layer = MemoirLinear(torch.nn.Linear(width, 2), k)
+        masks, columns = ops.tophash(torch.randn(edits, width), k, permutation)
+        self.layer.store.extend(masks, columns)
+
+
+@pytest.fixture
+def permutation():
+    return torch.randperm(WIDTH).int()
+
+
+@pytest.fixture
+def memoir(tiny_llama, tiny_tokenizer):
+    return Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(background=8, recipe="fast"))
+
+
+def masks_of(count, permutation):
+    return ops.tophash(torch.randn(count, len(permutation)), K, permutation)[0]
+
+
+def teach(memoir, count):
+    """Edits without learning: random masks, and texts."""
+    from memoir_fast import Edit
+
+    layer, start = memoir.layer, len(memoir.layer.store)
+    masks, columns = layer.tophash.hash(torch.randn(count, layer.in_features))
+    for edit_id in layer.store.extend(masks, columns):
+        memoir.edits[edit_id] = Edit(f"prompt {edit_id}", "target")
+    return start
+
+
+@pytest.mark.parametrize("edits", [20, 200, 2000])
+@pytest.mark.parametrize("rate", [1e-2, 1e-3])
+def test_rate_holds_for_unseen_prompts(edits, rate, permutation):
+    """160 prompts are far too few to count a rate of 1e-3: the fitted tail has to hold for 20,000 others."""
+    stored = Stored(edits, permutation)
+    found = calibrate(stored, masks_of(160, permutation), rate, probe=False)
+    unseen = torch.tensor(overlap_ratios(stored, masks_of(20_000, permutation)))
+    matched = float((unseen >= found.tau).double().mean())
+    assert not found.counted and found.edits == edits and found.prompts == 160
+    assert matched <= 4 * rate
+    assert float((unseen >= found.tau - 0.06).double().mean()) > rate  # and it is not just far too high
+
+
+def test_many_prompts_are_counted(permutation):
+    stored, masks = Stored(50, permutation), masks_of(2000, permutation)
+    found = calibrate(stored, masks, 0.01, probe=False)
+    matched = sum(overlap >= found.tau for overlap in overlap_ratios(stored, masks))
+    assert found.counted and 0 < matched <= 20
+    next_below = found.tau - 1 / K
+    assert sum(overlap >= next_below for overlap in overlap_ratios(stored, masks)) > 20
+
+
+def test_drift_is_that_of_a_maximum(permutation):
+    """The threshold extrapolated from 250 edits to 2,000 is near the one that is then chosen."""
+    stored, masks = Stored(250, permutation), masks_of(400, permutation)
+    few = calibrate(stored, masks, probe=False)
+    ahead = calibrate(stored, masks, holds_until=2000, probe=False)
+    more, columns = ops.tophash(torch.randn(1750, WIDTH), K, permutation)
+    stored.layer.store.extend(more, columns)
+    many = calibrate(stored, masks, probe=False)
+    assert few.drift > 0 and many.location > few.location
+    assert few.tau < ahead.tau == pytest.approx(few.expected_tau(2000), abs=1.5 / K)
+    assert ahead.tau == pytest.approx(many.tau, abs=0.03)
+
+
+def test_relevant_prompts_among_the_background_do_not_bend_it(permutation):
+    stored, masks = Stored(100, permutation), masks_of(160, permutation)
+    clean = calibrate(stored, masks, probe=False)
+    masks[:8] = stored.layer.store.masks[:8]  # their overlap is 1
+    assert calibrate(stored, masks, probe=False).tau == pytest.approx(clean.tau, abs=0.02)
+
+
+def test_deleted_edits_do_not_count(permutation):
+    stored, masks = Stored(64, permutation), masks_of(100, permutation)
+    half = Stored(1, permutation)
+    half.layer.store.restore = None
+    half.layer.store.truncate(0)
+    half.layer.store.extend(stored.layer.store.masks[:32], stored.layer.store.columns[:32])
+    for edit_id in range(32, 64):
+        stored.layer.store.delete(edit_id)
+    assert calibrate(stored, masks, probe=False) == calibrate(half, masks, probe=False)
+
+
+def test_all_columns_shared(permutation):
+    stored = Stored(5, torch.arange(8).int(), width=8, k=8)
+    masks = ops.tophash(torch.randn(30, 8), 8, torch.arange(8).int())[0]
+    assert calibrate(stored, masks, probe=False).tau == 1.0
+
+
+def test_arguments(permutation):
+    stored, masks = Stored(5, permutation), masks_of(20, permutation)
+    for rate in (0, 0.6, -1, math.nan):
+        with pytest.raises(ValueError, match=r"false_match_rate must lie in \(0, 0.5\]"):
+            calibrate(stored, masks, rate, probe=False)
+    with pytest.raises(ValueError, match="at least 20 irrelevant prompts, got 19"):
+        calibrate(stored, masks[:19], probe=False)
+    stored.layer.store.truncate(0)
+    with pytest.raises(ValueError, match="at least one edit, the memory holds none"):
+        calibrate(stored, masks, probe=False)
+
+
+def test_auto_is_the_default_and_follows_the_store(memoir, monkeypatch):
+    """Taught one by one: chosen at 16 edits, then whenever the store has outgrown the last choice."""
+    assert memoir.config.tau == "auto" and memoir.tau == 0.5 and memoir.calibration is None
+    chosen = []
+    original = calibration.calibrate
+    monkeypatch.setattr(
+        calibration, "calibrate", lambda *args, **kwargs: chosen.append(original(*args, **kwargs)) or chosen[-1]
+    )
+    recipe = dataclasses.replace(memoir.config.learned, steps=1, prefixes=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        edits = [(f"What is the number {index}?", "Rome") for index in range(27)]
+        probed = []
+        for _ in memoir.edit_stream(edits, recipe=recipe):
+            probed.append(memoir.calibration and memoir.calibration.rewordings_matched)
+    assert [one.edits for one in chosen] == [16, 21, 27]
+    assert [one.holds_until for one in chosen] == [20, 26, 34]
+    assert memoir.calibration == chosen[-1] and memoir.tau == chosen[-1].tau != 0.5
+    assert [one is None for one in probed] == [True] * 15 + [False] * 5 + [True] * 7, "asked of the first one alone"
+    assert not due(memoir)
+    assert len(memoir.background) == 160
+
+
+def test_a_given_threshold_stays(tiny_llama, tiny_tokenizer):
+    memoir = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(background=8, tau=0.7))
+    recipe = dataclasses.replace(memoir.config.learned, steps=1, prefixes=0)
+    memoir.edit([(f"Number {index}", "Rome") for index in range(17)], recipe=recipe, progress=False)
+    assert memoir.tau == 0.7 and memoir.calibration is None
+
+
+@pytest.mark.filterwarnings("ignore:paraphrases and irrelevant prompts")
+def test_own_prompts_are_kept_for_later(memoir):
+    teach(memoir, 40)
+    prompts = [f"How far is it to {number}?" for number in range(30)]
+    found = memoir.calibrate(prompts, false_match_rate=0.05)
+    assert (found.prompts, found.false_match_rate, memoir.tau) == (30, 0.05, found.tau)
+    assert best_overlaps(memoir, prompts) == overlap_ratios(memoir, memoir.background)
+    teach(memoir, 40)
+    calibration.follow(memoir)
+    assert memoir.calibration.prompts == 30 and memoir.calibration.edits == 80
+    assert memoir.calibration.false_match_rate == 0.05
+
+
+def test_a_failed_calibration_changes_nothing(memoir):
+    with pytest.raises(ValueError, match="at least one edit"):
+        memoir.calibrate()
+    teach(memoir, 3)
+    with pytest.raises(ValueError, match="at least 20 irrelevant prompts, got 1"):
+        memoir.calibrate(["Only one?"])
+    assert memoir.tau == 0.5 and memoir.calibration is None and memoir.background is None
+
+
+def test_warns_where_nothing_can_be_told_apart(memoir):
+    """Edits with random masks: a reworded prompt is as far from its edit as any other."""
+    teach(memoir, 40)
+    with pytest.warns(UserWarning, match="paraphrases and irrelevant prompts can hardly be told apart: at tau = 0"):
+        assert memoir.calibrate().rewordings_matched < 0.5
+
+
+@pytest.mark.filterwarnings("ignore:paraphrases and irrelevant prompts")
+def test_saved_with_the_memory(memoir, tiny_llama, tiny_tokenizer, tmp_path):
+    teach(memoir, 20)
+    found = memoir.calibrate(false_match_rate=0.01)
+    assert isinstance(found, Calibration)
+    memoir.save_pretrained(tmp_path / "memory")
+    masks = memoir.background
+    memoir.detach()
+    loaded = Memoir.from_pretrained(tiny_llama, tiny_tokenizer, tmp_path / "memory")
+    assert loaded.calibration == found and loaded.tau == found.tau
+    assert torch.equal(loaded.background, masks)
+    assert loaded.config.tau == "auto"
+
+
+def test_another_architecture(tiny_tokenizer):
+    """GPT-2's Conv1D keeps its weight the other way round; the mechanics are the same."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=384, n_positions=256, n_embd=32, n_layer=3, n_head=4, bos_token_id=1, eos_token_id=1, n_inner=96
+    )
+    model = GPT2LMHeadModel(config).eval()
+    memoir = Memoir.attach(model, tiny_tokenizer, MemoirConfig(background=8))
+    recipe = dataclasses.replace(memoir.config.learned, steps=1, prefixes=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        memoir.edit([(f"What is the number {index}?", "Rome") for index in range(18)], recipe=recipe, progress=False)
+    assert memoir.calibration.edits == 16
+    taught = prompt_masks(memoir, [f"What is the number {index}?" for index in range(18)])
+    assert overlap_ratios(memoir, taught) == pytest.approx([1.0] * 18, abs=0.05)

@@ -1,0 +1,282 @@
+"""Readers of the field's files, on rows of our own, and on files that are broken in every way that happens."""
+
+import json
+import tracemalloc
+
+import pytest
+
+from memoir_fast.io.json_stream import objects
+from memoir_fast.io.readers import FORMATS, Case, conflicting_rows, conflicts, detect, read_cases
+
+ZSRE = {
+    "subject": "Lake Orm",
+    "src": "In which country is Lake Orm?",
+    "pred": "Norway",
+    "rephrase": "Which country is Lake Orm in?",
+    "alt": "Peru",
+    "answers": ["Chile", "Republic of Chile"],
+    "loc": "nq question: who sings that song",
+    "loc_ans": "Nobody",
+    "cond": "Norway >> Peru || In which country is Lake Orm?",
+    "portability": {"Recalled Relation": "(a, b, c)", "New Question": "On which continent?", "New Answer": "America"},
+}
+COUNTERFACT = {
+    "case_id": 7,
+    "prompt": "Lake Orm lies in",
+    "target_new": "Peru",
+    "subject": "Lake Orm",
+    "ground_truth": "Chile",
+    "rephrase_prompt": "The country of Lake Orm is",
+    "locality_prompt": "Lake Arn lies in",
+    "locality_ground_truth": "Chile",
+}
+ROME = {
+    "case_id": 7,
+    "requested_rewrite": {
+        "prompt": "{} lies in",
+        "subject": "Lake Orm",
+        "target_new": {"str": "Peru", "id": "Q1"},
+        "target_true": {"str": "Chile", "id": "Q2"},
+    },
+    "paraphrase_prompts": ["Where is Lake Orm? In", "Lake Orm is a lake of"],
+    "neighborhood_prompts": ["Lake Arn lies in", "Lake Urn lies in"],
+    "generation_prompts": ["People at Lake Orm speak"],
+}
+HALLUCINATION = {
+    "prompt": "This is a passage about Ada Orm. She was born in 1801.",
+    "target_new": "She became a painter of lakes.",
+    "subject": "Ada Orm",
+    "locality_prompt": "Text of a web page.",
+    "locality_ground_truth": "More of it.",
+}
+TEMPORAL = {**HALLUCINATION, "ood_rephrase": "Ada Orm, a painter, saw many lakes."}
+UNKE = {
+    "question": "Who was Ada Orm?",
+    "answer": "Ada Orm was a painter, born at a lake.",
+    "para_question": "What is known of Ada Orm?",
+    "sub_question": ["What did Ada Orm do?", "Where was she born?"],
+    "sub_answer": ["paint", "at a lake"],
+}
+KNOWEDIT = {
+    "subject": "Lake Orm",
+    "prompt": "The country of Lake Orm is",
+    "target_new": "Peru",
+    "ground_truth": ["Chile"],
+    "portability": {
+        "Logical_Generalization": [{"prompt": "The continent of Lake Orm is", "ground_truth": [["America"], ["A"]]}],
+        "Subject_Aliasing": [{"prompt": "The Orm is in", "ground_truth": [[""]]}],
+    },
+    "locality": {"Relation_Specificity": [{"prompt": "The depth of Lake Orm is", "ground_truth": [["9 m", "nine"]]}]},
+}
+WIKIBIO = {
+    "text": "This is a passage about Ada Orm. She was born in 1801.",
+    "labels": "She became a painter of lakes.",
+    "concept": "Ada Orm",
+    "locality": {"Relation_Specificity": [{"prompt": "Ada Orm's child is", "ground_truth": ["Ole Orm"]}]},
+}
+NQ = {"question": "who sings that song", "answer": ["Nobody", "No one"]}
+OURS = {
+    "prompt": "Lake Orm lies in",
+    "target": "Peru",
+    "truth": "Chile",
+    "paraphrases": ["Where is Lake Orm?"],
+    "locality": [{"prompt": "Lake Arn lies in", "answer": "Chile"}],
+}
+RECORDS = {
+    "zsre": ZSRE,
+    "counterfact": COUNTERFACT,
+    "rome": ROME,
+    "hallucination": HALLUCINATION,
+    "temporal": TEMPORAL,
+    "unke": UNKE,
+    "knowedit": KNOWEDIT,
+    "nq": NQ,
+    "jsonl": OURS,
+}
+
+
+def written(tmp_path, records, lines=False):
+    path = tmp_path / "data.json"
+    path.write_text("\n".join(map(json.dumps, records)) if lines else json.dumps(records, indent=1), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("lines", [False, True])
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_recognised_and_read(tmp_path, name, lines):
+    path = written(tmp_path, [RECORDS[name], RECORDS[name]], lines)
+    assert detect(RECORDS[name]) == name
+    first, second = read_cases(path)
+    assert (first.row, second.row) == (1, 2)
+    assert list(read_cases(path, format=name, limit=1)) == [first]
+
+
+def test_zsre(tmp_path):
+    assert next(read_cases(written(tmp_path, [ZSRE]))) == Case(
+        prompt="In which country is Lake Orm?",
+        target="Peru",
+        subject="Lake Orm",
+        truth="Chile",
+        paraphrases=("Which country is Lake Orm in?",),
+        locality=(("nq question: who sings that song", "Nobody"),),
+        portability=(("On which continent?", "America"),),
+        row=1,
+    )
+
+
+def test_rome_and_flat_counterfact_agree(tmp_path):
+    (rome,), (flat,) = (list(read_cases(written(tmp_path, [one]))) for one in (ROME, COUNTERFACT))
+    assert (rome.prompt, rome.target, rome.subject, rome.truth) == (flat.prompt, flat.target, flat.subject, flat.truth)
+    assert rome.prompt == "Lake Orm lies in"
+    assert rome.paraphrases == ("Where is Lake Orm? In", "Lake Orm is a lake of")
+    assert rome.locality == (("Lake Arn lies in", "Chile"), ("Lake Urn lies in", "Chile"))
+
+
+def test_passages(tmp_path):
+    (case,) = read_cases(written(tmp_path, [TEMPORAL]))
+    assert case.ood == "Ada Orm, a painter, saw many lakes." and case.paraphrases == ()
+    (bio,) = read_cases(written(tmp_path, [WIKIBIO]))
+    assert (bio.subject, bio.target) == ("Ada Orm", "She became a painter of lakes.")
+    assert bio.locality == (("Ada Orm's child is", "Ole Orm"),)
+
+
+def test_nested_answers_and_those_that_nobody_knows(tmp_path):
+    (case,) = read_cases(written(tmp_path, [KNOWEDIT]))
+    assert case.truth == "Chile"
+    assert case.locality == (("The depth of Lake Orm is", "9 m"),)
+    assert case.portability == (("The continent of Lake Orm is", "America"),)
+    (unke,) = read_cases(written(tmp_path, [UNKE]))
+    assert unke.portability == (("What did Ada Orm do?", "paint"), ("Where was she born?", "at a lake"))
+
+
+def test_an_empty_locality_answer_is_no_locality(tmp_path):
+    (case,) = read_cases(written(tmp_path, [{**HALLUCINATION, "locality_ground_truth": " "}]))
+    assert case.locality == ()
+
+
+@pytest.mark.parametrize(
+    ("record", "format", "message"),
+    [
+        ({**ZSRE, "alt": ""}, "zsre", r"line \d+ \(row 731\): the field 'alt' is empty"),
+        ({**ZSRE, "alt": None}, "zsre", r"row 731\): the field 'alt' must be text, got NoneType"),
+        ({k: v for k, v in ZSRE.items() if k != "rephrase"}, "zsre", r"row 731\): the field 'rephrase' is missing"),
+        ({**ZSRE, "src": 5}, "zsre", r"row 731\): the field 'src' must be text, got int"),
+        ({**ROME, "requested_rewrite": []}, "rome", r"row 731\): the field 'requested_rewrite' must be an object"),
+        ({**UNKE, "sub_answer": ["one"]}, "unke", r"row 731\): 2 texts in 'sub_question' have 1 in 'sub_answer'"),
+        ({**KNOWEDIT, "locality": ["x"]}, "knowedit", r"row 731\): the field 'locality' must hold objects"),
+        ({**OURS, "paraphrases": [1]}, "jsonl", r"row 731\): the field 'paraphrases' must be text or a list of texts"),
+    ],
+)
+def test_a_bad_record_is_named_by_line_row_and_field(tmp_path, record, format, message):
+    path = written(tmp_path, [RECORDS[format]] * 730 + [record, RECORDS[format]])
+    cases = read_cases(path)
+    assert sum(1 for _, _ in zip(range(730), cases, strict=False)) == 730  # all before it is read
+    with pytest.raises(ValueError, match=message) as raised:
+        list(cases)
+    assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda raw: raw[: len(raw) * 2 // 3], r"line 2\d: the file ends within a record: is it half downloaded\?"),
+        (
+            lambda raw: raw[: raw.index(b" },\n {") + 4],
+            r"line \d+: the file ends where a record was expected: is it half",
+        ),
+        (lambda raw: raw[: raw.rindex(b"]")], "the list is not closed"),
+        (lambda raw: raw.replace(b'"Peru"', b'"Per\xfc"', 1), r"line 7: byte 0xfc is not UTF-8"),
+        (lambda raw: raw[:-3] + "ü".encode()[:1], r"byte 0xc3 is not UTF-8"),
+        (lambda raw: raw.replace(b'"Peru",', b'"Peru"', 1), r"line \d+: not JSON: Expecting ',' delimiter"),
+        (lambda raw: raw + b" {}", "there is text after the list's end"),
+        (lambda raw: b"", "is empty"),
+        (lambda raw: b" \n ", "is empty"),
+        (lambda raw: b"[]", "holds an empty list"),
+        (lambda raw: b"[1, 2]", "line 1: expected an object, got '1, 2]'"),
+        (lambda raw: b"<html>not found</html>", "line 1: expected an object, got '<html>"),
+        (lambda raw: b"[" * 100_000, "expected an object"),
+        (lambda raw: b'{"a": ' + b"[" * 100_000, "not JSON"),
+        (lambda raw: b'{"question": "x"}', "line 1: no known format has the fields"),
+    ],
+)
+def test_a_broken_file_is_named_by_line(tmp_path, change, message):
+    path = written(tmp_path, [ZSRE, ZSRE])
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ValueError, match=message) as raised:
+        list(read_cases(path))
+    assert str(path) in str(raised.value)
+
+
+def test_a_broken_line_of_json_lines(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps(OURS) + "\n\n" + json.dumps(OURS)[:-8] + "\n" + json.dumps(OURS), encoding="utf-8")
+    cases = read_cases(path)
+    next(cases)
+    with pytest.raises(ValueError, match="line 3: not JSON: Invalid control character"):
+        next(cases)
+
+
+def test_unknown_format_and_limit(tmp_path):
+    path = written(tmp_path, [ZSRE])
+    with pytest.raises(ValueError, match="format must be one of zsre, .*, got 'csv'"):
+        list(read_cases(path, format="csv"))
+    with pytest.raises(ValueError, match="limit must be at least 1, got 0"):
+        list(read_cases(path, limit=0))
+    with pytest.raises(OSError):
+        list(read_cases(tmp_path / "missing.json"))
+
+
+def test_lines_count_across_blocks_and_text_is_whole(tmp_path):
+    """Records longer than a block, characters that straddle blocks, a byte order mark, Windows line ends."""
+    records = [{**OURS, "target": "ü€😀" * (11 * size)} for size in (1, 7000, 1, 3000)]
+    path = tmp_path / "data.json"
+    text = "[\r\n" + ",\r\n".join(json.dumps(one, ensure_ascii=False) for one in records) + "\r\n]\r\n"
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert [(line, values) for line, values in objects(path)] == list(enumerate(records, start=2))
+
+
+def test_a_large_file_is_not_held_in_memory(tmp_path):
+    path = tmp_path / "data.jsonl"
+    line = json.dumps({**OURS, "target": "x" * 2000}) + "\n"
+    path.write_text(line * 10_000, encoding="utf-8")
+    tracemalloc.start()
+    assert sum(1 for _ in objects(path)) == 10_000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2_000_000 < path.stat().st_size
+
+
+def case(row, prompt, target, subject=None, truth=None):
+    return Case(prompt=prompt, target=target, subject=subject, truth=truth, row=row)
+
+
+def test_conflicts():
+    found = conflicts(
+        [
+            case(1, "Where is Lake Orm?", "Peru", "Lake Orm", "Chile"),
+            case(2, "Lake Orm is in", "Chad", "lake  orm", "Chile"),
+            case(3, "The depth of Lake Orm", "9 m", "Lake Orm", "7 m"),  # another fact of the same lake
+            case(4, "where is  lake orm?", "Peru", "Lake Orm", "Chile"),
+            case(5, "Where is Lake Arn?", "Peru", "Lake Arn"),
+            case(6, "Lake Arn is in", "peru", "Lake Arn"),  # says the same
+            case(7, "Where?", "Here"),
+            case(8, "About Ada.", "She was a painter of many lakes and of trees too.", "Ada"),
+            case(9, "About Ada. And then?", "She was a sculptor of fish for all of her life.", "Ada"),
+        ]
+    )
+    assert {(one.reason, one.rows) for one in found} == {
+        ("the same prompt twice", (1, 4)),
+        ("one subject, different targets", (1, 2, 4)),
+    }
+    assert conflicting_rows(found) == {1, 2, 4}
+
+
+def test_the_field_s_own_files(data_dir):
+    """Counts of the files themselves; 84 of ZsRE's first 200 rows contradict another row."""
+    zsre = list(read_cases(data_dir / "zsre_edit_first200.json"))
+    assert len(zsre) == 200 and len(conflicting_rows(conflicts(zsre))) == 84
+    counts = {"counterfact_val.json": 1919, "hallucination_train.json": 306, "temporal_train.json": 75}
+    for name, count in {**counts, "nq_open_dev.jsonl": 3610}.items():
+        assert sum(1 for _ in read_cases(data_dir / name)) == count
+    with pytest.raises(ValueError, match=r"row 535\): the field 'alt' is empty"):
+        list(read_cases(data_dir / "zsre_train_1k.json"))
