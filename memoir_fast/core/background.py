@@ -16,7 +16,7 @@ from memoir_fast.modules import MemoirLinear
 
 def irrelevant_prompts() -> list[str]:
     """The package's own everyday sentences and questions."""
-    text = files("memoir_fast").joinpath("data", "irrelevant.txt").read_text(encoding="utf-8")
+    text = (files("memoir_fast") / "data" / "irrelevant.txt").read_text(encoding="utf-8")
     return text.splitlines()
 
 
