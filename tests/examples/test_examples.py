@@ -1,0 +1,116 @@
+"""Every script in examples/ runs as a user runs it, on a tiny model, and shows what it says it shows."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Runs a script with arguments; returns its names and what it printed."""
+
+    def call(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        monkeypatch.chdir(tmp_path)
+        names = runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return names, capsys.readouterr().out
+
+    return call
+
+
+def test_each_script_has_a_test():
+    tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    scripts = {path.stem for path in EXAMPLES.glob("*.py")}
+    assert len(scripts) >= 8 and scripts <= tested
+
+
+def test_scripts_import_public_modules_only():
+    public = r"memoir_fast(\.(ops|modules|backends|errors|kernels|integrations\.easyedit|hf\.loading))?"
+    for path in EXAMPLES.glob("*.py"):
+        for module in re.findall(r"^(?:from|import) (memoir_fast\S*)", path.read_text(), re.MULTILINE):
+            assert re.fullmatch(public, module), f"{path.name} imports {module}"
+
+
+def test_edit(run, model_folder):
+    names, shown = run("edit", "--model", model_folder)
+    before, _, after, deleted = shown.splitlines()
+    assert "learned: True" in shown
+    assert after.startswith("after:   'Melbour") and ", route 0; " in after and ", route -1 " in after
+    assert deleted.removeprefix("deleted: ") == before.removeprefix("before:  ").split(", and elsewhere ")[0]
+    assert "mlp.down_proj.base" not in "".join(names["model"].state_dict()), "the memory was not taken off"
+
+
+@pytest.mark.model
+def test_edit_of_a_real_model(run):
+    _, shown = run("edit", "--model", "smollm2")
+    before, _, after, deleted = shown.splitlines()
+    assert after.startswith("after:   'Melbour") and not before.startswith("before:  'Melbourne")
+    assert re.findall(r"route (-?\d)", after) == ["0", "-1"]
+    assert before.split("elsewhere ")[1] in after, "the answer to another question changed"
+    assert deleted.removeprefix("deleted: ") == before.removeprefix("before:  ").split(", and elsewhere ")[0]
+
+
+def test_batch(run, model_folder):
+    names, shown = run("batch", "--model", model_folder)
+    assert "4 of 4 learned together" in shown
+    answers = [line for line in shown.splitlines() if "    (edit " in line]
+    for number, ((prompt, target), line) in enumerate(zip(names["facts"], answers, strict=True)):
+        assert line.startswith(f"{prompt} {target[:5]}") and line.endswith(f"    (edit {number})")
+    assert "6 edits, " in shown
+
+
+def test_save_and_load(run, model_folder, tmp_path):
+    _, shown = run("save_and_load", "--model", model_folder, "--out", str(tmp_path / "out"))
+    assert "1 edit loaded; the same bits as before: True" in shown and "edit 1 was added" in shown
+    assert "memory_config.json: " in shown and (tmp_path / "out" / "memory_config.json").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:paraphrases and irrelevant prompts can hardly be told apart")
+def test_chat(run, model_folder):
+    names, shown = run("chat", "--model", model_folder)
+    memoir = names["memoir"]
+    assert memoir.tau == names["found"].tau != 0.5, "the threshold was not calibrated"
+    asked = shown.split("calibrated with 28 chats:")[1]
+    for number, (question, target) in enumerate(names["FACTS"]):
+        assert f"{question} '{target}', edit {number}\n" in asked
+    assert all(edit.prompt.endswith("<|assistant|>") for edit in memoir.edits.values()), "not in the template"
+
+
+def test_own_linear(run):
+    names, shown = run("own_linear")
+    assert names["after"][0].argmax() == 2 != names["before"][0].argmax()
+    assert torch.allclose(names["after"][0], names["wanted"][0], atol=1e-4)
+    assert "other inputs that match it: 0 of 999" in shown and "the very bits of before: True" in shown
+    assert shown.endswith("said of one close to it: 2\n")
+
+
+def test_evaluate(run, model_folder):
+    names, shown = run("evaluate", "--model", model_folder)
+    assert "2 edits, " in shown
+    assert re.findall(r"^(\w+): \d\.\d+, unedited \d\.\d+ ", shown, re.MULTILINE) == [
+        "reliability",
+        "generalization",
+        "locality",
+    ]
+    assert names["result"]["reliability"] == 1.0 > names["without"]["reliability"]
+
+
+@pytest.mark.filterwarnings("ignore:paraphrases and irrelevant prompts can hardly be told apart")
+def test_calibrate(run, model_folder):
+    names, shown = run("calibrate", "--model", model_folder)
+    taus = [float(text) for text in re.findall(r"^a false match in .*: tau = (\S+),", shown, re.MULTILINE)]
+    assert len(taus) == 3 and taus == sorted(taus, reverse=True), "a higher rate must not raise the threshold"
+    assert names["memoir"].tau == names["found"].tau and names["found"].false_match_rate == 1e-2
+
+
+def test_easyedit(run, model_folder):
+    names, shown = run("easyedit", "--model", model_folder)
+    first, second, last = shown.splitlines()
+    assert '"rewrite_acc": [1.0]' in first and '"rephrase_acc"' in first and '"planets_acc"' in first
+    assert '"rewrite_acc": [1.0]' in second and last == "taken back"
