@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS)
 
-.PHONY: venv demo test newest matrix sanitize lint bench gpu clean
+.PHONY: venv demo test newest matrix sanitize lint docs bench gpu clean
 .PHONY: help
 .DEFAULT_GOAL := help
 
@@ -46,8 +46,8 @@ newest: ## the suite on the newest of everything, in .venv-newest; rewrites cons
 	$(MAKE) test VENV=$(NEWEST) CONSTRAINTS=$(NEWEST)/constraints.txt
 	cp $(NEWEST)/constraints.txt constraints.txt
 
-# Several releases of transformers and of torch's headers, and the Pythons of this machine; writes the README's table.
-matrix: venv ## several releases of transformers, torch's headers and Python; writes the README's table
+# Several releases of transformers and of torch's headers, and the Pythons of this machine; writes docs/versions.md.
+matrix: venv ## several releases of transformers, torch's headers and Python; writes docs/versions.md
 	$(BIN)/python tools/matrix.py $(ARGS)
 
 # The extension's CPU part and its emulated CUDA kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
@@ -59,7 +59,10 @@ lint: venv ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Under ten minutes; writes bench/results/cpu-<date>.json, the plots, and the README's table, those also where a row was
+docs: venv ## the documentation's pages, in site/; a warning, or a link that leads nowhere, is an error
+	$(BIN)/mkdocs build --strict --quiet $(ARGS)
+
+# Under ten minutes; writes bench/results/cpu-<date>.json, the plots, and the tables, those also where a row was
 # wrong, so that they agree with the results.
 bench: venv ## all benchmarks on the CPU, under ten minutes; rewrites results, plots and tables
 	$(PIP) --no-deps faiss-cpu || echo "faiss-cpu did not install: its rows in bench will say so"
@@ -71,6 +74,6 @@ gpu: ## with a CUDA device: build, benchmarks, tests, memory checks within BUDGE
 	PYTHON="$(PYTHON)" .ci/gpu
 
 clean: ## removes the environments, what was built, and caches
-	rm -rf $(VENV) $(NEWEST) .matrix build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage
+	rm -rf $(VENV) $(NEWEST) .matrix site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage
 	rm -f memoir_fast/*.so memoir_fast/_build_failure.txt
 	find memoir_fast kernels tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,7 +5,7 @@
 
 NAME is one of those that --list prints. Without --json the figures of a whole run go to bench/results/cpu-<date>.json.
 After every row what there is goes to FILE.part, which takes FILE's place at the end: a run that is cut off leaves
-its part, and never a half one where the README's table looks. Exit code 1 where a result was wrong. With --apart, which
+its part, and never a half one where the tables look. Exit code 1 where a result was wrong. With --apart, which
 --gpu implies, every benchmark has a process of its own.
 """
 

@@ -1,27 +1,34 @@
-"""The README's performance section, and GROWTH.md, made of result files: run it after a run, and commit what changed.
+"""Figures as tables, one number per cell: a short table in the README, all in docs/performance.md and in GROWTH.md.
 
     python bench/table.py [--check]
 
-For each device the newest whole run in bench/results/ counts. A row that it lacks is "not measured"; one of kernels
-that have changed since is "older than the kernel". --check writes nothing and exits with 1 where a page differs.
+Run it after a run, and commit what changed. For each device the newest whole run in bench/results/ counts; what that
+lacks is "not measured". A figure of kernels that have changed since has a mark in the README, and says so elsewhere.
+--check writes nothing and exits with 1 where a page differs.
 """
 
 import argparse
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from growth import page
-from sources import is_old
+from sources import files, is_old
 from summary import place, share_of, source, time_of
 
 ROOT = Path(__file__).resolve().parent.parent
-README, GROWTH, RESULTS = ROOT / "README.md", ROOT / "bench" / "GROWTH.md", ROOT / "bench" / "results"
+README, PERFORMANCE = ROOT / "README.md", ROOT / "docs" / "performance.md"
+GROWTH, RESULTS = ROOT / "bench" / "GROWTH.md", ROOT / "bench" / "results"
 BEGIN, END = "<!-- bench/table.py: begin -->", "<!-- bench/table.py: end -->"
 NOT_MEASURED = "not measured"
-OLDER = "older than the kernel"
+OLDER, TODAYS, UNTOLD = "older than the kernel", "today's", "-"
+MARK = " \\*"
 
-# What is said of an op: the case's name on the CPU, on a GPU, and the peers it is compared with.
+Row = dict[str, Any]
+Runs = dict[str, tuple[str, dict[str, Any]]]
+
+# What is said of an op: a name, and the benchmark and the case that it is measured by.
 OPS = (
     ("mask_match, 1 query, 7,000 edits", "mask_match", "1 query, N=7,000, D=14336"),
     ("mask_match, 1 query, 100,000 edits", "mask_match", "1 query, N=100,000, D=14336"),
@@ -37,8 +44,21 @@ OPS = (
     ("layer, prefill of 2,048 tokens, matched", "layer", "prefill, 1 x 2048 tokens, D=14336, N=7,000, matched"),
 )
 
-
-Runs = dict[str, tuple[str, dict[str, Any]]]
+# The README's rows: in words, and the name in OPS; or what a target of a whole model is about.
+HEADLINE_TIMES = (
+    ("one prompt's hash", "tophash, 1 feature"),
+    ("search of one prompt among 7,000 edits", "mask_match, 1 query, 7,000 edits"),
+    ("search among 100,000 edits", "mask_match, 1 query, 100,000 edits"),
+    ("search among 1,000,000 edits", "mask_match, 1 query, 1,000,000 edits"),
+    ("one token's product with an edit's columns", "masked_linear, 1 token, bf16"),
+    ("the layer, one token, no edit followed", "layer, 1 token, unmatched"),
+    ("the layer, one token, an edit followed", "layer, 1 token, matched"),
+)
+HEADLINE_SHARES = (
+    ("decode with 7,000 edits, none followed: speed of the unedited model's", "decode, unmatched, share of unedited"),
+    ("decode with 7,000 edits, one followed: speed of the unedited model's", "decode, matched, share of unedited"),
+)
+HEADLINE_RATIOS = (("one fact learned: times the published loop's speed", "fast: times the published loop's speed"),)
 
 
 def newest(results: Path = RESULTS) -> Runs:
@@ -54,78 +74,132 @@ def newest(results: Path = RESULTS) -> Runs:
     return dict(sorted(runs.items(), key=lambda run: (run[0] != "cpu", run[0])))
 
 
-def _row(figures: dict[str, Any], bench: str, case: str) -> dict[str, Any] | None:
-    """The row with a time, where there is one."""
+def headline(runs: Runs) -> str:
+    """What stands between the README's markers: the CPU and every GPU, a few rows."""
+    devices = [*(["cpu"] if "cpu" not in runs else []), *runs, *([] if set(runs) - {"cpu"} else ["GPU"])]
+    lines = [
+        _line("", *("CPU" if device == "cpu" else device for device in devices)),
+        _line(*["---"] * (len(devices) + 1)),
+    ]
+    for words, name in HEADLINE_TIMES:
+        lines.append(_line(words, *(_marked(runs, device, _timed, name, _time) for device in devices)))
+    for rows, show in ((HEADLINE_SHARES, _share), (HEADLINE_RATIOS, _ratio)):
+        for words, what in rows:
+            lines.append(_line(words, *(_marked(runs, device, _target, what, show) for device in devices)))
+    marked = any(MARK in line for line in lines)
+    return "\n".join([*lines, "", "\\* of kernels that have changed since."] if marked else lines)
+
+
+def section(runs: Runs) -> str:
+    """What stands between the markers of docs/performance.md: every device with its times, peers and targets."""
+    parts = []
+    for device, (name, figures) in runs.items():
+        title = f"CPU: {place(figures['machine'])}" if device == "cpu" else device
+        parts += [f"## {title}", " ".join([source(name, figures["machine"], "../bench/results"), *_note(figures)])]
+        parts += ["### Time of one call", _times(figures), "### Beside others", _peers(figures)]
+        parts += ["### Whole models", _targets(figures)]
+    return "\n\n".join(parts or ["No result file is in bench/results yet."])
+
+
+def _times(figures: dict[str, Any]) -> str:
+    """One row per op and case."""
+    lines = [_line("", "cold", "again and again", "share of the bandwidth", "kernel"), _line(*["---"] * 5)]
+    for label, _, _ in OPS:
+        row = _timed(figures, label)
+        if row is None:
+            lines.append(_line(label, NOT_MEASURED, "", "", ""))
+            continue
+        hot = row["seconds"].get(row["headline"].replace("cold", "hot"))
+        again = time_of(hot["p50"]) if hot and row["headline"] != "hot" else "-"
+        lines.append(_line(label, _time(row), again, share_of(row, "ceiling not trusted"), _age(row, figures)))
+    return "\n".join(lines)
+
+
+def _peers(figures: dict[str, Any]) -> str:
+    """One row per case and peer."""
+    lines = [_line("", "beside", "times as long", "the same result"), _line(*["---"] * 4)]
+    for label, _, _ in OPS:
+        for peer, seen in ((_timed(figures, label) or {}).get("peers") or {}).items():
+            if "ratio" in seen:
+                lines.append(_line(label, peer, f"{seen['ratio']:.3g}", "yes" if seen.get("same", True) else "no"))
+    return "\n".join(lines) if len(lines) > 2 else "No peer was measured."
+
+
+def _targets(figures: dict[str, Any]) -> str:
+    """One row per target of a whole model."""
+    lines = [_line("", "figure", "target", "reached", "kernel"), _line(*["---"] * 5)]
+    for row in figures["rows"]:
+        for target in row.get("targets", ()):
+            at_least = "least" in target
+            bound, unit = (target["least"], "x") if at_least else (target["most"], "")
+            reached = target["value"] >= bound if at_least else target["value"] <= bound
+            wanted = f"{'>=' if at_least else '<='} {bound}{unit}"
+            shown = f"{target['value']:.3g}{unit}", wanted, "yes" if reached else "no", _age(row, figures)
+            lines.append(_line(f"{row['case']}: {target['what']}", *shown))
+    return "\n".join(lines) if len(lines) > 2 else "Whole models were not measured in this run."
+
+
+def _timed(figures: dict[str, Any], label: str) -> Row | None:
+    """The row of a name in OPS, where it has a time."""
+    bench, case = next((bench, case) for name, bench, case in OPS if name == label)
     named = (row for row in figures["rows"] if (row["bench"], row["case"]) == (bench, case))
     return next((row for row in named if "seconds" in row), None)
 
 
-def section(runs: Runs) -> str:
-    """The text between the markers."""
-    columns = list(runs)
-    gpus = [device for device in columns if device != "cpu"]
-    head = [*(["CPU"] if "cpu" in runs else []), *gpus, *([] if gpus else ["GPU"])]
-    lines = [
-        "Time of one call at LLaMA-3-8B's layer (D=14336, O=4096, k=4096) with neither inputs nor code in the cache;",
-        "in brackets, called again and again; then the share of the bandwidth that the machine reached meanwhile, and",
-        "how many times longer the peers of the same turns take. A peer below 1x is faster.",
-        "",
-        f"| | {' | '.join(head)} |",
-        f"| --- |{' --- |' * len(head)}",
-    ]
-    for label, bench, case in OPS:
-        cells = [_cell(_row(runs[device][1], bench, case), runs[device][1]["machine"]["device"]) for device in columns]
-        cells += [NOT_MEASURED] * (len(head) - len(cells))
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    lines += ["", *_whole(runs), "", *_sources(runs)]
-    return "\n".join(lines)
+def _target(figures: dict[str, Any], what: str) -> Row | None:
+    """The row with a target about `what`, and the value of that."""
+    found: Iterator[Row] = (
+        {**row, "value": target["value"]}
+        for row in figures["rows"]
+        for target in row.get("targets", ())
+        if target["what"] == what
+    )
+    return next(found, None)
 
 
-def _cell(row: dict[str, Any] | None, device: str) -> str:
-    if row is None:
+def _marked(runs: Runs, device: str, find: Callable[..., Row | None], name: str, show: Callable[[Row], str]) -> str:
+    """A cell of the README: one number, with a mark where it is of older kernels."""
+    figures = runs[device][1] if device in runs else None
+    row = find(figures, name) if figures else None
+    if row is None or figures is None:
         return NOT_MEASURED
-    old = f"; {OLDER}" if is_old(row, device) else ""
-    peers = [f"{name} {seen['ratio']:.3g}x" for name, seen in row["peers"].items() if "ratio" in seen]
-    own, hot = row["seconds"][row["headline"]]["p50"], row["seconds"].get(row["headline"].replace("cold", "hot"))
-    again = f" ({time_of(hot['p50'])} hot)" if hot else ""
-    return f"**{time_of(own)}**{again}, " + "; ".join([share_of(row, "ceiling not trusted"), *peers]) + old
+    return show(row) + (MARK if _age(row, figures) == OLDER else "")
 
 
-def _whole(runs: Runs) -> list[str]:
-    """Whole models: tokens per second, and learning."""
-    lines = ["| whole models | figure | target |", "| --- | --- | --- |"]
-    for device, (_, figures) in runs.items():
-        for row in figures["rows"]:
-            for target in row.get("targets", ()):
-                at_least = "least" in target
-                bound = target["least" if at_least else "most"]
-                reached = (
-                    "reached" if (target["value"] >= bound if at_least else target["value"] <= bound) else "missed"
-                )
-                where = "" if device == "cpu" else f", {device}"
-                case = f"{row['case']}{where}: {target['what']}"
-                unit = "x" if at_least else ""
-                sign = ">=" if at_least else "<="
-                old = f"; {OLDER}" if is_old(row, figures["machine"]["device"]) else ""
-                lines.append(f"| {case} | {target['value']:.3g}{unit} | {sign} {bound}{unit}, {reached}{old} |")
-    if len(lines) == 2:
-        lines.append(f"| all | {NOT_MEASURED} | |")
-    return lines
+def _time(row: Row) -> str:
+    return time_of(row["seconds"][row["headline"]]["p50"])
 
 
-def _sources(runs: Runs) -> list[str]:
-    """Where every column comes from."""
-    found = [" ".join([source(name, run["machine"]), *filter(None, [run.get("note")])]) for name, run in runs.values()]
-    return found or ["No result file is in bench/results yet."]
+def _share(row: Row) -> str:
+    return f"{row['value']:.1%}"
 
 
-def rewritten(text: str, runs: Runs) -> str:
-    """A page with the section between its markers replaced. ValueError where it has none."""
+def _ratio(row: Row) -> str:
+    return f"{row['value']:.3g}"
+
+
+def _age(row: Row, figures: dict[str, Any]) -> str:
+    """Whether the kernels are still those that were measured; of some benchmarks no files are noted."""
+    if row.get("sources") is None and not files(row["bench"], figures["machine"]["device"]):
+        return UNTOLD
+    return OLDER if is_old(row, figures["machine"]["device"]) else TODAYS
+
+
+def _note(figures: dict[str, Any]) -> list[str]:
+    return [figures["note"]] if figures.get("note") else []
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def rewritten(text: str, inside: str) -> str:
+    """A page with what lies between its markers replaced. ValueError where it has none."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"the page lacks {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{section(runs)}\n{END}{after}"
+    return f"{before}{BEGIN}\n{inside}\n{END}{after}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -134,7 +208,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true")
     asked = parser.parse_args(arguments)
     runs = newest()
-    wanted = {README: rewritten(README.read_text(encoding="utf-8"), runs), GROWTH: page(runs)}
+    wanted = {
+        README: rewritten(README.read_text(encoding="utf-8"), headline(runs)),
+        PERFORMANCE: rewritten(PERFORMANCE.read_text(encoding="utf-8"), section(runs)),
+        GROWTH: page(runs),
+    }
     changed = [path for path, text in wanted.items() if not path.is_file() or path.read_text("utf-8") != text]
     if asked.check:
         for path in changed:

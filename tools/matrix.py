@@ -3,7 +3,7 @@ releases of torch, and runs the tests on the Pythons of this machine. `make matr
 
     python tools/matrix.py [--only PART ...] [--quick] [--cuda-torch] [--check]
 
-Without --quick, the outcome goes to docs/results/matrix.json and into the README's table: commit both. The exit code is
+Without --quick, the outcome goes to docs/results/matrix.json and into docs/versions.md: commit both. The exit code is
 1 where a test failed or a build did not succeed, 2 where the registry did not answer.
 """
 
@@ -196,11 +196,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=versions.PARTS, help="these parts; the rows of others stay")
     parser.add_argument("--quick", action="store_true", help="transformers, oldest and newest; writes nothing")
     parser.add_argument("--cuda-torch", action="store_true", help="install CUDA builds of torch, 3 GB for each Python")
-    parser.add_argument("--check", action="store_true", help="only compare the README with docs/results/matrix.json")
+    parser.add_argument("--check", action="store_true", help="only compare docs/versions.md with matrix.json")
     asked = parser.parse_args(arguments)
     if asked.check:
         if versions.differs():
-            print("the README's table of versions is not what docs/results/matrix.json says: make matrix")
+            print("docs/versions.md is not what docs/results/matrix.json says: make matrix")
         return int(versions.differs())
     parts = asked.only or (["transformers"] if asked.quick else list(versions.PARTS))
     try:

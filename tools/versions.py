@@ -1,4 +1,4 @@
-"""The README's table of versions, made of docs/results/matrix.json, which `make matrix` writes.
+"""The table of versions in docs/versions.md, made of docs/results/matrix.json, which `make matrix` writes.
 
 A row has a part (transformers, torch's headers, Python), a version, what it was run beside, a date, and either counts
 of tests or whether a build succeeded; where it could not be run, the reason.
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-README, RESULTS = ROOT / "README.md", ROOT / "docs" / "results" / "matrix.json"
+PAGE, RESULTS = ROOT / "docs" / "versions.md", ROOT / "docs" / "results" / "matrix.json"
 BEGIN, END = "<!-- tools/matrix.py: begin -->", "<!-- tools/matrix.py: end -->"
 PARTS = ("transformers", "torch headers", "python")
 NAMES = {"transformers": "transformers", "torch headers": "extension, headers of torch", "python": "Python"}
@@ -82,12 +82,12 @@ def read() -> list[Row]:
 
 
 def write(rows: list[Row]) -> None:
-    """Writes the file and the README's table."""
+    """Writes the file and the page's table."""
     RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
-    README.write_text(rewritten(README.read_text(), rows))
+    PAGE.write_text(rewritten(PAGE.read_text(), rows))
 
 
 def differs() -> bool:
-    """Whether the README's table is not what the file says."""
-    text = README.read_text()
+    """Whether the page's table is not what the file says."""
+    text = PAGE.read_text()
     return rewritten(text, read()) != text

@@ -238,8 +238,8 @@ def unsupported(model: Any, what: str) -> UnsupportedModelError:
     versions = ", ".join(f"{name} {_version(name)}" for name in ("torch", "transformers", "memoir-fast"))
     return UnsupportedModelError(
         f"{type(model).__name__} ({type(model).__module__}) cannot be given a memory here ({versions}): {what}. "
-        "Try a version of transformers that the README lists as tested. MemoirConfig(check=False) leaves this proof "
-        "out; then a route may be lost after the first token, and nothing will say so"
+        "Try a version of transformers that docs/versions.md lists as tested. MemoirConfig(check=False) leaves this "
+        "proof out; then a route may be lost after the first token, and nothing will say so"
     )
 
 

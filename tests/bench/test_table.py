@@ -1,19 +1,40 @@
-"""The README's performance section is what the result files say."""
+"""The tables of the README and of docs/performance.md are what the result files say, with one number per cell."""
 
 import copy
 import json
+import re
 
 import pytest
 
 
-def test_readme_agrees_with_the_result_files(bench):
+def test_pages_agree_with_the_result_files(bench):
     assert bench("table").main(["--check"]) == 0
 
 
 def test_unmeasured_says_so(bench):
-    text = bench("table").section({})
-    table = [line for line in text.splitlines() if line.startswith("| mask_match")]
-    assert table and all(line.endswith("| not measured |") for line in table)
+    table = bench("table")
+    rows = [line for line in table.headline({}).splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == 10 and all(line.endswith("| not measured | not measured |") for line in rows)
+    assert table.section({}) == "No result file is in bench/results yet."
+
+
+def test_every_row_of_the_headline_is_measured_by_something(bench):
+    table = bench("table")
+    assert {name for _, name in table.HEADLINE_TIMES} <= {label for label, _, _ in table.OPS}
+    told = {what for _, figures in table.newest().values() for row in figures["rows"] for what in told_of(row)}
+    assert {what for _, what in (*table.HEADLINE_SHARES, *table.HEADLINE_RATIOS)} <= told
+
+
+def told_of(row):
+    return {target["what"] for target in row.get("targets", ())}
+
+
+def test_no_cell_holds_two_numbers(bench):
+    table = bench("table")
+    for text in (table.headline(table.newest()), table.section(table.newest())):
+        for line in text.splitlines():
+            for cell in line.split("|")[2:-1] if line.startswith("| ") else ():
+                assert len(re.findall(r"\d[\d.,]*", re.sub(r"float16|H100|80GB|HBM3", "", cell))) <= 1, cell
 
 
 @pytest.fixture
@@ -37,27 +58,46 @@ def figures(bench):
         "packages": {"torch": "2"},
         "date": "2026-01-01 00:00 UTC",
     }
-    target = {"what": "decode", "value": 0.98, "least": 0.99}
+    target = {"what": "decode, matched, share of unedited", "value": 0.98, "least": 0.99}
     whole = {"bench": "generate", "case": "m", "parameters": {}, "figures": {}, "targets": [target]}
     whole["sources"] = bench("sources").today("generate", "cpu")
     return {"machine": machine, "rows": [row, whole]}
 
 
 def test_measured_is_shown_with_its_source(bench, figures):
-    text = bench("table").section({"cpu": ("cpu-2026-01-01.json", figures)})
-    assert "| mask_match, 1 query, 7,000 edits | **2.34 ms** (1 ms hot), 91%; numpy 6.54x | not measured |" in text
-    assert "| m: decode | 0.98x | >= 0.99x, missed |" in text
-    assert "(bench/results/cpu-2026-01-01.json)" in text and "faiss" not in text
+    runs = {"cpu": ("cpu-2026-01-01.json", figures)}
+    text = bench("table").section(runs)
+    assert "| mask_match, 1 query, 7,000 edits | 2.34 ms | 1 ms | 91% | today's |" in text
+    assert "| mask_match, 1 query, 7,000 edits | numpy | 6.54 | yes |" in text
+    assert "| m: decode, matched, share of unedited | 0.98x | >= 0.99x | no | today's |" in text
+    assert "(../bench/results/cpu-2026-01-01.json)" in text and "faiss" not in text
+    short = bench("table").headline(runs)
+    assert "| search of one prompt among 7,000 edits | 2.34 ms | not measured |" in short
+    assert "one followed: speed of the unedited model's | 98.0% | not measured |" in short and "\\*" not in short
+
+
+def test_peer_that_computes_something_else_says_so(bench, figures):
+    figures["rows"][0]["peers"]["numpy"]["same"] = False
+    text = bench("table").section({"cpu": ("x", figures)})
+    assert "| mask_match, 1 query, 7,000 edits | numpy | 6.54 | no |" in text
 
 
 def test_figures_of_older_kernels_say_so(bench, figures):
     for row in figures["rows"]:
         row["sources"] = "0" * 12
     figures["note"] = "Of another day."
-    text = bench("table").section({"cpu": ("cpu-2026-01-01.json", figures)})
-    assert "91%; numpy 6.54x; older than the kernel | not measured |" in text
-    assert "| m: decode | 0.98x | >= 0.99x, missed; older than the kernel |" in text
-    assert text.endswith("(bench/results/cpu-2026-01-01.json). Of another day.")
+    runs = {"cpu": ("cpu-2026-01-01.json", figures)}
+    text, short = bench("table").section(runs), bench("table").headline(runs)
+    assert "| 2.34 ms | 1 ms | 91% | older than the kernel |" in text
+    assert "| 0.98x | >= 0.99x | no | older than the kernel |" in text
+    assert "(../bench/results/cpu-2026-01-01.json). Of another day.\n" in text
+    assert "| search of one prompt among 7,000 edits | 2.34 ms \\* | not measured |" in short
+    assert short.endswith("\\* of kernels that have changed since.")
+
+
+def test_age_is_not_told_of_what_no_files_are_noted_for(bench, figures):
+    figures["rows"][1] |= {"bench": "unheard of", "sources": None}
+    assert "| 0.98x | >= 0.99x | no | - |" in bench("table").section({"cpu": ("x", figures)})
 
 
 def test_newest_whole_run_counts(bench, figures, tmp_path):
@@ -76,20 +116,20 @@ def test_newest_whole_run_counts(bench, figures, tmp_path):
     (tmp_path / "other.json").write_text("{}")
     runs = bench("table").newest(tmp_path)
     assert {device: name for device, (name, _) in runs.items()} == {"cpu": "cpu-d.json"}
-    assert "**3 ms**" in bench("table").section(runs)
+    assert "7,000 edits | 3 ms |" in bench("table").section(runs)
 
 
 def test_row_that_could_not_be_timed_is_not_measured(bench, figures):
     figures["rows"][0] = {"bench": "mask_match", "case": "1 query, N=7,000, D=14336", "absent": "no memory"}
     text = bench("table").section({"cpu": ("x", figures)})
-    assert "| mask_match, 1 query, 7,000 edits | not measured | not measured |" in text
+    assert "| mask_match, 1 query, 7,000 edits | not measured |  |  |  |" in text
 
 
 def test_share_of_an_untrusted_ceiling_is_not_shown(bench, figures):
     for share in (None, 1.06):
         figures["rows"][0]["share_of_ceiling"] = share
         text = bench("table").section({"cpu": ("x", figures)})
-        assert "(1 ms hot), ceiling not trusted; numpy 6.54x" in text and "%" not in text
+        assert "| 2.34 ms | 1 ms | ceiling not trusted |" in text and "%" not in text
 
 
 def test_growth_page_has_figures_beside_formulas(bench, figures):
@@ -136,7 +176,7 @@ def test_growth_page_has_figures_beside_formulas(bench, figures):
 
 def test_page_without_markers_is_refused(bench):
     with pytest.raises(ValueError, match="lacks"):
-        bench("table").rewritten("no markers", {})
+        bench("table").rewritten("no markers", "")
 
 
 def test_plots_of_the_newest_results(bench, tmp_path):

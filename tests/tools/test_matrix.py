@@ -27,9 +27,9 @@ def passed(tool, monkeypatch, tmp_path):
 
         return run
 
-    page = tmp_path / "README.md"
+    page = tmp_path / "versions.md"
     page.write_text(f"{versions.BEGIN}\n{versions.END}\n")
-    monkeypatch.setattr(versions, "README", page)
+    monkeypatch.setattr(versions, "PAGE", page)
     monkeypatch.setattr(versions, "RESULTS", tmp_path / "matrix.json")
     monkeypatch.setattr(matrix, "newest", lambda python, name: {"transformers": "9.0.0", "torch": "3.0.0"}[name])
     monkeypatch.setattr(matrix, "on_transformers", part("transformers", passed=1, failed=0, skipped=0))

@@ -1,4 +1,4 @@
-"""The README's table of versions is what the committed results say, and every row of them is whole."""
+"""The table of docs/versions.md is what the committed results say, and every row of them is whole."""
 
 import re
 
@@ -7,7 +7,7 @@ import pytest
 DATE = "2026-01-02"
 
 
-def test_readme_agrees_with_the_results(tool):
+def test_page_agrees_with_the_results(tool):
     assert tool("matrix").main(["--check"]) == 0
 
 
@@ -96,9 +96,9 @@ def test_page_without_markers_is_refused(tool):
 
 def test_write_replaces_only_what_lies_between_the_markers(tool, rows, tmp_path, monkeypatch):
     versions = tool("versions")
-    page = tmp_path / "README.md"
+    page = tmp_path / "versions.md"
     page.write_text(f"before\n{versions.BEGIN}\nold\n{versions.END}\nafter\n")
-    monkeypatch.setattr(versions, "README", page)
+    monkeypatch.setattr(versions, "PAGE", page)
     monkeypatch.setattr(versions, "RESULTS", tmp_path / "matrix.json")
     assert versions.differs()
     versions.write(rows)
