@@ -7,10 +7,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+QUICKSTART = (ROOT / "docs" / "quickstart.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```", f"{README}\n{QUICKSTART}", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0])
+@pytest.mark.parametrize("block", BLOCKS, ids=("README", "quickstart"))
 def test_python_runs(block, tiny_llama, tiny_tokenizer, monkeypatch, tmp_path, capsys):
     """With a tiny model and its tokenizer in the place of the hub's."""
     import torch
@@ -35,7 +36,7 @@ def test_python_runs(block, tiny_llama, tiny_tokenizer, monkeypatch, tmp_path, c
 
 
 def test_there_is_python_to_run():
-    assert len(BLOCKS) == 1
+    assert len(BLOCKS) == 2
 
 
 def test_environment_variables_are_all_told():

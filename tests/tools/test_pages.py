@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,22 @@ def pages(tool):
 )
 def test_links(pages, source, place, given, expected):
     assert pages.bent(given, source, place) == expected
+
+
+def test_site_builds_without_a_warning(tmp_path):
+    """As `make docs` does: every link holds, every public name is found."""
+    for name in ("mkdocs", "material", "mkdocstrings"):
+        pytest.importorskip(name, reason=f"the site is built by {name}, the extra `docs`")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr[-3000:]
+    assert 'id="memoir_fast.Memoir.edit"' in (tmp_path / "api" / "memoir.html").read_text()
+    assert 'id="memoir_fast.ops.tophash.tophash"' in (tmp_path / "api" / "ops.html").read_text()
+    examples = (tmp_path / "examples.html").read_text()
+    assert examples.count("parse_args") >= 7 and "--8&lt;--" not in examples
+    for page in tmp_path.rglob("*.html"):
+        asked = re.findall(r'(?:src|<link[^>]* href)="(https?:[^"]*)"', page.read_text())
+        assert not asked, f"{page.name} fetches {asked}"
 
 
 def test_every_page_is_in_the_navigation():
