@@ -59,8 +59,9 @@ lint: venv ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Not --quiet: with it, mkdocs counts no warnings.
 docs: venv ## the documentation's pages, in site/; a warning, or a link that leads nowhere, is an error
-	$(BIN)/mkdocs build --strict --quiet $(ARGS)
+	$(BIN)/mkdocs build --strict $(ARGS)
 
 # Under ten minutes; writes bench/results/cpu-<date>.json, the plots, and the tables, those also where a row was
 # wrong, so that they agree with the results.
