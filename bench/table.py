@@ -55,8 +55,8 @@ HEADLINE_TIMES = (
     ("the layer, one token, an edit followed", "layer, 1 token, matched"),
 )
 HEADLINE_SHARES = (
-    ("decode with 7,000 edits, none followed: speed of the unedited model's", "decode, unmatched, share of unedited"),
-    ("decode with 7,000 edits, one followed: speed of the unedited model's", "decode, matched, share of unedited"),
+    ("decode, 7,000 edits stored, none followed: share of the unedited speed", "decode, unmatched, share of unedited"),
+    ("decode, 7,000 edits stored, one followed: share of the unedited speed", "decode, matched, share of unedited"),
 )
 HEADLINE_RATIOS = (("one fact learned: times the published loop's speed", "fast: times the published loop's speed"),)
 
@@ -78,7 +78,7 @@ def headline(runs: Runs) -> str:
     """What stands between the README's markers: the CPU and every GPU, a few rows."""
     devices = [*(["cpu"] if "cpu" not in runs else []), *runs, *([] if set(runs) - {"cpu"} else ["GPU"])]
     lines = [
-        _line("", *("CPU" if device == "cpu" else device for device in devices)),
+        _line("", *(_processor(runs) if device == "cpu" else device for device in devices)),
         _line(*["---"] * (len(devices) + 1)),
     ]
     for words, name in HEADLINE_TIMES:
@@ -164,6 +164,14 @@ def _marked(runs: Runs, device: str, find: Callable[..., Row | None], name: str,
     if row is None or figures is None:
         return NOT_MEASURED
     return show(row) + (MARK if _age(row, figures) == OLDER else "")
+
+
+def _processor(runs: Runs) -> str:
+    """The CPU's column: its name and how many threads ran."""
+    if "cpu" not in runs:
+        return "CPU"
+    machine = runs["cpu"][1]["machine"]
+    return f"{place(machine)}, {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
 
 
 def _time(row: Row) -> str:

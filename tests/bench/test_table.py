@@ -72,8 +72,9 @@ def test_measured_is_shown_with_its_source(bench, figures):
     assert "| m: decode, matched, share of unedited | 0.98x | >= 0.99x | no | today's |" in text
     assert "(../bench/results/cpu-2026-01-01.json)" in text and "faiss" not in text
     short = bench("table").headline(runs)
+    assert short.startswith("|  | a processor, 1 thread | GPU |")
     assert "| search of one prompt among 7,000 edits | 2.34 ms | not measured |" in short
-    assert "one followed: speed of the unedited model's | 98.0% | not measured |" in short and "\\*" not in short
+    assert "one followed: share of the unedited speed | 98.0% | not measured |" in short and "\\*" not in short
 
 
 def test_peer_that_computes_something_else_says_so(bench, figures):
