@@ -4,36 +4,29 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 from tqdm.auto import tqdm
 
 from memoir_fast import backends
 from memoir_fast.config import MemoirConfig
-from memoir_fast.core import calibration
+from memoir_fast.core import threshold
 from memoir_fast.core.background import background_mean, irrelevant_prompts
 from memoir_fast.core.calibration import Calibration
 from memoir_fast.core.edit import Edit
+from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.core.scoring import teacher_forced
 from memoir_fast.editing.context import EditContext
 from memoir_fast.editing.needs import Needs
 from memoir_fast.editing.prefixes import write_prefixes
 from memoir_fast.editing.teacher import EditResult, Teacher
-from memoir_fast.errors import MemoirError
-from memoir_fast.hf.presets import complete, find_layer
-from memoir_fast.hf.proof import TOKENS, Passes, prove
-from memoir_fast.hf.routing import Route, Router
+from memoir_fast.errors import CheckpointError
 from memoir_fast.hf.tokens import Row, prompt_ids
 from memoir_fast.io import checkpoint
-from memoir_fast.modules import MemoirLinear
 from memoir_fast.recipe import RECIPES, Recipe
-
-_TAU_BEFORE_CALIBRATION = 0.5
 
 
 @dataclass(frozen=True)
@@ -56,7 +49,7 @@ class MemoirStatus:
     backends: dict[str, str]
 
 
-class Memoir:
+class Memoir(EditedModel):
     """A causal language model of transformers with a residual memory in one of its layers.
 
     The model is changed in place: `model(...)` and `model.generate(...)` follow the edits from then on. Prompts that
@@ -79,32 +72,8 @@ class Memoir:
 
     def __init__(self, model: Any, tokenizer: Any, config: MemoirConfig) -> None:
         """Use `attach` or `from_pretrained`: this makes a memory without a background mean."""
-        self.model, self.tokenizer = model, tokenizer
-        self.config = complete(config, model)
-        assert self.config.layer is not None and self.config.k is not None
-        if any(isinstance(module, MemoirLinear) for module in model.modules()):
-            raise MemoirError("this model has a memory already; detach() it before another is attached")
-        tau = self.config.tau if isinstance(self.config.tau, float) else _TAU_BEFORE_CALIBRATION
-        base = find_layer(model, self.config.layer)
-        self.layer = MemoirLinear(base, self.config.k, tau, self.config.seed, self.config.max_edits)
-        self.prefixes: list[str] = []
+        super().__init__(model, tokenizer, config)
         self._needs = Needs()
-        self.edits: dict[int, Edit] = {}
-        self.calibration: Calibration | None = None
-        """How tau was chosen; None where it was given, or there are too few edits yet."""
-        self.background: torch.Tensor | None = None
-        """Masks int32 [M, W] of the irrelevant prompts of the latest calibration."""
-        plain = Passes(model, _check_rows(tokenizer)) if self.config.check else None
-        self._put(self.layer)
-        try:
-            self._router = Router(model, getattr(model, "base_model", model), self.layer)
-            if plain is not None:
-                prove(plain, self.layer, self._router)
-        except BaseException:
-            if self.layer.router is not None:
-                self._router.remove()
-            self._put(self.layer.base)
-            raise
 
     @classmethod
     @torch.inference_mode(False)  # tensors made in inference mode could not be changed outside of it
@@ -161,7 +130,18 @@ class Memoir:
             WrongModelError: the memory belongs to another base model.
             MemoirError: the model has a memory already.
         """
-        return checkpoint.load(model, tokenizer, folder, cls, check=check, **hub)
+        saved = checkpoint.read(folder, **hub)
+        checkpoint.require_same_model(saved, model)
+        try:
+            memoir = cls(model, tokenizer, saved.config.replace(check=check))
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"the settings in {saved.folder} do not fit the model: {error}") from error
+        try:
+            checkpoint.fill(memoir, saved)
+        except BaseException:
+            memoir.detach()
+            raise
+        return memoir
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes the memory, not the model, to `folder`; a memory that is there is replaced in one step.
@@ -219,7 +199,7 @@ class Memoir:
             results, last = [], self.calibration
             for result in teacher.stream(wanted, settings):
                 results.append(result)
-                calibration.finish(self, last)
+                threshold.finish(self, last)
                 last = self.calibration
                 shown.update()
         return results[0] if single else results
@@ -245,7 +225,7 @@ class Memoir:
         with tqdm(total=total, desc="editing", unit="edit", disable=not progress) as shown:
             last = self.calibration
             for result in teacher.stream((_as_edit(one) for one in edits), settings):
-                calibration.finish(self, last)
+                threshold.finish(self, last)
                 last = self.calibration
                 shown.update()
                 yield result
@@ -315,49 +295,7 @@ class Memoir:
             ValueError: the memory is empty, or an argument is out of range; tau is as before.
         """
         with self.layer.learning():
-            return calibration.choose(self, false_match_rate, irrelevant_prompts)
-
-    def disabled(self) -> AbstractContextManager[None]:
-        """Within the block, the model answers as if it had no memory."""
-        return self._router.ordered(disabled=True)
-
-    def routed(self, edit_id: int | Sequence[int]) -> AbstractContextManager[None]:
-        """Within the block, every prompt (or each row of a batch its own) is routed to that edit; -1 for none."""
-        ids = (edit_id,) if isinstance(edit_id, int) else tuple(edit_id)
-        for one in ids:
-            if one != -1:
-                self.layer.store.require(one)
-        return self._router.ordered(forced=ids)
-
-    def prompts(self, lengths: int | Sequence[int]) -> AbstractContextManager[None]:
-        """Within the block, only the first `lengths` tokens of each row, padding not counted, are its prompt.
-
-        For teacher forcing: prompt and target go through the model in one pass, and the target must not be hashed.
-        """
-        given = (lengths,) if isinstance(lengths, int) else tuple(int(length) for length in lengths)
-        if any(length < 1 for length in given):
-            raise ValueError(f"prompt lengths must be at least 1, got {min(given)}")
-        return self._router.ordered(lengths=given)
-
-    @property
-    def last_routes(self) -> list[Route]:
-        """Where the prompts of the latest prefill went, a row each: edit id (-1: none) and best overlap ratio.
-
-        The latest of this thread or task; of any, where this one has had none.
-        """
-        return self._router.last_routes
-
-    def followed(self, cache: Any) -> list[int]:
-        """The edits that the sequences of a cache follow, a row each (-1: none); [] where nothing is known of it.
-
-        `last_routes` says what was decided, this what the next decode step will do. Reading waits for the device.
-        """
-        return self._router.followed(cache)
-
-    @property
-    def tau(self) -> float:
-        """The threshold on the overlap ratio that is in force."""
-        return self.layer.tau
+            return threshold.choose(self, false_match_rate, irrelevant_prompts)
 
     def status(self) -> MemoirStatus:
         """What the memory holds, and what it costs."""
@@ -379,16 +317,6 @@ class Memoir:
             backends=backends.last_used(),
         )
 
-    def detach(self) -> Any:
-        """Takes the memory off. The model is exactly the old one, and is returned."""
-        self._put(self.layer.base)  # first: without its router, the layer would take each token for a prompt
-        self._router.remove()
-        return self.model
-
-    def _put(self, module: nn.Module) -> None:
-        parent, _, name = (self.config.layer or "").rpartition(".")
-        setattr(self.model.get_submodule(parent), name, module)
-
     def _first_prefixes(self, count: int) -> list[str]:
         """The memory's prefixes, written by the model when they are first asked for."""
         with self.layer.learning():
@@ -405,18 +333,13 @@ class Memoir:
 
     def _teacher(self) -> Teacher:
         self._context.needs = self._needs
-        return Teacher(self._context, self.edits, partial(calibration.prepare, self), partial(calibration.follow, self))
+        return Teacher(self._context, self.edits, partial(threshold.prepare, self), partial(threshold.follow, self))
 
     def _recipe(self, recipe: str | Recipe | None, batch: int | str | None) -> Recipe:
         if isinstance(recipe, str) and recipe not in RECIPES:
             raise ValueError(f"recipe must be one of {', '.join(sorted(RECIPES))} or a Recipe, got {recipe!r}")
         found = self.config.learned if recipe is None else RECIPES[recipe] if isinstance(recipe, str) else recipe
         return found if batch is None else dataclasses.replace(found, batch=batch)
-
-
-def _check_rows(tokenizer: Any) -> torch.Tensor:
-    """The beginnings of two sentences, int64 [2, TOKENS]: what a model is checked with."""
-    return torch.tensor([(prompt_ids(tokenizer, text) * TOKENS)[:TOKENS] for text in irrelevant_prompts()[:2]])
 
 
 def _as_edit(request: Edit | tuple[str, str]) -> Edit:

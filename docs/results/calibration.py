@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from memoir_fast import Memoir, MemoirConfig
 from memoir_fast.core.background import features, irrelevant_prompts
-from memoir_fast.core.calibration import calibrate
+from memoir_fast.core.threshold import calibrate
 from memoir_fast.hf.loading import load_model
 from memoir_fast.io.readers import read_prompts
 

@@ -12,16 +12,14 @@ Source: the "token em" and neighborhood measures of EasyEdit, with which MEMOIR'
 
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
+from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.hf.presets import device_of
 from memoir_fast.hf.routing import Route
 from memoir_fast.hf.tokens import context_length, pad, padding_id, row
-
-if TYPE_CHECKING:
-    from memoir_fast.memoir import Memoir
 
 
 class Forced(NamedTuple):
@@ -57,7 +55,7 @@ class Answered(NamedTuple):
 
 
 @torch.no_grad()
-def forced_logits(memoir: "Memoir", pairs: Sequence[tuple[str, str]], batch: int = 8) -> Iterator[Answered]:
+def forced_logits(memoir: EditedModel, pairs: Sequence[tuple[str, str]], batch: int = 8) -> Iterator[Answered]:
     """Runs (prompt, answer) pairs through the model, `batch` of like length at a time, padded on the right.
 
     They come in another order than they were given in; `place` tells.
@@ -87,7 +85,7 @@ def forced_logits(memoir: "Memoir", pairs: Sequence[tuple[str, str]], batch: int
             yield Answered(place, answers[index][at], logits[index, at.to(logits.device)], route)
 
 
-def teacher_forced(memoir: "Memoir", pairs: Sequence[tuple[str, str]], batch: int = 8) -> list[Forced]:
+def teacher_forced(memoir: EditedModel, pairs: Sequence[tuple[str, str]], batch: int = 8) -> list[Forced]:
     """The arg-max at each of the answers' tokens, in the order of the pairs; see `forced_logits`."""
     items = {
         one.place: Forced(one.target.tolist(), one.logits.argmax(dim=-1).tolist(), one.route)
@@ -96,7 +94,7 @@ def teacher_forced(memoir: "Memoir", pairs: Sequence[tuple[str, str]], batch: in
     return [items[index] for index in range(len(pairs))]
 
 
-def target_accuracy(memoir: "Memoir", pairs: Sequence[tuple[str, str]], batch: int = 8) -> list[float]:
+def target_accuracy(memoir: EditedModel, pairs: Sequence[tuple[str, str]], batch: int = 8) -> list[float]:
     """Per (prompt, target): share of the target's tokens whose arg-max is right.
 
     Reliability is the mean over the edits' own prompts, generalization that over their paraphrases.
@@ -108,7 +106,7 @@ def target_accuracy(memoir: "Memoir", pairs: Sequence[tuple[str, str]], batch: i
     return [item.accuracy for item in teacher_forced(memoir, pairs, batch)]
 
 
-def locality(memoir: "Memoir", pairs: Sequence[tuple[str, str]], batch: int = 8) -> list[float]:
+def locality(memoir: EditedModel, pairs: Sequence[tuple[str, str]], batch: int = 8) -> list[float]:
     """Per (prompt, answer): share of the answer's tokens whose arg-max is the one that the unedited model has there."""
     with memoir.disabled():
         before = teacher_forced(memoir, pairs, batch)

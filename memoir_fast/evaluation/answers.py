@@ -4,15 +4,12 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
+from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.hf.presets import device_of
 from memoir_fast.hf.tokens import Row, context_length, padding_id, row, unspaced
-
-if TYPE_CHECKING:
-    from memoir_fast.memoir import Memoir
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -64,13 +61,13 @@ def f1(answer: str, target: str) -> float:
 
 
 @torch.no_grad()
-def free_answers(memoir: "Memoir", pairs: Sequence[tuple[str, str]], batch: int = 8, beyond: int = 0) -> list[str]:
+def free_answers(memoir: EditedModel, pairs: Sequence[tuple[str, str]], batch: int = 8, beyond: int = 0) -> list[str]:
     """Per (prompt, target): what the model says, greedily, in as many tokens as the target has; ends are stripped.
 
     The length is all that it is told of the target. Batches are padded on the left; the route is that of generation.
 
     Args:
-        memoir (Memoir): the model.
+        memoir (EditedModel): the model.
         pairs (sequence of (str, str)): prompts and targets, joined as an `Edit`'s are.
         batch (int): prompts that are answered together, at most. Default: 8.
         beyond (int): how many tokens more it may say, as far as its context has room. Default: 0.

@@ -14,7 +14,7 @@
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,15 +22,13 @@ import torch.nn.functional as F
 from memoir_fast import ops
 from memoir_fast.config import MemoirConfig
 from memoir_fast.core.edit import Edit
+from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.editing.context import frozen
 from memoir_fast.hf.partial_forward import Tail
 from memoir_fast.hf.presets import device_of
 from memoir_fast.hf.tokens import context_length, pad, padding_id, row
 from memoir_fast.modules import MemoirLinear
 from memoir_fast.ops._checks import words
-
-if TYPE_CHECKING:
-    from memoir_fast.memoir import Memoir
 
 ABLATIONS = ("no-permutation", "random-mask", "always-on", "dense")
 BASELINES = ("unedited", "ft", *ABLATIONS)
@@ -59,7 +57,7 @@ def settings(name: str, config: MemoirConfig, width: int) -> MemoirConfig:
     return config.replace(k=int(name[2:])) if name.startswith("k=") else config
 
 
-def ablate(memoir: "Memoir", name: str) -> None:
+def ablate(memoir: EditedModel, name: str) -> None:
     """Takes the part that `name` names out of a memory that has no edits yet."""
     tophash = memoir.layer.tophash
     if name == "no-permutation":
@@ -99,7 +97,7 @@ def _packed(columns: torch.Tensor, width: int) -> torch.Tensor:
 
 
 @contextmanager
-def fine_tuned(memoir: "Memoir", edits: Sequence[Edit]) -> Iterator[list[float]]:
+def fine_tuned(memoir: EditedModel, edits: Sequence[Edit]) -> Iterator[list[float]]:
     """Within the block, the layer's own weight is fine-tuned to the edits, one after another; the memory must be empty.
 
     Adam, learning rate 1e-3, at most 20 steps per edit, until the loss on the target's tokens is at most 0.02. The
@@ -118,7 +116,7 @@ def fine_tuned(memoir: "Memoir", edits: Sequence[Edit]) -> Iterator[list[float]]
         weight.copy_(before)
 
 
-def _fine_tune(memoir: "Memoir", layer: MemoirLinear, tail: Tail, edit: Edit) -> float:
+def _fine_tune(memoir: EditedModel, layer: MemoirLinear, tail: Tail, edit: Edit) -> float:
     """One edit, on its prompt alone; adds the change to the layer's weight and returns the last loss."""
     model, tokenizer = memoir.model, memoir.tokenizer
     one = row(tokenizer, edit.prompt, edit.target, context_length(model))

@@ -3,18 +3,16 @@
 import math
 from collections.abc import Sequence
 from statistics import fmean, median
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
+from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.core.scoring import forced_logits
 from memoir_fast.hf.presets import device_of
 from memoir_fast.hf.routing import Route
 from memoir_fast.hf.tokens import Row as TokenRow
 from memoir_fast.hf.tokens import context_length, pad, padding_id, prompt_ids
-
-if TYPE_CHECKING:
-    from memoir_fast.memoir import Memoir
 
 CLIP = 100.0
 LIKELY = 0.8
@@ -35,7 +33,7 @@ def log_likelihoods(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return wide.gather(1, target.to(wide.device)[:, None])[:, 0].double().cpu()
 
 
-def perplexities(memoir: "Memoir", pairs: Sequence[tuple[str, str]], batch: int = 8) -> list[float]:
+def perplexities(memoir: EditedModel, pairs: Sequence[tuple[str, str]], batch: int = 8) -> list[float]:
     """Per (prompt, answer): exp of the mean negative log probability of the answer's tokens, teacher-forced."""
     found = {
         one.place: math.exp(min(-float(log_likelihoods(one.logits, one.target).mean()), 700.0))
@@ -55,7 +53,7 @@ def summarised(values: Sequence[float]) -> Summary:
 
 
 @torch.no_grad()
-def likely_shares(memoir: "Memoir", texts: Sequence[str], batch: int = 8) -> list[tuple[float, Route]]:
+def likely_shares(memoir: EditedModel, texts: Sequence[str], batch: int = 8) -> list[tuple[float, Route]]:
     """Per text of two tokens or more: the share of its tokens, but for the first, with probability above LIKELY.
 
     All of the text is the prompt that decides its route. A text longer than the model's context is cut.
@@ -77,7 +75,7 @@ def likely_shares(memoir: "Memoir", texts: Sequence[str], batch: int = 8) -> lis
 
 
 @torch.no_grad()
-def text_perplexity(memoir: "Memoir", text: str, window: int = 256, windows: int = 32) -> float:
+def text_perplexity(memoir: EditedModel, text: str, window: int = 256, windows: int = 32) -> float:
     """exp of the mean negative log probability of the tokens of the first `windows` windows of a text.
 
     Windows do not overlap, and each starts anew; its first token is not predicted.

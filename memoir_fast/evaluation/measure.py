@@ -3,15 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.core.scoring import Forced, agreement, teacher_forced
 from memoir_fast.evaluation.answers import exact_match, f1, free_answers
 from memoir_fast.evaluation.likelihood import likely_shares, perplexities, summarised
 from memoir_fast.io.readers import Case, Pair
-
-if TYPE_CHECKING:
-    from memoir_fast.memoir import Memoir
 
 
 @dataclass
@@ -41,7 +39,7 @@ class Measured:
 
 
 def measure(
-    memoir: "Memoir",
+    memoir: EditedModel,
     cases: Sequence[Case],
     unedited: Sequence[Sequence[Sequence[int]]],
     *,
@@ -52,7 +50,7 @@ def measure(
     """Measures each case on the model as it is now, all of one kind in the same batches.
 
     Args:
-        memoir (Memoir): the model.
+        memoir (EditedModel): the model.
         cases (sequence of Case): what to measure.
         unedited (sequence): per case and pair of its locality, the token ids that the unedited model predicts; see
             `locality_predictions`.
@@ -98,7 +96,7 @@ def measure(
     return found
 
 
-def locality_predictions(memoir: "Memoir", cases: Sequence[Case], batch: int = 8) -> list[list[list[int]]]:
+def locality_predictions(memoir: EditedModel, cases: Sequence[Case], batch: int = 8) -> list[list[list[int]]]:
     """Per case and pair of its locality: the token ids that the model without its memory predicts."""
     with memoir.disabled():
         items = _grouped(memoir, cases, lambda case: case.locality, batch)
@@ -142,7 +140,7 @@ def from_json(values: Sequence[dict[str, Any]]) -> list[Measured]:
     return [Measured(**one) for one in values]
 
 
-def _answer_freely(memoir: "Memoir", cases: Sequence[Case], found: Sequence[Measured], batch: int) -> None:
+def _answer_freely(memoir: EditedModel, cases: Sequence[Case], found: Sequence[Measured], batch: int) -> None:
     own = free_answers(memoir, [(case.prompt, case.target) for case in cases], batch)
     wordings = [(index, (text, case.target)) for index, case in enumerate(cases) for text in case.paraphrases]
     again = free_answers(memoir, [pair for _, pair in wordings], batch)
@@ -154,7 +152,7 @@ def _answer_freely(memoir: "Memoir", cases: Sequence[Case], found: Sequence[Meas
 
 
 def _grouped(
-    memoir: "Memoir", cases: Sequence[Case], pairs_of: Callable[[Case], tuple[Pair, ...]], batch: int
+    memoir: EditedModel, cases: Sequence[Case], pairs_of: Callable[[Case], tuple[Pair, ...]], batch: int
 ) -> list[list[Forced]]:
     """Per case, its pairs after a teacher-forced pass."""
     groups = [pairs_of(case) for case in cases]

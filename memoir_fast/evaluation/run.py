@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from memoir_fast import __version__
 from memoir_fast.config import MemoirConfig
-from memoir_fast.core import calibration
+from memoir_fast.core import threshold
 from memoir_fast.evaluation import baselines
 from memoir_fast.evaluation.likelihood import text_perplexity
 from memoir_fast.evaluation.measure import Measured, figures, from_json, locality_predictions, measure, to_json
@@ -237,8 +237,8 @@ class _Run:
         if not self.data.irrelevant:
             return []
         if self._irrelevant is None:  # edits do not change what lies below the edited layer
-            self._irrelevant = calibration.prompt_masks(memoir, self.data.irrelevant)
-        return calibration.overlap_ratios(memoir, self._irrelevant)
+            self._irrelevant = threshold.prompt_masks(memoir, self.data.irrelevant)
+        return threshold.overlap_ratios(memoir, self._irrelevant)
 
     def baseline(self, name: str, predictions: list[Any]) -> dict[str, Any]:
         """Figures of one baseline."""

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -26,13 +26,11 @@ from memoir_fast.atomic import leftover, locked, publish
 from memoir_fast.config import MemoirConfig
 from memoir_fast.core.calibration import Calibration
 from memoir_fast.core.edit import Edit
+from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.errors import CheckpointError, WrongModelError
 from memoir_fast.hf.presets import find_layer
 from memoir_fast.ops._checks import words
 from memoir_fast.reference.tophash import unpack
-
-if TYPE_CHECKING:
-    from memoir_fast.memoir import Memoir
 
 FORMAT = "memoir_fast memory"
 FORMAT_VERSION = 1
@@ -78,7 +76,7 @@ class SavedMemory:
     """Bytes of each file, by its name."""
 
 
-def save(memoir: "Memoir", folder: str | os.PathLike) -> None:
+def save(memoir: EditedModel, folder: str | os.PathLike) -> None:
     """Writes a memory to `folder`, in place of the one that is there. A crash at any moment leaves one of the two.
 
     Raises:
@@ -130,48 +128,16 @@ def save(memoir: "Memoir", folder: str | os.PathLike) -> None:
         raise CheckpointError(f"the memory cannot be saved to {path}: {error}") from error
 
 
-def load(
-    model: Any,
-    tokenizer: Any,
-    folder: str | os.PathLike,
-    kind: "type[Memoir] | None" = None,
-    *,
-    check: bool = True,
-    **hub: Any,
-) -> "Memoir":
-    """Gives `model` the memory that `save` wrote. The memory's dtype follows the model's layer.
+def read(folder: str | os.PathLike, **hub: Any) -> SavedMemory:
+    """Reads and verifies a saved memory.
 
     Args:
-        model, tokenizer: those that the memory was made for, in any floating dtype.
         folder: a local folder, or, where there is none of that name, a hub id.
-        kind (type, optional): the class to make. Default: Memoir.
-        check (bool): prove on the model that its sequences can be followed. Default: True.
         **hub: options of `huggingface_hub.snapshot_download`, e.g. revision or token.
 
     Raises:
         CheckpointError: a file is missing, damaged, or written by a newer version; the message names it.
-        WrongModelError: the memory belongs to another base model; the message names what differs.
-        UnsupportedModelError: its sequences cannot be followed.
-        MemoirError: the model has a memory already.
     """
-    from memoir_fast.memoir import Memoir
-
-    saved = read(folder, **hub)
-    _require_same_model(saved, model)
-    try:
-        memoir = (kind or Memoir)(model, tokenizer, saved.config.replace(check=check))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"the settings in {saved.folder} do not fit the model: {error}") from error
-    try:
-        _fill(memoir, saved)
-    except BaseException:
-        memoir.detach()
-        raise
-    return memoir
-
-
-def read(folder: str | os.PathLike, **hub: Any) -> SavedMemory:
-    """Reads and verifies a saved memory; see `load` for arguments and errors."""
     path = _local(folder, hub)
     try:
         with locked(path, shared=True):
@@ -377,7 +343,7 @@ def _layer_shape(saved: SavedMemory) -> tuple[int, int]:
     return width, outputs
 
 
-def _require_same_model(saved: SavedMemory, model: nn.Module) -> None:
+def require_same_model(saved: SavedMemory, model: nn.Module) -> None:
     layer = str(saved.fingerprint.get("layer"))
     try:
         own = fingerprint(model, layer)
@@ -396,7 +362,7 @@ def _short(value: Any) -> str:
     return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else repr(value)
 
 
-def _fill(memoir: "Memoir", saved: SavedMemory) -> None:
+def fill(memoir: EditedModel, saved: SavedMemory) -> None:
     layer = memoir.layer
     weight, tensors = layer.memory.weight, saved.tensors
     layer.tophash.permutation.copy_(tensors["permutation"])

@@ -68,7 +68,7 @@ def test_answers_that_leave_their_edit_are_noticed(model, monkeypatch, tmp_path)
     """Where no cache is found, every decode step is taken for a new prompt: teacher forcing alone sees nothing."""
     monkeypatch.setattr(demo, "_reloads_equal", lambda *_: True)
     monkeypatch.setattr(routing, "find_cache", lambda _: None)
-    monkeypatch.setattr("memoir_fast.memoir.prove", lambda *_: None)  # it would refuse the model
+    monkeypatch.setattr("memoir_fast.core.edited_model.prove", lambda *_: None)  # it would refuse the model
     result = run("-m", model, "--edits", 2, "--json", tmp_path / "demo.json")
     figures = json.loads((tmp_path / "demo.json").read_text())
     assert figures["reliability"] == 1.0 and figures["exact_match"] < 0.9 and figures["routes_changed"] == 2

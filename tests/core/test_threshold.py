@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from memoir_fast import Memoir, MemoirConfig, ops
-from memoir_fast.core import calibration
-from memoir_fast.core.calibration import Calibration, best_overlaps, calibrate, due, overlap_ratios, prompt_masks
+from memoir_fast.core import threshold
+from memoir_fast.core.calibration import Calibration
+from memoir_fast.core.threshold import best_overlaps, calibrate, due, overlap_ratios, prompt_masks
 
 WIDTH, K = 512, 128
 
@@ -125,9 +126,9 @@ def test_auto_is_the_default_and_follows_the_store(memoir, monkeypatch):
     """Taught one by one: chosen at 16 edits, then whenever the store has outgrown the last choice."""
     assert memoir.config.tau == "auto" and memoir.tau == 0.5 and memoir.calibration is None
     chosen = []
-    original = calibration.calibrate
+    original = threshold.calibrate
     monkeypatch.setattr(
-        calibration, "calibrate", lambda *args, **kwargs: chosen.append(original(*args, **kwargs)) or chosen[-1]
+        threshold, "calibrate", lambda *args, **kwargs: chosen.append(original(*args, **kwargs)) or chosen[-1]
     )
     recipe = dataclasses.replace(memoir.config.learned, steps=1, prefixes=0)
     with warnings.catch_warnings():
@@ -159,7 +160,7 @@ def test_own_prompts_are_kept_for_later(memoir):
     assert (found.prompts, found.false_match_rate, memoir.tau) == (30, 0.05, found.tau)
     assert best_overlaps(memoir, prompts) == overlap_ratios(memoir, memoir.background)
     teach(memoir, 40)
-    calibration.follow(memoir)
+    threshold.follow(memoir)
     assert memoir.calibration.prompts == 30 and memoir.calibration.edits == 80
     assert memoir.calibration.false_match_rate == 0.05
 

@@ -1,0 +1,117 @@
+"""`EditedModel`: a language model whose one layer has a memory, and whose sequences are followed."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+
+from memoir_fast.config import MemoirConfig
+from memoir_fast.core.background import irrelevant_prompts
+from memoir_fast.core.calibration import Calibration
+from memoir_fast.core.edit import Edit
+from memoir_fast.errors import MemoirError
+from memoir_fast.hf.presets import complete, find_layer
+from memoir_fast.hf.proof import TOKENS, Passes, prove
+from memoir_fast.hf.routing import Route, Router
+from memoir_fast.hf.tokens import prompt_ids
+from memoir_fast.modules import MemoirLinear
+
+_TAU_BEFORE_CALIBRATION = 0.5
+
+
+class EditedModel:
+    """What calibration, scoring and a memory's files need of a `Memoir`: the model, its layer, and who follows whom.
+
+    Args:
+        model, tokenizer: a causal language model of transformers and its tokenizer.
+        config (MemoirConfig): settings; what it leaves open comes from the model's preset.
+
+    Raises:
+        UnsupportedModelError, ValueError, MemoirError: see `Memoir.attach`. The model is then as it was.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, config: MemoirConfig) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.config = complete(config, model)
+        assert self.config.layer is not None and self.config.k is not None
+        if any(isinstance(module, MemoirLinear) for module in model.modules()):
+            raise MemoirError("this model has a memory already; detach() it before another is attached")
+        tau = self.config.tau if isinstance(self.config.tau, float) else _TAU_BEFORE_CALIBRATION
+        base = find_layer(model, self.config.layer)
+        self.layer = MemoirLinear(base, self.config.k, tau, self.config.seed, self.config.max_edits)
+        self.prefixes: list[str] = []
+        self.edits: dict[int, Edit] = {}
+        self.calibration: Calibration | None = None
+        """How tau was chosen; None where it was given, or there are too few edits yet."""
+        self.background: torch.Tensor | None = None
+        """Masks int32 [M, W] of the irrelevant prompts of the latest calibration."""
+        plain = Passes(model, _check_rows(tokenizer)) if self.config.check else None
+        self._put(self.layer)
+        try:
+            self._router = Router(model, getattr(model, "base_model", model), self.layer)
+            if plain is not None:
+                prove(plain, self.layer, self._router)
+        except BaseException:
+            if self.layer.router is not None:
+                self._router.remove()
+            self._put(self.layer.base)
+            raise
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """Within the block, the model answers as if it had no memory."""
+        return self._router.ordered(disabled=True)
+
+    def routed(self, edit_id: int | Sequence[int]) -> AbstractContextManager[None]:
+        """Within the block, every prompt (or each row of a batch its own) is routed to that edit; -1 for none."""
+        ids = (edit_id,) if isinstance(edit_id, int) else tuple(edit_id)
+        for one in ids:
+            if one != -1:
+                self.layer.store.require(one)
+        return self._router.ordered(forced=ids)
+
+    def prompts(self, lengths: int | Sequence[int]) -> AbstractContextManager[None]:
+        """Within the block, only the first `lengths` tokens of each row, padding not counted, are its prompt.
+
+        For teacher forcing: prompt and target go through the model in one pass, and the target must not be hashed.
+        """
+        given = (lengths,) if isinstance(lengths, int) else tuple(int(length) for length in lengths)
+        if any(length < 1 for length in given):
+            raise ValueError(f"prompt lengths must be at least 1, got {min(given)}")
+        return self._router.ordered(lengths=given)
+
+    @property
+    def last_routes(self) -> list[Route]:
+        """Where the prompts of the latest prefill went, a row each: edit id (-1: none) and best overlap ratio.
+
+        The latest of this thread or task; of any, where this one has had none.
+        """
+        return self._router.last_routes
+
+    def followed(self, cache: Any) -> list[int]:
+        """The edits that the sequences of a cache follow, a row each (-1: none); [] where nothing is known of it.
+
+        `last_routes` says what was decided, this what the next decode step will do. Reading waits for the device.
+        """
+        return self._router.followed(cache)
+
+    @property
+    def tau(self) -> float:
+        """The threshold on the overlap ratio that is in force."""
+        return self.layer.tau
+
+    def detach(self) -> Any:
+        """Takes the memory off. The model is exactly the old one, and is returned."""
+        self._put(self.layer.base)  # first: without its router, the layer would take each token for a prompt
+        self._router.remove()
+        return self.model
+
+    def _put(self, module: nn.Module) -> None:
+        parent, _, name = (self.config.layer or "").rpartition(".")
+        setattr(self.model.get_submodule(parent), name, module)
+
+
+def _check_rows(tokenizer: Any) -> torch.Tensor:
+    """The beginnings of two sentences, int64 [2, TOKENS]: what a model is checked with."""
+    return torch.tensor([(prompt_ids(tokenizer, text) * TOKENS)[:TOKENS] for text in irrelevant_prompts()[:2]])

@@ -1,0 +1,173 @@
+"""Chooses the threshold tau for a stated rate of false matches.
+
+An irrelevant prompt is compared with every stored edit, and what decides is the best of N overlaps. Such a maximum
+follows, nearly, a Gumbel distribution whose place moves up with log N. It is fitted to the best overlaps of background
+prompts by their 10 % and 90 % quantiles, which a few prompts that are relevant after all cannot bend, and read at the
+stated rate, far beyond what so few prompts could show by counting.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from memoir_fast import ops
+from memoir_fast.core.background import features, irrelevant_prompts
+from memoir_fast.core.calibration import Calibration, gumbel
+from memoir_fast.core.edited_model import EditedModel
+
+FIRST = 16
+"""Edits at which tau="auto" is chosen first; with fewer there is no maximum to speak of."""
+GROWTH = 1.25
+"""A threshold is chosen so that it holds until the store has grown so much."""
+
+_AUTOMATIC_RATE = 1e-3
+_COUNTED = 10  # with at least so many false matches expected among the prompts, they are counted instead
+_LEAST_PROMPTS = 20
+_PROBES = 32  # stored edits whose rewordings must still match
+_LEAST_MATCHED = 0.9
+
+
+def calibrate(
+    memoir: EditedModel,
+    masks: torch.Tensor,
+    false_match_rate: float = 1e-3,
+    *,
+    holds_until: int | None = None,
+    probe: bool = True,
+) -> Calibration:
+    """Chooses tau for the edits that the memory holds; changes nothing.
+
+    Args:
+        memoir (Memoir): at least one edit.
+        masks (Tensor): int32 [M, W], the masks of M >= 20 irrelevant prompts; see `prompt_masks`.
+        false_match_rate (float): the share of irrelevant prompts that may match, in (0, 0.5]. Default: 1e-3.
+        holds_until (int, optional): the number of edits to choose tau for. Default: those that there are.
+        probe (bool): see whether prompts of stored edits, slightly reworded, still match, and warn where they do not:
+            then no threshold tells paraphrases and irrelevant prompts apart. Default: True.
+
+    Raises:
+        ValueError: no edits, too few prompts, or a rate out of range.
+    """
+    if not 0 < false_match_rate <= 0.5:
+        raise ValueError(f"false_match_rate must lie in (0, 0.5], got {false_match_rate}")
+    if len(masks) < _LEAST_PROMPTS:
+        raise ValueError(f"calibration needs at least {_LEAST_PROMPTS} irrelevant prompts, got {len(masks)}")
+    store = memoir.layer.store
+    live = store.masks[torch.tensor(store.live, dtype=torch.int64, device=store.masks.device)]
+    if not len(live):
+        raise ValueError("calibration needs at least one edit, the memory holds none")
+    k = memoir.layer.tophash.k
+    overlap = ops.mask_overlap(masks.to(live.device), live)
+    best = overlap.amax(dim=1).double() / k
+    location, scale = gumbel(best)
+    drift = 0.0
+    if len(live) > 1:
+        halves = [gumbel(overlap[:, start::2].amax(dim=1).double() / k)[0] for start in (0, 1)]
+        drift = max(0.0, location - sum(halves) / 2)
+    edits, until = len(live), max(holds_until or 0, len(live))
+    counted = len(best) * false_match_rate >= _COUNTED
+    if counted:
+        tau = float(best.quantile(1 - false_match_rate))
+    else:
+        tau = location - scale * math.log(-math.log1p(-false_match_rate))
+    tau = (math.floor((tau + drift * math.log2(until / edits)) * k) + 1) / k  # the next overlap above
+    tau = min(max(tau, 1 / k), 1.0)
+    matched = rewordings_matched(memoir, tau) if probe else None
+    return Calibration(tau, false_match_rate, edits, until, len(masks), location, scale, drift, counted, matched)
+
+
+def choose(
+    memoir: EditedModel,
+    false_match_rate: float,
+    prompts: Sequence[str] | None = None,
+    *,
+    holds_until: int | None = None,
+    probe: bool = True,
+) -> Calibration:
+    """Calibrates, and puts the threshold in force. Default prompts: those of the latest calibration."""
+    masks = memoir.background
+    if masks is None or prompts is not None:
+        masks = prompt_masks(memoir, prompts)
+    found = calibrate(memoir, masks, false_match_rate, holds_until=holds_until, probe=probe)
+    memoir.calibration, memoir.background, memoir.layer.tau = found, masks, found.tau
+    return found
+
+
+def prepare(memoir: EditedModel) -> None:
+    """Before an edit is written: sees to it that `follow`, during which others wait, needs no forward pass."""
+    if memoir.config.tau == "auto" and memoir.background is None and len(memoir.edits) + 1 >= FIRST:
+        memoir.background = prompt_masks(memoir)
+
+
+def follow(memoir: EditedModel) -> None:
+    """As an edit is written: puts a new threshold in force where tau is "auto" and its time has come."""
+    if memoir.config.tau != "auto" or not due(memoir):
+        return
+    last, background, tau = memoir.calibration, memoir.background, memoir.tau
+    try:
+        rate = last.false_match_rate if last else _AUTOMATIC_RATE
+        choose(memoir, rate, holds_until=round(GROWTH * len(memoir.edits)), probe=False)
+    except BaseException:
+        memoir.calibration, memoir.background, memoir.layer.tau = last, background, tau
+        raise
+
+
+def finish(memoir: EditedModel, last: Calibration | None) -> None:
+    """After an edit was written: asks of the first threshold, as `calibrate` does of any, what rewordings pass it.
+
+    Args:
+        last (Calibration, optional): what was in force before the edit.
+    """
+    if last is None and memoir.calibration is not None:
+        with memoir.layer.learning():
+            matched = rewordings_matched(memoir, memoir.tau)
+            memoir.calibration = replace(memoir.calibration, rewordings_matched=matched)
+
+
+def due(memoir: EditedModel) -> bool:
+    """Whether tau="auto" is to be chosen now: for the first time, or because the store has outgrown the last choice."""
+    last, edits = memoir.calibration, len(memoir.edits)
+    return edits >= FIRST and (last is None or edits > last.holds_until)
+
+
+def prompt_masks(memoir: EditedModel, prompts: Sequence[str] | None = None) -> torch.Tensor:
+    """Masks int32 [M, W] of prompts; by default of the package's own irrelevant ones."""
+    chosen = list(irrelevant_prompts() if prompts is None else prompts)
+    tophash = memoir.layer.tophash
+    found = features(memoir.model, memoir.layer, memoir.tokenizer, chosen, tophash.mu)
+    return tophash.hash(found)[0]
+
+
+def best_overlaps(memoir: EditedModel, prompts: Sequence[str]) -> list[float]:
+    """Per prompt, its best overlap ratio with a live edit; 0.0 where there is none."""
+    return overlap_ratios(memoir, prompt_masks(memoir, prompts))
+
+
+def overlap_ratios(memoir: EditedModel, masks: torch.Tensor) -> list[float]:
+    """As `best_overlaps`, of masks int32 [M, W]."""
+    store = memoir.layer.store
+    _, overlap = ops.mask_match(masks, store.masks, store.count, 1)
+    return (overlap.double() / memoir.layer.tophash.k).tolist()
+
+
+def rewordings_matched(memoir: EditedModel, tau: float) -> float:
+    """Share of reworded prompts of stored edits with an overlap of at least tau; warns where it is small."""
+    edits = list(memoir.edits.values())
+    chosen = edits[:: max(1, len(edits) // _PROBES)][:_PROBES]
+    overlaps = best_overlaps(memoir, [_reworded(edit.prompt) for edit in chosen])
+    matched = sum(overlap >= tau for overlap in overlaps) / len(overlaps)
+    if matched < _LEAST_MATCHED:
+        warnings.warn(
+            f"paraphrases and irrelevant prompts can hardly be told apart: at tau = {tau:.3f} only {matched:.0%} of "
+            "stored prompts match when they are reworded slightly; another layer or another k may serve better",
+            stacklevel=4,
+        )
+    return matched
+
+
+def _reworded(prompt: str) -> str:
+    """The prompt as another might type it."""
+    return f"Please tell me: {prompt[:1].lower()}{prompt[1:]}"
