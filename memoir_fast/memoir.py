@@ -233,6 +233,7 @@ class Memoir(EditedModel):
     def delete(self, edit_id: int) -> None:
         """The model answers as if the edit had never been made; UnknownEditError where there is none.
 
+        A sequence that follows it stops so at its next step; a `generate` that is under way ends as it began.
         What the edit wrote stays in the memory's columns: another edit that owns some of them was learned on top of it.
         It reaches no output but through such an edit.
         """

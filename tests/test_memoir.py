@@ -50,7 +50,7 @@ def _state(memoir):
         len(store),
         store.live,
         dict(memoir.edits),
-        list(memoir.layer._drafting),
+        list(memoir.layer._replaced),
     )
 
 

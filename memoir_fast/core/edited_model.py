@@ -61,7 +61,7 @@ class EditedModel:
 
     def disabled(self) -> AbstractContextManager[None]:
         """Within the block, the model answers as if it had no memory."""
-        return self._router.ordered(disabled=True)
+        return self._router.overridden(disabled=True)
 
     def routed(self, edit_id: int | Sequence[int]) -> AbstractContextManager[None]:
         """Within the block, every prompt (or each row of a batch its own) is routed to that edit; -1 for none."""
@@ -69,7 +69,7 @@ class EditedModel:
         for one in ids:
             if one != -1:
                 self.layer.store.require(one)
-        return self._router.ordered(forced=ids)
+        return self._router.overridden(forced=ids)
 
     def prompts(self, lengths: int | Sequence[int]) -> AbstractContextManager[None]:
         """Within the block, only the first `lengths` tokens of each row, padding not counted, are its prompt.
@@ -79,7 +79,7 @@ class EditedModel:
         given = (lengths,) if isinstance(lengths, int) else tuple(int(length) for length in lengths)
         if any(length < 1 for length in given):
             raise ValueError(f"prompt lengths must be at least 1, got {min(given)}")
-        return self._router.ordered(lengths=given)
+        return self._router.overridden(lengths=given)
 
     @property
     def last_routes(self) -> list[Route]:

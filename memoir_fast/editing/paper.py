@@ -71,7 +71,7 @@ def _learn_one(context: EditContext, edit: Edit, relevant: list[Row], recipe: Re
 
     losses: list[float] = []
     steps = 0
-    with frozen(model), torch.enable_grad(), layer.drafting(through_slab):
+    with frozen(model), torch.enable_grad(), layer.replacing_output(through_slab):
         for _ in range(recipe.steps):
             logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
             loss = row_losses(logits, labels)[: len(relevant)].mean()

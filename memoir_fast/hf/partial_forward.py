@@ -91,7 +91,7 @@ class Tail:
             seen["output"] = (output[0] if isinstance(output, tuple) else output).detach()
             raise _Reached
 
-        with OwnPass() as own, self._layer.drafting(lambda x, y: y), suppress(_Reached):
+        with OwnPass() as own, self._layer.replacing_output(lambda x, y: y), suppress(_Reached):
             own.before(block, enter, with_kwargs=True)
             own.before(self._layer, layer_input)
             own.after(block, leave)
@@ -113,7 +113,7 @@ class Tail:
         def select(_: nn.Module, __: Any, output: Any) -> Any:
             return with_hidden_states(output, lambda hidden: hidden[positions][None])
 
-        with OwnPass() as own, self._layer.drafting(lambda x, y: (y + residual).to(y.dtype)):
+        with OwnPass() as own, self._layer.replacing_output(lambda x, y: (y + residual).to(y.dtype)):
             for block in self._blocks[: max(first, 0)]:
                 own.instead(block, self._pass_over)
             if first >= 0:
@@ -133,7 +133,7 @@ class Tail:
 
         wide = seen["output"][:1].double()
         change = wide.std() * torch.linspace(-1, 1, wide.shape[-1], dtype=torch.float64, device=wide.device)
-        with OwnPass() as own, self._layer.drafting(lambda x, y: y + change.to(y.dtype)), suppress(_Reached):
+        with OwnPass() as own, self._layer.replacing_output(lambda x, y: y + change.to(y.dtype)), suppress(_Reached):
             own.after(self._blocks[self._index], leave)
             self._model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         error = (outputs[0].double() - wide - change).norm() / change.expand_as(wide).norm()

@@ -196,7 +196,7 @@ class _Proof:
             change = torch.linspace(-1, 1, y.shape[-1], device=y.device) * torch.where(size > 0, size, 1).float()
             return torch.where((route >= 0)[:, None, None], (y + change).to(y.dtype), y)
 
-        with self._router.ordered(forced=(-1, 0)), self._layer.drafting(changed):
+        with self._router.overridden(forced=(-1, 0)), self._layer.replacing_output(changed):
             found: Pass = run()
         if len(self._seen) != 1:
             self._fail(f"the edited layer must run once in a forward pass, it ran {len(self._seen)} times")
@@ -224,7 +224,7 @@ class _Proof:
 
     def _depends_on_neighbours(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
         """Whether it is last bits alone that changed, as they do with the other row in this model without a memory."""
-        with self._layer.drafting(lambda x, y: y):
+        with self._layer.replacing_output(lambda x, y: y):
             others = (self._plain.run_prefill(neighbour).numbers[0] for neighbour in range(1, _NEIGHBOURS + 1))
             alone = all(_same(other, self._plain.prefill.numbers[0]) for other in others)
         return not alone and _close(found, expected, 0.05)

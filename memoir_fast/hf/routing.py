@@ -12,7 +12,7 @@ import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -24,13 +24,13 @@ from memoir_fast.hf.attention_mask import real_tokens
 from memoir_fast.hf.cache import find_cache, held, holds_tuples, remember, remembered
 from memoir_fast.hf.packed import evidence
 from memoir_fast.hf.prompt import prompt_positions
+from memoir_fast.hf.sequence_state import SequenceState
 from memoir_fast.modules import MemoirLinear
 
 _WHAT_INSTEAD = (
     "give each sequence a row of its own, e.g. generate on a padded batch. Inside of memoir.disabled() the model runs "
     "so, without its edits; memoir.detach() takes the memory off"
 )
-_PARTS_KEPT = 16  # parts of a prompt that `crop` can go back to
 
 
 class Route(NamedTuple):
@@ -40,50 +40,9 @@ class Route(NamedTuple):
     overlap: float | None
 
 
-@dataclass
-class SequenceState:
-    """What is remembered of the B sequences of one cache."""
-
-    mean: torch.Tensor  # float32 [B, D], mean activation of the tokens seen
-    count: torch.Tensor  # float32 [B, 1], how many those are
-    route: torch.Tensor  # int32 [B]
-    length: int  # positions in the cache, padding included
-    owner: int  # the router whose store the routes point into
-    prompts: list[tuple[int, torch.Tensor, torch.Tensor]] = field(
-        default_factory=list
-    )  # length, mean, count at its end
-
-    def select(self, rows: torch.Tensor) -> None:
-        """Keeps `rows`, in that order, as the cache does."""
-        self._each(lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
-
-    def repeat(self, times: int) -> None:
-        """Repeats each row, as the cache does."""
-        self._each(lambda tensor: tensor.repeat_interleave(times, dim=0))
-
-    def crop(self, removed: int) -> None:
-        """Forgets the last `removed` positions; the mean goes back to that after the last prompt part which is left."""
-        self.length -= removed
-        while self.prompts and self.prompts[-1][0] > self.length:
-            self.prompts.pop()
-        if self.prompts and removed:
-            self.mean, self.count = self.prompts[-1][1].clone(), self.prompts[-1][2].clone()
-        elif removed:
-            self.mean, self.count = torch.zeros_like(self.mean), torch.zeros_like(self.count)
-
-    def mark(self) -> None:
-        """Notes that a part of a prompt ends here, for `crop`."""
-        self.prompts.append((self.length, self.mean.clone(), self.count.clone()))
-        del self.prompts[:-_PARTS_KEPT]
-
-    def _each(self, change: Any) -> None:
-        self.mean, self.count, self.route = change(self.mean), change(self.count), change(self.route)
-        self.prompts = [(length, change(mean), change(count)) for length, mean, count in self.prompts]
-
-
 @dataclass(frozen=True)
-class _Orders:
-    """What contexts ask of a router."""
+class _Overrides:
+    """What blocks of code ask of a router."""
 
     disabled: bool = False
     forced: tuple[int, ...] | None = None
@@ -103,10 +62,10 @@ class _Call:
 
 _Decided = tuple[torch.Tensor, torch.Tensor | None]  # edits int32 [B], overlap int32 [B] (None where forced)
 
-_orders: ContextVar[dict[int, _Orders] | None] = ContextVar("memoir_fast_orders", default=None)
+_overrides: ContextVar[dict[int, _Overrides] | None] = ContextVar("memoir_fast_overrides", default=None)
 _calls: ContextVar[dict[int, _Call] | None] = ContextVar("memoir_fast_calls", default=None)
 _decided: ContextVar[dict[int, _Decided] | None] = ContextVar("memoir_fast_decided", default=None)
-_NO_ORDERS = _Orders()
+_NO_OVERRIDES = _Overrides()
 _numbers = itertools.count()
 
 
@@ -158,18 +117,18 @@ class Router:
         _decided.set({number: one for number, one in (_decided.get() or {}).items() if number != self._number})
 
     @contextmanager
-    def ordered(self, **changes: Any) -> Iterator[None]:
-        """Within the block, the given orders hold for this router, in this thread or task."""
-        current = _orders.get() or {}
-        token = _orders.set({**current, id(self): replace(current.get(id(self), _NO_ORDERS), **changes)})
+    def overridden(self, **changes: Any) -> Iterator[None]:
+        """Within the block, what is given overrides routing for this router, in this thread or task."""
+        current = _overrides.get() or {}
+        token = _overrides.set({**current, id(self): replace(current.get(id(self), _NO_OVERRIDES), **changes)})
         try:
             yield
         finally:
-            _orders.reset(token)
+            _overrides.reset(token)
 
     @property
-    def _asked(self) -> _Orders:
-        return (_orders.get() or {}).get(id(self), _NO_ORDERS)
+    def _asked(self) -> _Overrides:
+        return (_overrides.get() or {}).get(id(self), _NO_OVERRIDES)
 
     @property
     def last_routes(self) -> list[Route]:
@@ -189,51 +148,59 @@ class Router:
     def followed(self, cache: Any) -> list[int]:
         """The edits that the sequences of a cache follow, a row each; [] where it carries no routes of this router."""
         state = remembered(cache)
-        return state.route.tolist() if state is not None and state.owner == self._number else []
+        if state is None or state.owner != self._number:
+            return []
+        self._drop_deleted(state)
+        return state.route.tolist()
 
     @torch.no_grad()
     def __call__(self, x: torch.Tensor) -> torch.Tensor | None:
         """The route int32 [B] of each sequence in a batch of layer inputs [B, S, D]; None: add nothing to any."""
         call = (_calls.get() or {}).get(id(self)) or _Call()
-        orders = self._asked
+        overrides = self._asked
         batch, tokens = x.shape[:2]
         state = call.state
         if state is not None and len(state.route) != batch:
             raise ValueError(f"the cache holds {len(state.route)} sequences, the model was called with {batch}")
         start = call.length
-        prompt_end = orders.generate_prompt
+        prompt_end = overrides.generate_prompt
         decoding = start >= prompt_end if prompt_end is not None else tokens == 1
         if state is not None and decoding:
-            self._extend(state, x, None)
-            state.length += tokens
-            return None if orders.disabled else state.route
+            self._drop_deleted(state)
+            state.say(x)
+            return None if overrides.disabled else state.route
 
         real = real_tokens(call.attention_mask, start, batch, tokens, x.device)
-        prompt = real
-        if orders.lengths is not None:
-            prompt = real & (real.cumsum(dim=1) <= _per_row(orders.lengths, batch, "prompts").to(x.device)[:, None])
+        prompt, said = real, 0
+        if overrides.lengths is not None:
+            prompt = real & (real.cumsum(dim=1) <= _per_row(overrides.lengths, batch, "prompts").to(x.device)[:, None])
         elif prompt_end is not None and start + tokens > prompt_end:
+            said = start + tokens - prompt_end
             prompt = real & (torch.arange(start, start + tokens, device=x.device) < prompt_end)
         if state is None:
-            state = SequenceState(
-                *self._mean(x, prompt), route=x.new_empty(0, dtype=torch.int32), length=start, owner=self._number
-            )
-            call.state = state
+            state = call.state = SequenceState(*self._mean(x, prompt), length=start, owner=self._number)
         else:
-            self._extend(state, x, prompt)
-        state.route = self._decide(state, orders, batch)
-        state.length += tokens
-        state.mark()
-        if prompt is not real:
-            self._extend(state, x, real & ~prompt)
-        return None if orders.disabled else state.route
+            state.read(*self._mean(x, prompt))
+        state.route = self._decide(state, overrides, batch)
+        state.deletions = self._layer.view.store.deletions
+        state.length += tokens - said
+        state.end_prompt()
+        if said:
+            state.say(x[:, tokens - said :])
+        elif prompt is not real:
+            state.read(*self._mean(x, real & ~prompt))
+        return None if overrides.disabled else state.route
 
-    def _decide(self, state: SequenceState, orders: _Orders, batch: int) -> torch.Tensor:
+    def _drop_deleted(self, state: SequenceState) -> None:
+        store = self._layer.view.store
+        state.drop_deleted(store.masks, store.deletions)
+
+    def _decide(self, state: SequenceState, overrides: _Overrides, batch: int) -> torch.Tensor:
         overlap: torch.Tensor | None = None
-        if orders.disabled:
+        if overrides.disabled:
             route = torch.full((batch,), -1, dtype=torch.int32, device=state.mean.device)
-        elif orders.forced is not None:
-            route = _per_row(orders.forced, batch, "routed").to(state.mean.device, torch.int32)
+        elif overrides.forced is not None:
+            route = _per_row(overrides.forced, batch, "routed").to(state.mean.device, torch.int32)
         else:
             mask, _ = self._layer.tophash.hash(state.mean - self._layer.tophash.mu, check=False)
             route, overlap = self._layer.search(mask)
@@ -246,21 +213,6 @@ class Router:
         """Mean float32 [B, D] of the marked tokens, NaN where there is none, and their count float32 [B, 1]."""
         mean = ops.prompt_feature(x, marked, torch.zeros_like(self._layer.tophash.mu), check=False)
         return mean, marked.sum(dim=1, keepdim=True, dtype=torch.float32)
-
-    def _extend(self, state: SequenceState, x: torch.Tensor, marked: torch.Tensor | None) -> None:
-        """Takes the marked tokens (all, where None) of x [B, S, D] into the running mean."""
-        if marked is None and x.shape[1] == 1:
-            if state.mean.is_inference() and not torch.is_inference_mode_enabled():
-                state.mean, state.count = state.mean.clone(), state.count.clone()  # from a prefill in inference mode
-            state.count += 1
-            state.mean += (x[:, 0] - state.mean) / state.count
-            return
-        if marked is None:
-            marked = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        mean, count = self._mean(x, marked)
-        total = state.count + count
-        joined = torch.where(state.count > 0, state.mean + (mean - state.mean) * (count / total), mean)
-        state.mean, state.count = torch.where(count > 0, joined, state.mean), total
 
     def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
@@ -307,7 +259,7 @@ class Router:
     def _generating(self, generate: Any, *args: Any, **kwargs: Any) -> Any:
         """`model.generate`, which knows how many positions are prompt: no forward pass could tell."""
         positions = prompt_positions(self._model, generate, args, kwargs)
-        with self._layer.views.generation(), self.ordered(generate_prompt=positions):
+        with self._layer.views.generation(), self.overridden(generate_prompt=positions):
             return generate(*args, **kwargs)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

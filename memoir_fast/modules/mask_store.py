@@ -67,6 +67,8 @@ class MaskStore(nn.Module):
         self.register_buffer("min_overlap", torch.full((capacity,), self._least, dtype=torch.int32, device=device))
         self.register_buffer("count", torch.zeros((), dtype=torch.int32, device=device))
         self._deleted: set[int] = set()
+        self.deletions = 0
+        """How many edits were deleted in all, or given way to a loaded state's."""
         self._rows = 0  # the host's copy of count
 
     def __len__(self) -> int:
@@ -135,6 +137,7 @@ class MaskStore(nn.Module):
         self.require(edit_id)
         self.masks[edit_id] = 0
         self._deleted.add(edit_id)
+        self.deletions += 1
 
     def truncate(self, rows: int) -> None:
         """Forgets the edits after the first `rows`: undoes an `extend` that could not be finished."""
@@ -170,6 +173,7 @@ class MaskStore(nn.Module):
             state_dict.setdefault(prefix + "min_overlap", torch.full_like(self.min_overlap, self._least))
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._rows = int(self.count)
+        self.deletions += 1
         self._note_deleted()
 
     def _note_deleted(self) -> None:

@@ -22,8 +22,8 @@ from memoir_fast.ops._checks import readable
 
 logger = logging.getLogger("memoir_fast")
 
-Draft = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-_drafts: ContextVar[dict[int, Draft] | None] = ContextVar("memoir_fast_drafts", default=None)
+Output = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+_outputs: ContextVar[dict[int, Output] | None] = ContextVar("memoir_fast_outputs", default=None)
 _sent: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()  # what went to each process that was started with it
 _MEMORY = ("tophash", "store", "memory")  # what a MemoirLinear has besides its base layer
 
@@ -93,7 +93,7 @@ class MemoirLinear(nn.Module):
         self.min_overlap, self._tau = min_overlap(tau, k), tau
         self.store.set_min_overlap(self.min_overlap)
         self.router: Callable[[torch.Tensor], torch.Tensor | None] | None = None
-        self._drafting: list[Draft] = []  # of all threads; as long as there are none, a pass looks for none
+        self._replaced: list[Output] = []  # of all threads; as long as there are none, a pass looks for none
         self.written = 0
         """How often W_m was changed in a `changing` block."""
         self._said = False
@@ -181,26 +181,26 @@ class MemoirLinear(nn.Module):
                 self._await_device()  # before a pass on another stream reads
 
     @contextmanager
-    def drafting(self, output: Draft) -> Iterator[None]:
+    def replacing_output(self, output: Output) -> Iterator[None]:
         """While an edit is learned: the layer gives `output(x, y)` for its input x and the base layer's output y.
 
         In this thread or task alone.
         """
-        self._drafting.append(output)
-        token = _drafts.set({**(_drafts.get() or {}), id(self): output})
+        self._replaced.append(output)
+        token = _outputs.set({**(_outputs.get() or {}), id(self): output})
         try:
             yield
         finally:
-            _drafts.reset(token)
-            self._drafting.remove(output)
+            _outputs.reset(token)
+            self._replaced.remove(output)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [B, S, D] or [B, D] -> the same shape with O outputs; all dimensions but first and last are tokens."""
         y = self.base(x)
-        if self._drafting:
-            draft = (_drafts.get() or {}).get(id(self))
-            if draft is not None:
-                return draft(x, y)
+        if self._replaced:
+            own = (_outputs.get() or {}).get(id(self))
+            if own is not None:
+                return own(x, y)
         if x.dim() < 2:
             raise ValueError(f"x must be [B, S, D] or [B, D], got {list(x.shape)}")
         if torch.compiler.is_compiling():
@@ -237,7 +237,7 @@ class MemoirLinear(nn.Module):
         child = get_spawning_popen()
         if child is not None:  # shared memory lives as long as somebody here holds it
             _sent.setdefault(child, []).append(own)
-        return {**state, "_modules": {**self._modules, **own}, "_drafting": []}
+        return {**state, "_modules": {**self._modules, **own}, "_replaced": []}
 
     def extra_repr(self) -> str:
         return f"tau={self.tau}"

@@ -162,7 +162,7 @@ def test_an_exception_while_learning_leaves_no_patch_behind(tiny_llama, tiny_tok
     with pytest.raises(error, match="stop"):
         memoir.edit(EDITS[1])
     hook.remove()
-    assert untouched(tiny_llama) == before and not memoir.layer._drafting
+    assert untouched(tiny_llama) == before and not memoir.layer._replaced
     with torch.no_grad():
         assert torch.equal(tiny_llama(ids).logits, logits)
     assert memoir.layer.store.live == [0]

@@ -103,7 +103,7 @@ def test_a_residual_in_float32_joins_a_model_of_half_precision(dtype, make_model
     trunk, residual = tail.trunk(ids, mask), torch.randn(3, 12, 32)
     with torch.no_grad():
         found = tail.logits(trunk, residual, positions)
-        with layer.drafting(lambda x, y: (y + residual).to(y.dtype)):
+        with layer.replacing_output(lambda x, y: (y + residual).to(y.dtype)):
             expected = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[positions]
     assert found.dtype == dtype
     assert (found - expected).float().norm() < 40 * torch.finfo(dtype).eps * expected.float().norm()

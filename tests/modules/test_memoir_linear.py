@@ -271,9 +271,9 @@ def test_mode_follows_the_base_layer():
 def test_a_draft_takes_the_place_of_the_memory_and_is_gone_after_an_exception():
     x = torch.randn(2, 3, WIDTH)
     layer = _with_edits(x)
-    with layer.drafting(lambda given, y: y + given.sum()):
+    with layer.replacing_output(lambda given, y: y + given.sum()):
         assert torch.equal(layer(x), layer.base(x) + x.sum())
-    with pytest.raises(RuntimeError, match="stop"), layer.drafting(lambda given, y: y):
+    with pytest.raises(RuntimeError, match="stop"), layer.replacing_output(lambda given, y: y):
         assert torch.equal(layer(x), layer.base(x))
         raise RuntimeError("stop")
     assert not torch.equal(layer(x), layer.base(x))

@@ -181,32 +181,6 @@ def test_a_new_turn_is_decided_on_the_whole_conversation(taught):
     assert _routes(taught) == [edit] and turn.shape[1] == more.shape[1] and step.shape[1] == 1
 
 
-def test_crop_takes_the_mean_back_to_the_end_of_the_prompt(taught, reference):
-    ids, cache = taught.ids(FACTS[0]), DynamicCache()
-    first = _logits(taught.model, ids, past_key_values=cache)[:, -1:].argmax(-1)
-    mean = cache.memoir_state.mean.clone()
-    list(_steps(taught.model, first, cache, 4))
-    assert not torch.equal(cache.memoir_state.mean, mean) and cache.memoir_state.length == ids.shape[1] + 4
-    cache.crop(-4)
-    assert cache.get_seq_length() == cache.memoir_state.length == ids.shape[1]
-    assert torch.equal(cache.memoir_state.mean, mean) and cache.memoir_state.count.item() == ids.shape[1]
-    assert list(_steps(taught.model, first, cache, 3)) == reference(FACTS[0], 0, 4)[-3:]
-
-
-def test_crop_into_the_prompt_starts_the_mean_afresh(taught):
-    """What is left of a part of the prompt cannot be told from its mean; the parts before it can."""
-    ids, cache = taught.ids(UNMATCHED), DynamicCache()
-    _logits(taught.model, ids[:, :4], past_key_values=cache)
-    mean = cache.memoir_state.mean.clone()
-    _logits(taught.model, ids[:, 4:], past_key_values=cache)
-    cache.crop(-2)
-    assert torch.equal(cache.memoir_state.mean, mean) and cache.memoir_state.count.item() == 4
-    cache.crop(-(cache.get_seq_length() - 3))
-    assert cache.memoir_state.length == 3 and cache.memoir_state.count.item() == 0
-    _logits(taught.model, taught.ids(FACTS[0]), past_key_values=cache)
-    assert cache.memoir_state.mean.isfinite().all()
-
-
 def test_a_cache_filled_before_the_memory_came(taught, tiny_tokenizer):
     """What it holds cannot be hashed: the new tokens decide, once, and every step follows them."""
     old, new = taught.ids(UNMATCHED), taught.ids(FACTS[0])
