@@ -3,13 +3,13 @@
 The result is checked before it is timed, as in bench/run.py; peers, cold caches and graphs are that driver's.
 """
 
-import importlib
 from typing import Any
 
 import pytest
 import torch
 from bench_edit import seconds_of
 from bench_generate import PROMPT, Variants, decode
+from benchmarks import ON_CPU
 from cases import Case, Settings, benchmarked
 from models import sharing
 
@@ -19,8 +19,7 @@ from memoir_fast.hf.loading import load_model
 from memoir_fast.io.facts import facts
 
 SETTINGS = Settings(device="cuda" if torch.cuda.is_available() else "cpu", compile=False, peers=False)
-OPS = ("prompt_feature", "tophash", "mask_overlap", "mask_match", "masked_linear", "memory_update", "layer", "sketch")
-CASES = [case for op in OPS for case in importlib.import_module(f"bench_{op}").cases(SETTINGS)]
+CASES = [case for benchmark in ON_CPU for case in benchmark.cases(SETTINGS)]
 
 
 @pytest.fixture(scope="module", autouse=True)

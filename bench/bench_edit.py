@@ -8,13 +8,13 @@ them; ratios compare seconds per edit on the prompts that the published loop was
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from statistics import mean
 from typing import Any
 
 import torch
+from benchmark import Benchmark, told
 from cases import Settings
 from models import sharing
 
@@ -108,6 +108,14 @@ def rows(settings: Settings, _: object) -> Iterator[dict[str, Any]]:
     yield {"bench": "edit", "case": name, "parameters": numbers, "figures": found, "targets": targets}
 
 
+def summary(figures: dict[str, Any]) -> str:
+    """One line: seconds per edit of each procedure."""
+    return ", ".join(f"{kind} {figures[f'{kind}_seconds']:.2f} s per edit" for kind in ("paper", "fast", "batch"))
+
+
+BENCHMARK = Benchmark("edit", ("memoir_fast/editing/*.py", "memoir_fast/hf/*.py"), rows=rows, gist=summary)
+
+
 def main() -> None:
     """Prints the figures, and writes them where --json says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -124,10 +132,7 @@ def main() -> None:
     found = measure_edits(
         asked.edits, asked.paper_edits, asked.batch, asked.asides, lambda line: print(line, file=sys.stderr, flush=True)
     )
-    print(json.dumps(found, indent=1))
-    if asked.json:
-        with open(asked.json, "w", encoding="utf-8") as file:
-            json.dump(found, file, indent=1)
+    told(found, asked.json)
 
 
 if __name__ == "__main__":

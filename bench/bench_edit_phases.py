@@ -10,7 +10,6 @@ and would be learned in one step: each takes STEPS, what a trained model's take,
 import argparse
 import dataclasses
 import functools
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from benchmark import Benchmark, told
 from cases import Settings
 from models import llama_8b, sharing
 
@@ -142,6 +142,22 @@ def rows(settings: Settings, _: object) -> Iterator[dict[str, Any]]:
     yield row
 
 
+def summary(figures: dict[str, Any]) -> str:
+    """One line: milliseconds per edit, and the phases' shares in batches."""
+    parts = (f"{way} {figures[way]['ms_per_edit']:.0f} ms per edit" for way in ("sequential", "batched"))
+    shares = figures["batched"]["shares"].items()
+    return ", ".join(parts) + ": " + ", ".join(f"{phase} {share:.0%}" for phase, share in shares)
+
+
+BENCHMARK = Benchmark(
+    "edit_phases",
+    ("memoir_fast/editing/*.py", "memoir_fast/hf/*.py"),
+    rows=rows,
+    most_seconds=75.0,
+    gist=summary,
+)
+
+
 def main() -> None:
     """Prints the figures, and writes them where --json says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -157,10 +173,7 @@ def main() -> None:
     model, tokenizer = llama_8b() if asked.gpu else load_model("smollm2", "bfloat16", "cpu")
     model.requires_grad_(False)
     found = measure_phases(model, tokenizer, asked.edits, asked.batch, STEPS if asked.gpu else None)
-    print(json.dumps(found, indent=1))
-    if asked.json:
-        with open(asked.json, "w", encoding="utf-8") as file:
-            json.dump(found, file, indent=1)
+    told(found, asked.json)
     for name in ("sequential", "batched"):
         print(f"{name}: {found[name]['ms_per_edit']:.0f} ms per edit", file=sys.stderr)
 

@@ -10,16 +10,18 @@ decoded by forward passes with a KV cache: the time of `generate`'s own loop wou
 
 import argparse
 import itertools
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
 
+import bench_layer
 import measure
 import torch
+from benchmark import Benchmark, told
 from cases import Settings
+from figure import plain
 from models import llama_8b, sharing
 from shapes import Layer, columns, masks
 
@@ -215,6 +217,40 @@ def targets(figures: dict[str, Any], on_gpu: bool) -> list[dict[str, Any]]:
     ]
 
 
+def summary(figures: dict[str, Any]) -> str:
+    """One line: tokens per second of each variant."""
+    speeds = {name: seen["tokens_per_second"] for name, seen in figures["decode"].items()}
+    return "tokens/s: " + ", ".join(f"{name} {speed:.1f}" for name, speed in speeds.items())
+
+
+def against_stored(figures: dict[str, Any], _: Sequence[dict[str, Any]], axes: Any) -> None:
+    """Tokens per second of a whole model against stored edits."""
+    rows = sorted(
+        (row for row in figures["rows"] if row["bench"] == "generate" and "figures" in row),
+        key=lambda row: row["figures"]["stored"],
+    )
+    for name in VARIANTS:
+        shares = [100 * row["figures"]["decode"][name]["over_unedited"] for row in rows]
+        if rows:
+            axes.plot([row["figures"]["stored"] for row in rows], shares, "o-", label=name)
+    if rows:
+        speed = rows[0]["figures"]["decode"]["unedited"]["tokens_per_second"]
+        axes.set_title(f"Decoding, {rows[0]['parameters']['model']}: unedited, {speed:.0f} tokens per second")
+        axes.legend(fontsize=7.5, loc="lower left")
+    axes.set(xscale="log", xlabel="stored edits N", ylabel="tokens per second, % of unedited", ylim=(80, 110))
+    plain(axes, [row["figures"]["stored"] for row in rows])
+
+
+BENCHMARK = Benchmark(
+    "generate",
+    (*bench_layer.SOURCES, "memoir_fast/hf/*.py"),
+    rows=rows,
+    most_seconds=75.0,
+    gist=summary,
+    plots={"generation": against_stored},
+)
+
+
 def main() -> None:
     """Prints the figures, and writes them where --json says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -228,10 +264,7 @@ def main() -> None:
     model, tokenizer = llama_8b() if asked.gpu else load_model("smollm2", "float32", "cpu")
     found = measure_model(model.requires_grad_(False), tokenizer, asked.stored, asked.rounds)
     found["targets"] = targets(found, asked.gpu)
-    print(json.dumps(found, indent=1))
-    if asked.json:
-        with open(asked.json, "w", encoding="utf-8") as file:
-            json.dump(found, file, indent=1)
+    told(found, asked.json)
 
 
 if __name__ == "__main__":

@@ -11,47 +11,40 @@ from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
 
+import bench_layer
+import bench_mask_columns
+import bench_mask_match
+import bench_masked_linear
+import bench_prompt_feature
+import bench_tophash
 import torch
+from benchmark import Benchmark
 from cases import Settings
-from shapes import LLAMA, SMOLLM, columns, count_of, masks
+from shapes import LLAMA, SMOLLM, Token
 
-from memoir_fast import backends, ops
-from memoir_fast.modules import MemoirLinear
+from memoir_fast import backends
 
+ISSUED = (
+    bench_prompt_feature.issue,
+    bench_tophash.issue,
+    bench_mask_columns.issue,
+    bench_mask_match.issue,
+    bench_masked_linear.issue,
+    bench_layer.issue,
+)
 CALLS, TURNS = 50, 15
 MOST = 25.0  # us, on a host where torch.add takes REFERENCE
 REFERENCE = 7.6
 
 
 def contenders(device: str, quick: bool) -> dict[str, Callable[[], object]]:
-    """Each op of the hot path on one decode token's tensors, by name; `torch.add` first."""
-    layer = LLAMA if device == "cuda" else SMOLLM
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    """`torch.add`, then each op of the hot path and the layer on one decode token's tensors, by name."""
+    token = Token(LLAMA, torch.bfloat16, 64, device) if device == "cuda" else Token(SMOLLM, torch.float32, 64, device)
     one = torch.zeros((), device=device)
-    x = torch.randn((1, 1, layer.width), device=device).to(dtype)
-    marked, mu = torch.ones((1, 1), dtype=torch.bool, device=device), torch.zeros(layer.width, device=device)
-    permutation = torch.randperm(layer.width).int().to(device)
-    feature = torch.randn((1, layer.width), device=device)
-    query, store, count = masks(1, layer, device), masks(64, layer, device), count_of(64, device)
-    thresholds = torch.full((64,), layer.min_overlap, dtype=torch.int32, device=device)
-    memory = torch.randn((layer.width, layer.outputs), device=device).to(dtype)
-    active, route = columns(1, layer, device), torch.zeros(1, dtype=torch.int32, device=device)
-    base = torch.zeros((1, 1, layer.outputs), device=device, dtype=dtype)
-    edited = MemoirLinear(torch.nn.Linear(layer.width, layer.outputs, bias=False, dtype=dtype, device=device), layer.k)
-    edited.store.append(query[0], active[0])
-    edited.router = lambda _: route
-    found = {
-        "torch.add": lambda: torch.add(one, one),
-        "prompt_feature": lambda: ops.prompt_feature(x, marked, mu, check=False),
-        "tophash": lambda: ops.tophash(feature, layer.k, permutation, check=False),
-        "mask_columns": lambda: ops.mask_columns(query, layer.k),
-        "mask_match": lambda: ops.mask_match(query, store, count, thresholds),
-        "masked_linear": lambda: ops.masked_linear(x, memory, active, route),
-        "masked_linear_add_": lambda: ops.masked_linear_add_(base, x, memory, active, route),
-        "base layer": lambda: edited.base(x),
-        "layer, routed": lambda: edited(x),
-    }
-    return dict(list(found.items())[:3]) if quick else found
+    found: dict[str, Callable[[], object]] = {"torch.add": lambda: torch.add(one, one)}
+    for issue in ISSUED[: 2 if quick else None]:
+        found |= issue(token)
+    return found
 
 
 def issued(run: Callable[[], object], synchronize: Callable[[], object]) -> float:
@@ -92,3 +85,6 @@ def rows(settings: Settings, _: object) -> Iterator[dict[str, Any]]:
             if name in backends.OPS
         ]
     yield row
+
+
+BENCHMARK = Benchmark("host", (*bench_layer.SOURCES, "memoir_fast/ops/*.py"), rows=rows)

@@ -1,18 +1,34 @@
-"""Throughput of an edited layer: the base layer alone, with a memory that nothing matches, and with a matched edit.
+"""An edited layer: the base layer alone, with a memory that nothing matches, and with a matched edit.
 
 `decode` has the route given, as every decode step has; `prefill` decides it: mean, hash and search are in its time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
-import peers
+import bench_mask_match
+import bench_masked_linear
+import bench_prompt_feature
+import bench_tophash
 import torch
-from cases import Absent, Case, Peer, Prepared, Settings, Wrong, most_rows, require_close, some_rows
-from shapes import LLAMA, SMOLLM, TAU, Layer, columns, dtype_name, masks
+from bench_mask_overlap import bool_bank
+from bench_masked_linear import FEW, FUSED, PREFILL, counted_dense, counted_of_one
+from benchmark import Benchmark, Predicted, Roofline, Target
+from cases import SLOW, Absent, Case, Peer, Prepared, Settings, Wrong, most_rows, require_close, some_rows
+from figure import over
+from predict import Row, Work
+from shapes import LLAMA, SMOLLM, TAU, Layer, Token, columns, dtype_name, masks
 from torch import nn
 
 from memoir_fast.modules import MemoirLinear
+
+SOURCES = (
+    *bench_tophash.SOURCES,
+    *bench_prompt_feature.SOURCES,
+    *bench_mask_match.SOURCES,
+    *bench_masked_linear.SOURCES,
+    "memoir_fast/modules/*.py",
+)
 
 
 def dtype_of(tokens: int, device: str) -> torch.dtype:
@@ -79,11 +95,11 @@ def make(layer: Layer, step: str, matched: bool, batch: int, tokens: int, stored
 
 def _published(edited: MemoirLinear, layer: Layer, step: str, tokens: int, matched: bool) -> dict[str, Peer | Absent]:
     """The published layer: a bool bank searched through float32, then two dense products, one of a masked input."""
-    bank = peers.bool_bank(edited.store.masks)
+    bank = bool_bank(edited.store.masks)
     if step == "decode":
         return {}
     if not isinstance(bank, torch.Tensor) or (tokens > 1024 and bank.device.type == "cpu"):
-        return {"torch eager, published": bank if isinstance(bank, Absent) else Absent("seconds per call at this size")}
+        return {"torch eager, published": bank if isinstance(bank, Absent) else SLOW}
     residual = edited.memory.weight.T.contiguous()
 
     def run(x: torch.Tensor) -> torch.Tensor:
@@ -105,8 +121,65 @@ def cases(settings: Settings) -> Iterator[Case]:
     wanted += [(LLAMA, "prefill", 1, 2048, 7_000)]
     for layer, step, batch, tokens, stored in [(SMOLLM, "decode", 1, 1, 1_000)] if settings.quick else wanted:
         for matched in (True,) if tokens > 1 and settings.device == "cpu" else (False, True):
-            name = f"{step}, {batch} x {tokens} token{'s' * (tokens > 1)}, D={layer.width}, N={stored:,}"
-            name += ", matched" if matched else ", unmatched"
+            name = _name(step, batch, tokens, matched, layer, stored)
             dtype = dtype_name(dtype_of(tokens, settings.device))
             numbers = {"step": step, "matched": matched, "B": batch, "S": tokens, "N": stored, "dtype": dtype}
             yield Case("layer", name, layer.sizes | numbers, partial(make, layer, step, matched, batch, tokens, stored))
+
+
+def _name(step: str, batch: int, tokens: int, matched: bool, layer: Layer = LLAMA, stored: int = 7_000) -> str:
+    sizes = f"{batch} x {tokens} token{'s' * (tokens > 1)}, D={layer.width}, N={stored:,}"
+    return f"{step}, {sizes}, {'matched' if matched else 'unmatched'}"
+
+
+def issue(token: Token) -> dict[str, Callable[[], object]]:
+    """A call for one token of the base layer, and of the edited one with its route given."""
+    layer, options = token.layer, {"dtype": token.x.dtype, "device": token.x.device}
+    edited = MemoirLinear(nn.Linear(layer.width, layer.outputs, bias=False, **options), layer.k)
+    edited.store.append(token.query[0], token.columns[0])
+    edited.router = lambda _: token.route
+    return {"base layer": lambda: edited.base(token.x), "layer, routed": lambda: edited(token.x)}
+
+
+def _predicted() -> Predicted:
+    """At bf69bd7: the dense product, the route where it is decided, and the memory's part."""
+
+    def row(step: str, batch: int, tokens: int, matched: bool, memory: tuple[Work, ...]) -> Row:
+        decided = (
+            *bench_prompt_feature.counted(tokens),
+            *bench_tophash.counted(1),
+            *bench_mask_match.counted(7_000),
+        )
+        kernels = (*counted_dense(batch * tokens), *(decided if step == "prefill" else ()), *memory)
+        return Row("layer", _name(step, batch, tokens, matched), kernels)
+
+    return Predicted(
+        fitted=[row("decode", 1, 1, False, (Work(),)), row("decode", 4, 1, False, (Work(),) * 3)],
+        shown=[
+            row("decode", 1, 1, True, counted_of_one(2)),
+            row("decode", 4, 1, True, FEW),
+            row("prefill", 1, 64, False, (Work(),)),
+            row("prefill", 1, 64, True, FUSED),
+            row("prefill", 1, 2048, False, (Work(),) * 2),
+            row("prefill", 1, 2048, True, PREFILL),
+        ],
+    )
+
+
+BENCHMARK = Benchmark(
+    "layer",
+    SOURCES,
+    cases,
+    gpu_targets=tuple(
+        Target(_name(*case), "time over the base layer's", over("base layer"), most, False)
+        for case, most in (
+            (("decode", 1, 1, True), 1.35),
+            (("prefill", 1, 64, False), 1.35),
+            (("prefill", 1, 64, True), 1.8),
+            (("prefill", 1, 2048, False), 1.08),
+            (("prefill", 1, 2048, True), 1.45),
+        )
+    ),
+    predicted=_predicted(),
+    roofline=Roofline("C6"),
+)

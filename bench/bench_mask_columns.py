@@ -1,15 +1,22 @@
-"""Throughput of `mask_columns`: the columns of the masks that a batch's routes have found."""
+"""`mask_columns`: the columns of the masks that a batch's routes have found."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+from benchmark import Benchmark, Call
 from cases import Case, Peer, Prepared, Settings, require_equal
-from shapes import LLAMA, SMOLLM, Layer, masks
+from shapes import LLAMA, SMOLLM, Layer, Token, bits_of, masks, meta
 
 from memoir_fast import ops
 from memoir_fast.reference import mask_columns as reference
-from memoir_fast.reference.tophash import unpack
+
+SOURCES = (
+    "kernels/*mask_columns*.py",
+    "csrc/mask_columns*",
+    "csrc/block_sums*",
+    "memoir_fast/reference/mask_columns.py",
+)
 
 
 def make(layer: Layer, rows: int, settings: Settings) -> Prepared:
@@ -28,7 +35,7 @@ def make(layer: Layer, rows: int, settings: Settings) -> Prepared:
         bytes=4 * rows * (layer.words + layer.k),
         peers={
             "torch, unpacked": Peer(reference.mask_columns),
-            "torch.nonzero alone": Peer(lambda mask, k: unpack(mask, layer.width).nonzero(), same=False),
+            "torch.nonzero alone": Peer(lambda mask, k: bits_of(mask, layer).nonzero(), same=False),
         },
     )
 
@@ -39,3 +46,19 @@ def cases(settings: Settings) -> Iterator[Case]:
     for layer, rows in [(SMOLLM, 1)] if settings.quick else wanted:
         name = f"{rows} row{'s' if rows > 1 else ''}, D={layer.width}, k={layer.k}"
         yield Case("mask_columns", name, layer.sizes | {"B": rows}, partial(make, layer, rows))
+
+
+def issue(token: Token) -> dict[str, Callable[[], object]]:
+    """Its call for one token."""
+    return {"mask_columns": lambda: ops.mask_columns(token.query, token.layer.k)}
+
+
+def calls(layer: Layer, dtype: torch.dtype) -> list[Call]:
+    """One route."""
+    from memoir_fast.kernels import mask_columns  # needs triton, which is not everywhere
+
+    mask = meta(1, layer.words)
+    return [Call("mask_columns", lambda: mask_columns.mask_columns(mask, layer.k), 4 * (layer.words + layer.k))]
+
+
+BENCHMARK = Benchmark("mask_columns", SOURCES, cases, calls=calls)

@@ -1,17 +1,42 @@
-"""Throughput of `mask_match`: one query and many, over one thousand to one million stored masks."""
+"""`mask_match`: one query and many, over one thousand to one million stored masks."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import peers
+import numpy as np
 import torch
-from cases import Absent, Case, Peer, Prepared, Settings, Wrong, most_rows, require_equal, rotated, some_rows
-from shapes import LLAMA, SMOLLM, Layer, count_of, masks, thresholds_of
+from bench_mask_overlap import as_floats, bit_pairs, bool_bank, by_numpy
+from benchmark import Benchmark, Call, Predicted, Roofline, Target
+from cases import (
+    ON_CPU_ONLY,
+    SLOW,
+    Absent,
+    Case,
+    Peer,
+    Prepared,
+    Settings,
+    Wrong,
+    compiled,
+    most_rows,
+    require_equal,
+    rotated,
+    some_rows,
+)
+from figure import floors, microseconds, own_seconds, plain, share, timed, times
+from predict import CLEAR, Row, Work
+from shapes import EDITS, LLAMA, SMOLLM, Layer, Token, count_of, masks, meta, queries_name, thresholds_of
 
 from memoir_fast import ops
 from memoir_fast.reference import mask_match as reference
+from memoir_fast.reference.mask_overlap import popcount
 
+if TYPE_CHECKING:
+    from machine_code import MachineCode
+    from static_scan import Prediction
+
+SOURCES = ("kernels/*mask_match*.py", "csrc/mask_match*", "csrc/overlap*", "csrc/scan*", "csrc/clear_scratch*")
 _ROWS_AT_ONCE = 512  # with the reference's temporaries in the cache
 _MOST_PUBLISHED = 64  # queries on the CPU
 _MOST_COMPILED, _MOST_EAGER = 10_000, 100_000  # pairs of masks; the time per pair does not change further on
@@ -29,6 +54,81 @@ def in_blocks(query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min
         edit = torch.where(better & (row >= 0), row + first, edit)
         best = torch.where(better, overlap, best)
     return edit, best
+
+
+def match_by_numpy(query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: torch.Tensor) -> Any:
+    """`by_numpy` and an arg-max, which takes the lowest row of a tie."""
+    overlap = by_numpy(query, store[: int(count)])
+    best = overlap.numpy().argmax(axis=1)
+    found = torch.from_numpy(overlap.numpy()[np.arange(len(query)), best])
+    least = min_overlap[torch.from_numpy(best)]
+    return torch.where(found >= least, torch.from_numpy(best).int(), -1), found
+
+
+def published(bank: torch.Tensor | Absent) -> Peer | Absent:
+    """The published retrieval: the bool bank cast to float32 at every call, a product, an arg-max."""
+    if isinstance(bank, Absent):
+        return bank
+
+    def run(query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: torch.Tensor) -> Any:
+        overlap = as_floats(query) @ bank.float().T
+        best = overlap.max(dim=1)
+        return torch.where(best.values >= min_overlap[best.indices], best.indices, -1).int(), best.values.int()
+
+    return Peer(run)
+
+
+def two_byte_product(bank: torch.Tensor | Absent, dtype: torch.dtype) -> Peer | Absent:
+    """A well-written dense way: the bank kept in a two-byte float, one matrix product. Exact while k < 2^24."""
+    if isinstance(bank, Absent):
+        return bank
+    kept = bank.to(dtype)
+
+    def run(query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: torch.Tensor) -> Any:
+        return (as_floats(query).to(dtype) @ kept.T).max(dim=1)
+
+    return Peer(run, same=False)  # sums are rounded to the two-byte float
+
+
+def store_sum(query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: torch.Tensor) -> torch.Tensor:
+    """Reads every mask and does next to nothing: how quickly this store can be read."""
+    return store.view(torch.int64).sum()
+
+
+def fusible(query: torch.Tensor, store: torch.Tensor, count: torch.Tensor, min_overlap: torch.Tensor) -> Any:
+    """What torch.compile fuses into one pass: popcount, row sums, maximum."""
+    overlap = popcount(store[None] & query[:, None]).sum(-1, dtype=torch.int32)
+    best = overlap.max(dim=1)
+    return torch.where(best.values >= min_overlap[best.indices], best.indices, -1).int(), best.values
+
+
+def faiss_flat(store: torch.Tensor, threads: int) -> Peer | Absent:
+    """FAISS's exhaustive binary index on the CPU. It ranks by Hamming distance, not by overlap: another function."""
+    try:
+        import faiss
+    except ImportError:
+        return Absent("faiss is not installed (pip install --no-deps faiss-cpu)")
+    faiss.omp_set_num_threads(threads)
+    index = faiss.IndexBinaryFlat(store.shape[1] * 32)
+    index.add(store.numpy().view(np.uint8))
+    return Peer(lambda query, *_: index.search(query.numpy().view(np.uint8), 1), same=False)
+
+
+def faiss_gpu(store: torch.Tensor) -> Peer | Absent:
+    """FAISS's exhaustive binary index on a GPU, where the installed package has one."""
+    try:
+        import faiss
+    except ImportError:
+        return Absent("faiss is not installed")
+    if not hasattr(faiss, "GpuIndexBinaryFlat"):
+        return Absent("the installed faiss has no GPU part")
+    index = faiss.GpuIndexBinaryFlat(faiss.StandardGpuResources(), store.shape[1] * 32)
+    index.add(store.cpu().numpy().view(np.uint8))
+
+    def run(query: torch.Tensor, *_: Any) -> Any:
+        return index.search(query.cpu().numpy().view(np.uint8), 1)
+
+    return Peer(run, same=False)
 
 
 def make(layer: Layer, queries: int, stored: int, settings: Settings) -> Prepared:
@@ -64,21 +164,20 @@ def make(layer: Layer, queries: int, stored: int, settings: Settings) -> Prepare
 
 
 def _peers(store: torch.Tensor, queries: int, settings: Settings) -> dict[str, Peer | Absent]:
-    bank = peers.bool_bank(store)
+    bank = bool_bank(store)
     on_cpu, few = settings.device == "cpu", queries * len(store) <= _MOST_EAGER
-    slow = Absent("seconds per call at this size")
     found: dict[str, Peer | Absent] = {
-        "torch eager, published": slow if on_cpu and queries > _MOST_PUBLISHED else peers.match_published(bank),
-        "torch popcount": Peer(peers.match_torch) if few else slow,
-        "numpy": (Peer(peers.match_numpy) if few else slow) if on_cpu else Absent("runs on the CPU"),
-        "FAISS IndexBinaryFlat": peers.faiss_flat(store, torch.get_num_threads()) if on_cpu else peers.faiss_gpu(store),
+        "torch eager, published": SLOW if on_cpu and queries > _MOST_PUBLISHED else published(bank),
+        "torch popcount": Peer(reference.mask_match) if few else SLOW,
+        "numpy": (Peer(match_by_numpy) if few else SLOW) if on_cpu else ON_CPU_ONLY,
+        "FAISS IndexBinaryFlat": faiss_flat(store, torch.get_num_threads()) if on_cpu else faiss_gpu(store),
     }
     if queries == 1:
-        found["plain sum of the store"] = Peer(peers.store_sum, same=False)
+        found["plain sum of the store"] = Peer(store_sum, same=False)
     if queries * len(store) <= _MOST_COMPILED:
-        found["torch.compile"] = peers.compiled(peers.popcount_match, settings)
+        found["torch.compile"] = compiled(fusible, settings)
     if not on_cpu:
-        found["matrix product, float16 masks"] = peers.match_half(bank, torch.float16)
+        found["matrix product, float16 masks"] = two_byte_product(bank, torch.float16)
     return found
 
 
@@ -87,12 +186,190 @@ def cases(settings: Settings) -> Iterator[Case]:
     wanted = [(LLAMA, 1, stored) for stored in (1_000, 7_000, 100_000, 1_000_000)]
     wanted += [(LLAMA, 16, 7_000), (LLAMA, 16, 100_000), (LLAMA, 2048, 7_000), (SMOLLM, 1, 7_000)]
     for layer, queries, stored in [(SMOLLM, 1, 1_000)] if settings.quick else wanted:
-        name = f"{queries} quer{'ies' if queries > 1 else 'y'}, N={stored:,}, D={layer.width}"
         size = 4 * layer.words * stored
         yield Case(
             "mask_match",
-            name,
+            queries_name(queries, stored, layer),
             layer.sizes | {"B": queries, "N": stored},
             partial(make, layer, queries, stored),
             needs_bytes=3 * size + (1 << 30),  # the store, FAISS's copy, temporaries
         )
+
+
+def growing() -> Iterator[Case]:
+    """Numbers of stored masks, and of queries, that `cases` has not."""
+    for stored in (3_000, 10_000, 30_000, 300_000):
+        numbers, need = LLAMA.sizes | {"N": stored, "B": 1}, 2 * 4 * LLAMA.words * stored + (1 << 30)
+        yield Case("mask_match", f"N={stored:,}", numbers, partial(make, LLAMA, 1, stored), need)
+    for queries in (2, 4, 8, 32):
+        numbers = LLAMA.sizes | {"N": 7_000, "B": queries}
+        yield Case("mask_match", f"B={queries}", numbers, partial(make, LLAMA, queries, 7_000))
+
+
+def growth_step(numbers: dict[str, Any]) -> str | None:
+    """Numbers of stored masks for one query, and of queries among 7,000, at the large layer."""
+    if numbers.get("D") != LLAMA.width or (numbers["B"] != 1 and numbers["N"] != 7_000):
+        return None
+    return f"N={numbers['N']:,}" if numbers["B"] == 1 else f"B={numbers['B']}"
+
+
+def issue(token: Token) -> dict[str, Callable[[], object]]:
+    """Its call for one token."""
+    return {"mask_match": lambda: ops.mask_match(token.query, token.store, token.count, token.min_overlap)}
+
+
+def calls(layer: Layer, dtype: torch.dtype) -> list[Call]:
+    """One query."""
+    from memoir_fast.kernels import mask_match  # needs triton, which is not everywhere
+
+    arguments = meta(1, layer.words), meta(EDITS, layer.words), meta(), meta(EDITS)
+    run, moved = partial(mask_match.mask_match, *arguments), 4 * layer.words * EDITS
+    return [Call("mask_match, 7,000 edits", run, moved, target=_ON_PAPER[1, 7_000])]
+
+
+_ON_PAPER = {
+    (1, 7_000): "3 us after the kernel before",
+    (1, 100_000): "92 % of copy bandwidth, 45.3 us",
+    (1, 1_000_000): "95 % of copy bandwidth, 438.7 us",
+    (16, 7_000): "",
+    (16, 100_000): "",
+    (64, 7_000): "",
+    (64, 100_000): "",
+    (2048, 7_000): "70 us",
+    (2048, 100_000): "",
+}
+"""Queries, stored masks, and the target in words."""
+
+
+def _on_paper(queries: int, rows: int, kernels: "dict[str, MachineCode]") -> "Prediction":
+    """The kernel that the extension chooses on compute capability 9.0."""
+    import static_scan  # needs triton
+
+    if queries == 1:
+        return static_scan.popc(next(code for name, code in kernels.items() if "popc_scanILi1ELb1E" in name), rows)
+    tiled = {}
+    for name, code in kernels.items():
+        if found := re.search(r"mma_scanINS_6TilingILi(\d)ELi(\d)ELi(\d)ELi(\d)EEELb1E", name):
+            tiled[tuple(map(int, found.groups()))] = code
+    small, large = sorted(tiled, key=lambda tiling: tiling[0] * tiling[2])
+    tiling = small if queries <= small[0] * small[2] * 16 else large
+    return static_scan.mma(tiled[tiling], tiling, queries, rows)
+
+
+def paper() -> list[str]:
+    """Paragraphs and a table in Markdown; the reason why not, where the extension has no CUDA kernels."""
+    import machine_code  # needs triton
+    import static_scan
+
+    title = "## mask_match of the CUDA extension, predicted for an H200"
+    try:
+        kernels = machine_code.built_kernels(90)
+    except LookupError as error:
+        return [title, f"Not predicted: {error}."]
+    rows = [
+        "| queries | N | kernel | bounds, us | gaps | predicted us | bound by | target |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for queries, stored in _ON_PAPER:
+        found = _on_paper(queries, stored, kernels)
+        bounds = ", ".join(f"{name} {seconds * 1e6:.1f}" for name, seconds in found.bounds.items())
+        rows.append(
+            f"| {queries:,} | {stored:,} | {found.kernel} | {bounds} | {found.gaps} | {found.seconds * 1e6:.1f} "
+            f"| {max(found.bounds, key=found.bounds.__getitem__)} | {_ON_PAPER[queries, stored]} |"
+        )
+    return [
+        title,
+        static_scan.ASSUMED,
+        "\n".join(rows),
+    ]
+
+
+_MASK = 1792.0  # bytes of a mask of D=14336
+
+
+def counted(rows: int, mask: float = _MASK) -> tuple[Work, ...]:
+    """Its kernels of one query at bf69bd7: one that clears, then the scan, which starts early.
+
+    Trips: the count, the rows, the ticket of the last block, the blocks' results.
+    """
+    return CLEAR, Work(trips=4, streamed=(rows + 1) * mask, early=True)
+
+
+def counted_tiles(queries: int, rows: int, tile_queries: int, tile_rows: int, busy: float) -> tuple[Work, ...]:
+    """Its kernels of many queries at bf69bd7: a memset, then tiles of one-bit products."""
+    blocks_of_rows, blocks_of_queries = -(-rows // tile_rows), -(-queries // tile_queries)
+    moved = (blocks_of_rows * queries + blocks_of_queries * rows) * _MASK
+    return CLEAR, Work(trips=4, streamed=(rows + queries) * _MASK, cached=moved, busy=busy)
+
+
+def _row(queries: int, stored: int, kernels: tuple[Work, ...], layer: Layer = LLAMA) -> Row:
+    return Row("mask_match", queries_name(queries, stored, layer), kernels)
+
+
+PREDICTED = Predicted(
+    fitted=[
+        *(_row(1, stored, counted(stored)) for stored in (1_000, 7_000, 100_000, 1_000_000)),
+        _row(1, 7_000, (CLEAR, Work(trips=4, streamed=7_000 * 192.0, early=True)), SMOLLM),
+        _row(16, 7_000, counted_tiles(16, 7_000, 32, 128, 55 / 132)),
+        _row(2048, 7_000, counted_tiles(2048, 7_000, 128, 128, 1.0)),
+    ],
+    shown=[_row(16, 100_000, counted_tiles(16, 100_000, 32, 128, 1.0))],
+)
+
+_PEERS_COLOURS = [f"tab:{name}" for name in ("blue", "orange", "green", "purple", "brown", "pink")]  # not the op's red
+
+
+def against_stored(figures: dict[str, Any], grown: Sequence[dict[str, Any]], axes: Any) -> None:
+    """Its time of one query against stored masks, the floor, and the peers."""
+    rows = [row for row in grown if "seconds" in row and row["parameters"]["op"] == "mask_match"]
+    rows = sorted((row for row in rows if row["parameters"]["B"] == 1), key=lambda row: row["parameters"]["N"])
+    if not rows:
+        return
+    stored = [row["parameters"]["N"] for row in rows]
+    axes.set_prop_cycle(color=_PEERS_COLOURS)
+    mine = [own_seconds(row) * 1e3 for row in rows]
+    axes.plot(stored, mine, "o-", color="crimson", linewidth=2, zorder=5, label="mask_match")
+    axes.plot(stored, floors(rows), "k--", linewidth=1, label="its bytes over the bandwidth")
+    peers: dict[str, list[tuple[int, float]]] = {}
+    for row in timed(figures, "mask_match"):
+        numbers = row["parameters"]
+        for name, seen in row["peers"].items():
+            if "ratio" in seen and numbers["B"] == 1 and numbers["D"] == LLAMA.width:
+                peers.setdefault(name, []).append((numbers["N"], seen["ratio"] * own_seconds(row) * 1e3))
+    for name, points in peers.items():
+        axes.plot(*zip(*sorted(points), strict=True), "s:", markersize=4, linewidth=1, label=name)
+    axes.set(xscale="log", yscale="log", xlabel="stored edits N", ylabel="milliseconds per query")
+    plain(axes, [number for number in (1_000, 10_000, 100_000, 1_000_000) if number in stored])
+    axes.set_title("mask_match: one query among N edits, D = 14336")
+    axes.legend(fontsize=7.5)
+
+
+def _target(queries: int, stored: int, what: str, figure: Callable, bound: float, at_least: bool = True) -> Target:
+    return Target(queries_name(queries, stored, LLAMA), what, figure, bound, at_least)
+
+
+_FAISS, _SUM = "FAISS IndexBinaryFlat", "plain sum of the store"
+BENCHMARK = Benchmark(
+    "mask_match",
+    SOURCES,
+    cases,
+    cpu_targets=(
+        _target(1, 100_000, "times the speed of a plain sum of the store", times(_SUM, "hot"), 0.9),
+        _target(1, 100_000, "times FAISS's speed", times(_FAISS, "hot"), 1.2),
+        _target(1, 7_000, "times FAISS's speed", times(_FAISS, "hot"), 1.1),
+        _target(16, 100_000, "times FAISS's speed", times(_FAISS, "hot"), 2.0),
+    ),
+    gpu_targets=(
+        _target(1, 7_000, "us, alone", microseconds, 7, False),
+        _target(1, 7_000, "times the speed of torch.compile", times("torch.compile"), 1),
+        _target(1, 100_000, "share of the copy bandwidth", share(), 0.92),
+        _target(1, 1_000_000, "share of the copy bandwidth", share(), 0.95),
+        _target(2048, 7_000, "us", microseconds, 70, False),
+    ),
+    calls=calls,
+    predicted=PREDICTED,
+    paper=paper,
+    growth_step=growth_step,
+    roofline=Roofline("C3", bit_pairs, "bits: no product bounds it"),
+    plots={"search": against_stored},
+)

@@ -1,14 +1,29 @@
-"""Throughput of `prompt_feature`: the centred mean of a prompt's activations."""
+"""`prompt_feature`, the centred mean of a prompt's activations."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
-import peers
 import torch
-from cases import Absent, Case, Peer, Prepared, Settings, require_close
-from shapes import LLAMA, SMOLLM, Layer, dtype_name
+from benchmark import Benchmark, Call, Roofline
+from cases import Absent, Case, Peer, Prepared, Settings, compiled, require_close
+from predict import Work
+from shapes import LLAMA, SMOLLM, TOKENS_OF_PROMPT, Layer, Token, dtype_name, meta
 
 from memoir_fast import ops
+
+SOURCES = ("kernels/*prompt_feature*.py", "csrc/prompt_feature*", "csrc/block_sums*")
+
+
+def eager(x: torch.Tensor, prompt_mask: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
+    """Masked mean in float32, as the published code takes it."""
+    marked = prompt_mask[..., None]
+    return (x.float() * marked).sum(dim=1) / marked.sum(dim=1) - mu
+
+
+def one_product(x: torch.Tensor, prompt_mask: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
+    """The mean as a product with a row of weights, which reads x once; rounds as matrix products do."""
+    weights = prompt_mask.to(x.dtype)[:, None]
+    return (weights @ x)[:, 0].float() / prompt_mask.sum(dim=1, keepdim=True) - mu
 
 
 def make(layer: Layer, batch: int, tokens: int, dtype: torch.dtype, settings: Settings) -> Prepared:
@@ -30,9 +45,9 @@ def make(layer: Layer, batch: int, tokens: int, dtype: torch.dtype, settings: Se
         bytes=batch * tokens * layer.width * dtype.itemsize + 4 * batch * layer.width,
         ceiling="read",
         peers={
-            "torch eager": Peer(peers.feature_eager),
-            "torch, one product": Peer(peers.feature_matmul, same=dtype == torch.float32),
-            "torch.compile": peers.compiled(peers.feature_eager, settings)
+            "torch eager": Peer(eager),
+            "torch, one product": Peer(one_product, same=dtype == torch.float32),
+            "torch.compile": compiled(eager, settings)
             if (batch, tokens) == (1, 512)
             else Absent("compiled for one prompt of 512 tokens only"),
         },
@@ -47,3 +62,33 @@ def cases(settings: Settings) -> Iterator[Case]:
         name = f"{batch} x {tokens} tokens, D={layer.width}, {dtype_name(dtype)}"
         numbers = layer.sizes | {"B": batch, "S": tokens, "dtype": dtype_name(dtype)}
         yield Case("prompt_feature", name, numbers, partial(make, layer, batch, tokens, dtype))
+
+
+def growing() -> Iterator[Case]:
+    """Lengths of a prompt."""
+    for tokens in (16, 64, 256, 1024, 4096):
+        numbers = LLAMA.sizes | {"S": tokens, "dtype": "bfloat16"}
+        yield Case("prompt_feature", f"S={tokens}", numbers, partial(make, LLAMA, 1, tokens, torch.bfloat16))
+
+
+def issue(token: Token) -> dict[str, Callable[[], object]]:
+    """Its call for one token."""
+    return {"prompt_feature": lambda: ops.prompt_feature(token.x, token.marked, token.mu, check=False)}
+
+
+def calls(layer: Layer, dtype: torch.dtype) -> list[Call]:
+    """A prompt at once."""
+    from memoir_fast.kernels import prompt_feature  # needs triton, which is not everywhere
+
+    x, marked = meta(1, TOKENS_OF_PROMPT, layer.width, dtype=dtype), meta(1, TOKENS_OF_PROMPT, dtype=torch.bool)
+    mu = meta(layer.width, dtype=torch.float32)
+    moved = TOKENS_OF_PROMPT * layer.width * dtype.itemsize + 8 * layer.width
+    return [Call("prompt_feature", lambda: prompt_feature.prompt_feature(x, marked, mu), moved)]
+
+
+def counted(tokens: int) -> tuple[Work, ...]:
+    """Its kernel at bf69bd7: 224 blocks of 64 columns, each over all tokens."""
+    return (Work(trips=2 + tokens // 64, streamed=tokens * 14336 * 2.0),)
+
+
+BENCHMARK = Benchmark("prompt_feature", SOURCES, cases, calls=calls, roofline=Roofline("C0"))

@@ -5,8 +5,9 @@ for sizes, the distribution of the best of N random overlaps for false matches.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,18 @@ import bench_prompt_feature
 import bench_tophash
 import measure
 import torch
+from benchmark import Benchmark
 from cases import Case, Prepared, Settings, free_bytes, rows_of
 from chance import best_below, location, threshold
+from figure import plain
 from models import bare_tokenizer, llama
-from shapes import LLAMA, SMOLLM, Layer, columns, count_of, masks
+from shapes import SMOLLM, Layer, columns, count_of, mask_of, masks
 
 from memoir_fast import Memoir, MemoirConfig, ops
 from memoir_fast.core.calibration import gumbel
 from memoir_fast.core.edit import Edit
-from memoir_fast.reference.tophash import pack
 
+GROWING = (bench_mask_match.growing, bench_masked_linear.growing, bench_tophash.growing, bench_prompt_feature.growing)
 STORED = (1_000, 10_000, 100_000, 1_000_000)
 _BYTES_PER_EDIT = 8_000  # of a memory that is built and saved: masks and columns twice, prompts and targets as text
 PROMPTS, RATE, DENSITY = 1_024, 0.05, 0.25
@@ -33,33 +36,14 @@ PROMPTS, RATE, DENSITY = 1_024, 0.05, 0.25
 
 def sweep() -> Iterator[Case]:
     """One number at a time, no peers."""
+    for growing in GROWING:
+        for case in growing():
+            name, numbers = f"{case.bench}, {case.name}", {"op": case.bench} | case.parameters
+            yield replace(case, bench="scaling", name=name, parameters=numbers, make=partial(_alone, case))
 
-    def case(op: str, name: str, numbers: dict[str, Any], maker: Any, *arguments: Any, needs_bytes: int = 0) -> Case:
-        def make(settings: Settings) -> Prepared:
-            return replace(maker(*arguments, replace(settings, compile=False, peers=False)), peers={}, op=op)
 
-        return Case("scaling", f"{op}, {name}", {"op": op} | numbers, make, needs_bytes)
-
-    for stored in (3_000, 10_000, 30_000, 300_000):  # others are rows of mask_match
-        numbers = LLAMA.sizes | {"N": stored, "B": 1}
-        need = 2 * 4 * LLAMA.words * stored + (1 << 30)
-        yield case("mask_match", f"N={stored:,}", numbers, bench_mask_match.make, LLAMA, 1, stored, needs_bytes=need)
-    for queries in (2, 4, 8, 32):
-        numbers = LLAMA.sizes | {"N": 7_000, "B": queries}
-        yield case("mask_match", f"B={queries}", numbers, bench_mask_match.make, LLAMA, queries, 7_000)
-    products = [(f"k={k}", replace(LLAMA, k=k), 1) for k in (512, 1024, 2048, 4096, 8192)]
-    products += [(f"S={tokens}", LLAMA, tokens) for tokens in (4, 16)]
-    for name, layer, tokens in products:
-        numbers = layer.sizes | {"S": tokens, "dtype": "bfloat16"}
-        yield case("masked_linear", name, numbers, bench_masked_linear.make, layer, 1, tokens, torch.bfloat16)
-    for width in (1536, 4096, 8192, 14336, 28672):
-        layer = Layer("-", width, 4096, width * 2 // 7)
-        yield case("tophash", f"D={width}", layer.sizes, bench_tophash.make, layer, 1)
-    for tokens in (16, 64, 256, 1024, 4096):
-        numbers = LLAMA.sizes | {"S": tokens, "dtype": "bfloat16"}
-        yield case(
-            "prompt_feature", f"S={tokens}", numbers, bench_prompt_feature.make, LLAMA, 1, tokens, torch.bfloat16
-        )
+def _alone(case: Case, settings: Settings) -> Prepared:
+    return replace(case.make(replace(settings, compile=False, peers=False)), peers={}, op=case.bench)
 
 
 def sizes(stored: int, layer: Layer) -> dict[str, Any]:
@@ -67,7 +51,7 @@ def sizes(stored: int, layer: Layer) -> dict[str, Any]:
     memoir = _tiny_memoir(layer)
     store = memoir.layer.store
     own = columns(min(stored, 256), layer)
-    mask_rows = _masks_of(own, layer)
+    mask_rows = mask_of(own, layer)
     repeats = -(-stored // len(own))
     store.extend(mask_rows.repeat(repeats, 1)[:stored], own.repeat(repeats, 1)[:stored])
     memoir.edits.update({edit: Edit(f"prompt {edit}", "target") for edit in range(stored)})
@@ -91,11 +75,6 @@ def _tiny_memoir(layer: Layer) -> Memoir:
     return Memoir.attach(model, bare_tokenizer(), settings)
 
 
-def _masks_of(own: torch.Tensor, layer: Layer) -> torch.Tensor:
-    """The packed masks of these columns: a saved memory is checked for that."""
-    return pack(torch.zeros((len(own), layer.width), dtype=torch.bool).scatter_(1, own.long(), True))
-
-
 def false_matches(stored: int, layer: Layer) -> dict[str, Any]:
     """How many of 1,024 random queries match one of `stored` random masks, at the threshold for 5 % by formula.
 
@@ -103,7 +82,7 @@ def false_matches(stored: int, layer: Layer) -> dict[str, Any]:
     the formula, both as a share of k.
     """
     below = best_below(layer.k, DENSITY, stored)
-    least, store, query = threshold(below, RATE), masks(stored, layer), _masks_of(columns(PROMPTS, layer), layer)
+    least, store, query = threshold(below, RATE), masks(stored, layer), mask_of(columns(PROMPTS, layer), layer)
     _, best = ops.mask_match(query, store, count_of(stored, "cpu"), 1)
     place, _ = gumbel(best.double())
     return {
@@ -131,3 +110,38 @@ def rows(settings: Settings, timer: measure.Timer) -> Iterator[dict[str, Any]]:
             yield row | {"case": case, "figures": sizes(stored, SMOLLM)}
         case = f"false matches, N={stored:,}, D={SMOLLM.width}"
         yield row | {"case": case, "figures": false_matches(stored, SMOLLM)}
+
+
+def chance(figures: dict[str, Any], _: Sequence[dict[str, Any]], axes: Any) -> None:
+    """Best overlap of random masks against N: what the threshold has to stay above."""
+    rows = [row["figures"] for row in figures["rows"] if row["case"].startswith("false matches")]
+    if not rows:
+        return
+    stored = [row["N"] for row in rows]
+    for name, style, label in (
+        ("best_overlap", "o", "measured, 1,024 queries"),
+        ("best_overlap_formula", "k--", "formula"),
+        ("threshold", "^:", "threshold for 5 % false matches"),
+    ):
+        axes.plot(stored, [row[name] for row in rows], style, label=label)
+    axes.set(xscale="log", xlabel="stored edits N", ylabel="best overlap, share of k", ylim=(0.25, 0.55))
+    plain(axes, stored)
+    axes.axhline(0.5, color="0.5", linewidth=1)
+    axes.annotate("tau = 0.5", (0.02, 0.5), xycoords=("axes fraction", "data"), va="bottom", color="0.4", fontsize=8)
+    axes.set_title("Random masks: the best of N overlaps, D = 1536, k = 440")
+    axes.legend(fontsize=7.5, loc="upper right", bbox_to_anchor=(1, 0.8))
+
+
+BENCHMARK = Benchmark(
+    "scaling",
+    (
+        *bench_mask_match.SOURCES,
+        *bench_masked_linear.SOURCES,
+        *bench_tophash.SOURCES,
+        *bench_prompt_feature.SOURCES,
+        "memoir_fast/modules/*.py",
+        "memoir_fast/io/*.py",
+    ),
+    rows=rows,
+    plots={"chance": chance},
+)

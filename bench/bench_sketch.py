@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import bench_mask_match
 import torch
 from bench_mask_match import in_blocks
+from benchmark import Benchmark
 from cases import Case, Peer, Prepared, Settings, Wrong, require_equal, rotated
 from shapes import LLAMA, Layer, count_of, masks, thresholds_of
 
@@ -55,3 +57,6 @@ def cases(settings: Settings) -> Iterator[Case]:
         numbers = layer.sizes | {"N": stored, "B": 1} | sizes | {"miss_probability": missed}
         name = f"{tiles} of {layer.width // TILE_BITS} tiles, N={stored:,}, misses with probability {missed:.0e}"
         yield Case("sketch", name, numbers, partial(make, layer, stored, tiles))
+
+
+BENCHMARK = Benchmark("sketch", (*bench_mask_match.SOURCES, "memoir_fast/ops/sketch.py"), cases)

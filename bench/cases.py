@@ -31,6 +31,10 @@ class Peer(NamedTuple):
     same: bool = True
 
 
+SLOW = Absent("seconds per call at this size")
+ON_CPU_ONLY = Absent("runs on the CPU")
+
+
 class Wrong(Exception):
     """A result that is not the reference's."""
 
@@ -45,6 +49,14 @@ class Settings:
     peers: bool = True
     seconds: float = 0.25
     """Per contender and mode."""
+
+
+def compiled(function: Callable[..., Any], settings: Settings, same: bool = True) -> Peer | Absent:
+    """`function` through torch.compile."""
+    if not settings.compile:
+        return Absent("torch.compile is left out of a quick run")
+    torch._dynamo.reset()
+    return Peer(torch.compile(function, dynamic=False), same)
 
 
 @dataclass

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks import NAMED
+from sources import is_old
 from summary import share_of, source, time_of
-
-BFLOAT16_TOKENS = 14336, 1, "bfloat16"
 
 HEAD = """# How cost grows
 
@@ -19,7 +19,8 @@ def page(runs: dict[str, tuple[str, dict[str, Any]]]) -> str:
     for device, (name, figures) in runs.items():
         rows = list(grown(figures))
         title = "CPU" if device == "cpu" else device
-        parts.append(f"## {title}\n\n{source(name, figures['machine'], folder='results')}\n")
+        measured_on = source(name, figures["machine"], folder="results")
+        parts.append(f"## {title}\n\n{' '.join([measured_on, *_older(rows, figures['machine']['device'])])}\n")
         if not rows:
             parts.append("Growth was not measured in this run.\n")
             continue
@@ -29,20 +30,19 @@ def page(runs: dict[str, tuple[str, dict[str, Any]]]) -> str:
     return "\n".join(part for part in parts if part)
 
 
+def _older(rows: list[dict[str, Any]], device: str) -> list[str]:
+    old = sum(is_old(row, device) for row in rows)
+    return [f"Older than today's sources: {old} of {len(rows)} rows."] if old else []
+
+
 def grown(figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The rows of `scaling`, and those of ops that are a step of the same growth, named as if they were its."""
     for row in figures["rows"]:
-        numbers = row["parameters"]
-        if row["bench"] == "scaling":
+        name, numbers = row["bench"], row["parameters"]
+        if name == "scaling":
             yield row
-        elif (
-            row["bench"] == "mask_match" and numbers.get("D") == 14336 and (numbers["B"] == 1 or numbers["N"] == 7_000)
-        ):
-            step = f"N={numbers['N']:,}" if numbers["B"] == 1 else f"B={numbers['B']}"
-            yield row | {"case": f"mask_match, {step}", "parameters": numbers | {"op": "mask_match"}}
-        elif row["bench"] == "masked_linear" and (numbers.get("D"), numbers["B"], numbers["dtype"]) == BFLOAT16_TOKENS:
-            step = f"S={numbers['S']}"
-            yield row | {"case": f"masked_linear, {step}", "parameters": numbers | {"op": "masked_linear"}}
+        elif name in NAMED and (step := NAMED[name].growth_step(numbers)):
+            yield row | {"case": f"{name}, {step}", "parameters": numbers | {"op": name}}
 
 
 def _place(row: dict[str, Any]) -> tuple[str, str, int]:

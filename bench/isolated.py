@@ -84,22 +84,20 @@ class _Child:
 
 
 def rows_of_each(
-    names: Sequence[str],
+    benchmarks: dict[str, float],
     command: Sequence[str],
     limit: float,
-    most: Callable[[str], float],
     seen: Callable[[list[dict[str, Any]]], None],
 ) -> Iterator[dict[str, Any]]:
     """The rows of the benchmarks, one after the other.
 
     Args:
-        names: in the order in which they run.
+        benchmarks: their names, in the order in which they run, and the most seconds of each.
         command: of the driver; it is given `--only NAME --json FILE --wait`, and its time limit by standard input.
         limit: seconds for all.
-        most: the most seconds of one.
         seen: is given the rows so far of the one that runs.
     """
-    end = time.monotonic() + limit
+    names, end = list(benchmarks), time.monotonic() + limit
     with tempfile.TemporaryDirectory(prefix="memoir_fast-bench-") as folder:
         following: _Child | None = None
         try:
@@ -118,7 +116,7 @@ def rows_of_each(
                 more = place + 1 < len(names)
                 following = _Child(names[place + 1], command, Path(folder)) if more else None
                 try:
-                    yield from child.run(min(left, most(name)), seen)
+                    yield from child.run(min(left, benchmarks[name]), seen)
                 finally:
                     child.end()
         finally:

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import NAMED
 from targets import verdicts
 
 MOST_LINES = 24
-_LIMITS = ("dense product", "base layer")  # peers that compute something else, and that an op must still not exceed
 _FAILED_TEST = re.compile(r"^(?:FAILED|ERROR) (\S+)(?: - (.*))?", re.MULTILINE)
 
 
@@ -27,8 +27,9 @@ def lines(figures: dict[str, Any], logs: Path | None = None) -> list[str]:
     found += [f"missed  {str(one).removeprefix('MISSED').strip()}" for one in missed]
     slower = []
     for row in figures["rows"]:
+        limits = NAMED[row["bench"]].limits if row["bench"] in NAMED else ()
         for name, peer in row.get("peers", {}).items():
-            if peer.get("ratio", 1.0) < 1.0 and (peer["same"] or name in _LIMITS) and row["bench"] != "layer":
+            if peer.get("ratio", 1.0) < 1.0 and (peer["same"] or name in limits):
                 slower.append(
                     (peer["ratio"], f"slower  {row['bench']}: {row['case']}: {name} takes {peer['ratio']:.2f}x")
                 )

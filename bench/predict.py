@@ -8,10 +8,10 @@ is a `Costs`, fitted by `fit` to rows of a result file. A kernel takes
 where the resources are bytes from memory (in order, or gathered by rows), bytes from the second-level cache, matrix
 products and issue slots, all at once. Kernels of one call follow each other: their times add.
 
-To add a prediction, put a row into `PLANNED` of `predictions.py`; `python bench/static.py` writes it to
+To add a prediction, put a row into `planned` of the op's benchmark; `python bench/static.py` writes it to
 bench/results/static.md, beside its target:
 
-    Row("tophash", "1 row, D=14336, k=4096", (Work(trips=2, streamed=131_072, slots=3_000, busy=1 / 132),), target=5.5)
+    Row("op", "1 row, D=14336, k=4096", (Work(trips=2, streamed=131_072, slots=3_000, busy=1 / 132),), target=5.5)
 
 How to count: `trips` are loads or atomics that wait for the result of the one before (route -> columns -> rows are 3);
 `slots` are instructions that the busiest SM issues, over all of its warps and rows (a warp's instructions x warps);
@@ -27,13 +27,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-SMS, ISSUE, CLOCK = (
-    132,
-    4,
-    1.98e9,
-)  # of the H100 that was measured: SMs, instructions per clock and SM, clocks per second
+# Of the H100 that was measured: SMs, instructions per clock and SM, clocks per second.
+SMS, ISSUE, CLOCK = 132, 4, 1.98e9
 PULL = 0.1
 IN_FLIGHT = 8e6  # bytes: 132 SMs with 60 KB each asked for
+
+
+class H200:
+    """Rates as planned with, for what is reckoned by bounds alone: nothing of it is measured here."""
+
+    bandwidth = 4.3e12
+    """Bytes per second of a copy."""
+    tensor_flops = 790e12
+    """Operations per second of dense bfloat16 products."""
+    clock = 1.83e9
+    sms = 132
+    launch = 1.3e-6
+    """Seconds between two kernels of a CUDA graph."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,12 @@ class Work:
     """Whether it starts while the kernel ahead of it ends."""
     alone: bool = False
     """Whether an SM holds one block at a time: then nothing overlaps, and what the resources take adds up."""
+
+
+CLEAR = Work(trips=1)
+"""A kernel or a memset of a few bytes."""
+FEW_SMS = 4
+"""Times its share of the bandwidth that an SM can draw where others rest."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ its part, and never a half one where the tables look. Exit code 1 where a result
 import argparse
 import datetime
 import gc
-import importlib
 import json
 import os
 import sys
@@ -24,59 +23,23 @@ from typing import Any
 import isolated
 import measure
 import torch
+from benchmark import Benchmark
+from benchmarks import NAMED, ON_CPU, ON_GPU
 from cases import Settings, blank, rows_of
 from sources import today
 from summary import report
 
-# In this order: what a run that is cut off must have comes first.
-BENCHES = (
-    "mask_match",
-    "tophash",
-    "masked_linear",
-    "layer",
-    "generate",
-    "edit",
-    "prompt_feature",
-    "mask_overlap",
-    "mask_columns",
-    "memory_update",
-    "sketch",
-    "scaling",
-    "edit_phases",
-    "backward",
-    "host",
-)
-# On a GPU whole models and learning come first: the ops' rows are short, and what a cut-off loses are the longest ones.
-ON_GPU = (
-    "generate",
-    "edit_phases",
-    "prompt_feature",
-    "memory_update",
-    "backward",
-    "host",
-    "tophash",
-    "masked_linear",
-    "layer",
-    "mask_match",
-    "mask_columns",
-    "mask_overlap",
-    "scaling",
-    "sketch",
-)
-MOST = {"generate": 75.0, "edit_phases": 75.0}  # seconds
-MOST_OF_ANY = 40.0
 RESULTS = Path(__file__).parent / "results"
 FORMAT = 1
 
 
-def rows(name: str, settings: Settings, timer: measure.Timer, until: float) -> Iterator[dict[str, Any]]:
+def rows(benchmark: Benchmark, settings: Settings, timer: measure.Timer, until: float) -> Iterator[dict[str, Any]]:
     """The rows of one benchmark; those whose turn comes after `until` (of time.monotonic) say that time was up."""
-    module = importlib.import_module(f"bench_{name}")
     late = {"absent": "the time limit of the run was reached"}
-    for case in module.cases(settings) if hasattr(module, "cases") else ():
+    for case in benchmark.cases(settings):
         yield from rows_of([case], settings, timer) if time.monotonic() < until else [blank(case, **late)]
-    if hasattr(module, "rows"):
-        yield from _until(name, module.rows(settings, timer), until, late)
+    if benchmark.rows:
+        yield from _until(benchmark.name, benchmark.rows(settings, timer), until, late)
 
 
 def _until(name: str, found: Iterator[dict[str, Any]], until: float, late: dict[str, str]) -> Iterator[dict[str, Any]]:
@@ -115,7 +78,7 @@ def write(path: Path | None, figures: dict[str, Any], finished: bool = False) ->
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", action="append", choices=BENCHES, metavar="NAME", help="may be given several times")
+    parser.add_argument("--only", action="append", choices=NAMED, metavar="NAME", help="may be given several times")
     parser.add_argument("--quick", action="store_true", help="one small case of each, to see that they work")
     parser.add_argument("--gpu", action="store_true", help="measure the CUDA device instead of the CPU")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
@@ -132,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     asked = parse(arguments)
     if asked.list:
-        print("\n".join(BENCHES))
+        print("\n".join(NAMED))
         return 0
     if asked.gpu and not torch.cuda.is_available():
         print("bench/run.py --gpu needs a CUDA device; torch sees none", file=sys.stderr)
@@ -164,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     path = asked.json or (None if asked.quick or asked.only else RESULTS / default_name(figures["machine"]))
     started = time.monotonic()
-    names = [name for name in (ON_GPU if asked.gpu else BENCHES) if not asked.only or name in asked.only]
+    wanted = [one for one in (ON_GPU if asked.gpu else ON_CPU) if not asked.only or one.name in asked.only]
 
     def kept(running: list[dict[str, Any]]) -> None:
         write(path, figures | {"rows": figures["rows"] + running})
@@ -173,9 +136,9 @@ def main(arguments: list[str] | None = None) -> int:
         del timer  # its buffers are the processes' to use
         gc.collect()
         command = [sys.executable, str(Path(__file__).resolve()), *_options(asked)]
-        found = isolated.rows_of_each(names, command, asked.limit, lambda name: MOST.get(name, MOST_OF_ANY), kept)
+        found = isolated.rows_of_each({one.name: one.most_seconds for one in wanted}, command, asked.limit, kept)
     else:
-        found = (row for name in names for row in with_seconds(rows(name, settings, timer, until)))
+        found = (row for one in wanted for row in with_seconds(rows(one, settings, timer, until)))
     for row in found:
         figures["rows"].append(row | {"sources": today(row["bench"], settings.device)})
         taken, total = row["row_seconds"], time.monotonic() - started

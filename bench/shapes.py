@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from memoir_fast.modules import huge_pages
+from memoir_fast.reference.tophash import pack, unpack
 
 TAU = 0.5
 
@@ -44,6 +45,8 @@ LAYERS = (
     Layer("Qwen2.5-7B", 18944, 3584, 4096),
     SMOLLM,
 )
+TOKENS_OF_PROMPT, TOKENS_OF_PREFILL, TOKENS_OF_CHUNK, TOKENS_OF_EDIT, EDITS = 512, 2048, 64, 220, 7000
+"""Of the calls that the kernels are compiled and predicted for."""
 DISTINCT = tuple({(layer.width, layer.outputs, layer.k): layer for layer in reversed(LAYERS)}.values())[::-1]
 
 
@@ -75,6 +78,16 @@ def columns(count: int, layer: Layer, device: str = "cpu") -> torch.Tensor:
     return scores.topk(layer.k, dim=1).indices.sort(dim=1).values.int()
 
 
+def bits_of(mask: torch.Tensor, layer: Layer) -> torch.Tensor:
+    """The D bits of packed masks, bool [count, D]."""
+    return unpack(mask, layer.width)
+
+
+def mask_of(own: torch.Tensor, layer: Layer) -> torch.Tensor:
+    """The packed masks of columns int32 [count, k]."""
+    return pack(torch.zeros((len(own), layer.width), dtype=torch.bool).scatter_(1, own.long(), True))
+
+
 def count_of(rows: int, device: str) -> torch.Tensor:
     """The number of stored masks as the ops take it, int32 []."""
     return torch.tensor(rows, dtype=torch.int32, device=device)
@@ -88,3 +101,32 @@ def thresholds_of(rows: int, bits: int, device: str) -> torch.Tensor:
 def dtype_name(dtype: torch.dtype) -> str:
     """`bfloat16` for torch.bfloat16."""
     return str(dtype).removeprefix("torch.")
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+    """A tensor without memory: what a launcher is given that only tells what it would launch."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def queries_name(queries: int, stored: int, layer: Layer) -> str:
+    """`1 query, N=7,000, D=14336`."""
+    return f"{queries} quer{'ies' if queries > 1 else 'y'}, N={stored:,}, D={layer.width}"
+
+
+class Token:
+    """What the ops take for one decode token at a layer that has `stored` edits."""
+
+    def __init__(self, layer: Layer, dtype: torch.dtype, stored: int, device: str) -> None:
+        self.layer = layer
+        self.x = torch.randn((1, 1, layer.width), device=device).to(dtype)
+        self.marked = torch.ones((1, 1), dtype=torch.bool, device=device)
+        self.mu = torch.zeros(layer.width, device=device)
+        self.permutation = torch.randperm(layer.width).int().to(device)
+        self.feature = torch.randn((1, layer.width), device=device)
+        self.query, self.store = masks(1, layer, device), masks(stored, layer, device)
+        self.count = count_of(stored, device)
+        self.min_overlap = thresholds_of(stored, layer.min_overlap, device)
+        self.memory = torch.randn((layer.width, layer.outputs), device=device).to(dtype)
+        self.columns = columns(1, layer, device)
+        self.route = torch.zeros(1, dtype=torch.int32, device=device)
+        self.base = torch.zeros((1, 1, layer.outputs), device=device, dtype=dtype)

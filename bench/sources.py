@@ -6,28 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks import NAMED
 
-# Files of each op, as patterns from the project's root. What all share (launching, checks) is left out: it changes
-# often, and a kernel's time seldom with it.
-_HASH = ("kernels/tophash.py", "csrc/*tophash*", "csrc/block_sums.cuh")
-_FEATURE = ("kernels/prompt_feature.py", "csrc/*prompt_feature*", "csrc/block_sums.cuh")
-_MATCH = ("kernels/mask_match.py", "csrc/mask_match*", "csrc/overlap*", "csrc/scan.h")
-_LINEAR = ("kernels/*masked_linear*", "csrc/*masked_linear*")
-_LAYER = (*_HASH, *_FEATURE, *_MATCH, *_LINEAR)
-PATTERNS = {
-    "tophash": _HASH,
-    "prompt_feature": _FEATURE,
-    "mask_columns": ("kernels/mask_columns.py", "csrc/mask_columns*", "csrc/block_sums.cuh"),
-    "mask_match": _MATCH,
-    "mask_overlap": ("kernels/mask_overlap.py", "csrc/mask_overlap*", "csrc/overlap*", "csrc/scan.h"),
-    "masked_linear": _LINEAR,
-    "backward": ("kernels/*masked_linear*",),
-    "memory_update": ("kernels/memory_update.py",),
-    "layer": (*_LAYER, "memoir_fast/modules/*.py"),
-    "generate": (*_LAYER, "memoir_fast/modules/*.py", "memoir_fast/hf/routing.py"),
-    "edit_phases": ("memoir_fast/editing/*.py", "memoir_fast/hf/partial_forward.py"),
-}
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def of_tree(path: str) -> bytes:
@@ -36,15 +17,26 @@ def of_tree(path: str) -> bytes:
 
 
 def serves(path: str, device: str) -> bool:
-    """Whether a file can matter on a device, `cpu` or `cuda`."""
+    """Whether a file can matter on a device, `cpu` or `cuda`; every op has a kernel on a GPU."""
     if device == "cpu":
         return not (path.startswith("kernels/") or path.endswith((".cu", ".cuh")) or "_cuda" in path)
-    return "_cpu" not in path
+    return not (path.startswith("memoir_fast/reference/") or "_cpu" in path)
 
 
 def files(bench: str, device: str) -> list[str]:
-    """The files of this tree that a benchmark's figures depend on; none where nothing is noted for it."""
-    found = {path for pattern in PATTERNS.get(bench, ()) for path in ROOT.glob(pattern) if path.is_file()}
+    """The files of this tree that a benchmark's figures depend on; none of one that is no longer there.
+
+    Raises LookupError where a pattern of its sources matches no file: that file has another name now.
+    """
+    found: set[Path] = set()
+    for pattern in NAMED[bench].sources if bench in NAMED else ():
+        matched = [path for path in ROOT.glob(pattern) if path.is_file()]
+        if not matched:
+            raise LookupError(
+                f"no file matches {pattern!r}, which bench/bench_{bench}.py names among its SOURCES: "
+                "name what its kernels are in now"
+            )
+        found.update(matched)
     return sorted(name for name in (str(path.relative_to(ROOT)) for path in found) if serves(name, device))
 
 
@@ -65,5 +57,5 @@ def today(bench: str, device: str) -> str | None:
 
 
 def is_old(row: dict[str, Any], device: str) -> bool:
-    """Whether a row is of sources other than today's."""
+    """Whether a row is of sources other than today's, or does not say of which."""
     return row.get("sources") != today(row["bench"], device)

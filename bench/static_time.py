@@ -1,9 +1,36 @@
 """The calibrated model's two tables: predicted beside measured, and what the kernels of today are predicted to take."""
 
+import json
+from pathlib import Path
 from statistics import median
+from typing import Any
 
+from benchmarks import ON_CPU
 from predict import CLOCK, ISSUE, Costs, Measured, fit, without
-from predictions import PLANNED, RUN, measured
+
+RUN = Path(__file__).parent / "results" / "NVIDIA-H100-80GB-HBM3-2026-11-26-bf69bd7.json"
+"""The run that the costs are fitted to: of commit bf69bd7, whose kernels and torch's own beside them are counted."""
+
+PREDICTED = tuple(benchmark.predicted for benchmark in ON_CPU)
+PLANNED = tuple(row for predicted in PREDICTED for row in predicted.planned)
+"""The kernels of today."""
+
+
+def measured() -> list[Measured]:
+    """The rows that were counted, with the seconds of the run: graph replays over inputs that are not in the cache."""
+    rows = {(row["bench"], row["case"]): row for row in json.loads(RUN.read_text(encoding="utf-8"))["rows"]}
+
+    def seconds(timed: dict[str, Any]) -> float:
+        return timed["seconds"]["graph cold"]["p50"]
+
+    fitted = [row for predicted in PREDICTED for row in predicted.fitted]
+    shown = [row for predicted in PREDICTED for row in predicted.shown]
+    found = [Measured(row, seconds(rows[row.bench, row.case]), True) for row in fitted]
+    found += [Measured(row, seconds(rows[row.bench, row.case]), False) for row in shown]
+    for peer, row in (one for predicted in PREDICTED for one in predicted.fitted_peers):
+        taken = seconds(rows[row.bench, row.case]["peers"][peer])
+        found.append(Measured(row._replace(bench=f"torch's {peer}"), taken, True))
+    return found
 
 
 def costs_text(costs: Costs) -> str:

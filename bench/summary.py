@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bandwidth import MOST_TRUSTED
+from benchmark import gist
+from benchmarks import NAMED
 from targets import verdicts
 
 MOST_LINES = 40
@@ -71,7 +73,7 @@ def lines(row: dict[str, Any]) -> list[str]:
         if word in row:
             return [f"{name:64} {shown}: {row[word]}"[:140]]
     if "figures" in row:
-        return [f"{name:64} {short(row)}"[:200]]
+        return [f"{name:64} {_gist(row)}"[:200]]
     own = row["seconds"][row["headline"]]
     times = " ".join(f"{time_of(own[at]):>9}" for at in ("p50", "p20", "p80"))
     peers = ", ".join(f"{peer} {seen['ratio']:.3g}" for peer, seen in row["peers"].items() if "ratio" in seen)
@@ -80,25 +82,15 @@ def lines(row: dict[str, Any]) -> list[str]:
     return [f"{name:64} {times} {rates}  {peers}"]
 
 
+def _gist(row: dict[str, Any]) -> str:
+    """A row's figures in a line; by its benchmark, where that is still one."""
+    return (NAMED[row["bench"]].gist if row["bench"] in NAMED else gist)(row["figures"])
+
+
 def share_of(row: dict[str, Any], untrusted: str = "-") -> str:
     """The share of the ceiling in per cent, or `untrusted` where the ceiling cannot be trusted."""
     share = row["share_of_ceiling"]
     return untrusted if share is None or share > MOST_TRUSTED else f"{share:.0%}"
-
-
-def short(row: dict[str, Any]) -> str:
-    """The gist of a row that is no op's."""
-    found = row["figures"]
-    if row["bench"] == "edit":
-        return ", ".join(f"{kind} {found[f'{kind}_seconds']:.2f} s per edit" for kind in ("paper", "fast", "batch"))
-    if row["bench"] == "edit_phases":
-        parts = (f"{way} {found[way]['ms_per_edit']:.0f} ms per edit" for way in ("sequential", "batched"))
-        shares = found["batched"]["shares"].items()
-        return ", ".join(parts) + ": " + ", ".join(f"{phase} {share:.0%}" for phase, share in shares)
-    if row["bench"] == "generate":
-        speeds = {name: seen["tokens_per_second"] for name, seen in found["decode"].items()}
-        return "tokens/s: " + ", ".join(f"{name} {speed:.1f}" for name, speed in speeds.items())
-    return ", ".join(f"{name} {value:.4g}" for name, value in found.items() if isinstance(value, (int, float)))
 
 
 def time_of(seconds: float) -> str:

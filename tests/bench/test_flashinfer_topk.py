@@ -42,11 +42,11 @@ def nvcc(module, monkeypatch, tmp_path):
 
 def test_without_headers_the_row_says_so(bench, module, monkeypatch):
     monkeypatch.setattr(module.torch.cuda, "get_device_capability", lambda: (9, 0))
-    peer = bench("peers").flashinfer_topk()
+    peer = bench("bench_tophash").flashinfer()
     assert peer.reason.endswith("data has no include/flashinfer/topk.cuh")
     monkeypatch.delenv("FLASHINFER_INCLUDE")
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda _: None)
-    assert bench("peers").flashinfer_topk().reason.startswith("flashinfer is not installed, and FLASHINFER_INCLUDE")
+    assert bench("bench_tophash").flashinfer().reason.startswith("flashinfer is not installed, and FLASHINFER_INCLUDE")
 
 
 def test_without_nvcc_the_row_says_so(bench, module, nvcc, monkeypatch):
@@ -55,7 +55,7 @@ def test_without_nvcc_the_row_says_so(bench, module, nvcc, monkeypatch):
     monkeypatch.setattr(module, "compiler", real)
     monkeypatch.setattr(module.torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(module.shutil, "which", lambda *_, **__: None)
-    assert bench("peers").flashinfer_topk().reason == "nvcc is not there to build FlashInfer's top-k"
+    assert bench("bench_tophash").flashinfer().reason == "nvcc is not there to build FlashInfer's top-k"
 
 
 def test_built_once_though_two_ask(module, nvcc):

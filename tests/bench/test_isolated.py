@@ -38,7 +38,7 @@ def rows_of(bench, tmp_path):
     def run(names, limit=60.0, most=30.0):
         seen = []
         command = [sys.executable, str(driver)]
-        found = list(isolated.rows_of_each(names, command, limit, lambda _: most, seen.append))
+        found = list(isolated.rows_of_each(dict.fromkeys(names, most), command, limit, seen.append))
         return {name: [row for row in found if row["bench"] == name] for name in names}, seen
 
     return run
@@ -57,7 +57,7 @@ def test_a_crash_costs_its_own_rows_alone(rows_of):
 def test_one_that_ends_without_a_row_says_its_last_words(bench, tmp_path):
     driver = tmp_path / "driver.py"
     driver.write_text("import sys; sys.stdin.readline(); raise SystemExit('the device is gone')")
-    (row,) = bench("isolated").rows_of_each(["x"], [sys.executable, str(driver)], 60, lambda _: 30, lambda _: None)
+    (row,) = bench("isolated").rows_of_each({"x": 30.0}, [sys.executable, str(driver)], 60, lambda _: None)
     assert row["failed"] == "the process ended by exit code 1: the device is gone"
 
 

@@ -43,13 +43,14 @@ def test_a_row_of_other_sources_is_old(bench, tmp_path, monkeypatch):
     sources, table = bench("sources"), bench("table")
     (tmp_path / "csrc").mkdir()
     (tmp_path / "kernels").mkdir()
-    for name in ("kernels/tophash.py", "csrc/tophash.cu", "csrc/tophash_cpu.cpp", "csrc/other.cu"):
-        (tmp_path / name).write_text("one")
+    (tmp_path / "kernels/tophash.py").write_text("one")
+    for name in ("tophash.cu", "tophash_cpu.cpp", "block_sums.cuh", "other.cu"):
+        (tmp_path / "csrc" / name).write_text("one")
     monkeypatch.setattr(sources, "ROOT", tmp_path)
     sources.today.cache_clear()
     try:
         row = {"bench": "tophash", "sources": sources.today("tophash", "cuda")}
-        assert sources.files("tophash", "cuda") == ["csrc/tophash.cu", "kernels/tophash.py"]
+        assert sources.files("tophash", "cuda") == ["csrc/block_sums.cuh", "csrc/tophash.cu", "kernels/tophash.py"]
         assert sources.files("tophash", "cpu") == ["csrc/tophash_cpu.cpp"]
         assert not sources.is_old(row, "cuda") and sources.is_old({"bench": "tophash"}, "cuda")
         (tmp_path / "csrc/other.cu").write_text("two")
@@ -65,6 +66,24 @@ def test_a_row_of_other_sources_is_old(bench, tmp_path, monkeypatch):
         assert table._cell(row | {"sources": sources.today("tophash", "cuda")}, "cuda") == "**20 us**, 50%"
     finally:
         sources.today.cache_clear()
+
+
+def test_a_pattern_that_matches_no_file_fails_loudly(bench, tmp_path, monkeypatch):
+    sources = bench("sources")
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels/tophash.py").write_text("one")
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    with pytest.raises(LookupError, match=r"no file matches 'csrc/tophash\*', which bench/bench_tophash.py names"):
+        sources.files("tophash", "cuda")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_benchmark_names_its_sources(bench, device):
+    """A pattern that an op's files have outgrown, or none at all, would let an old figure pass for one of today's."""
+    benchmarks, sources = bench("benchmarks"), bench("sources")
+    for benchmark in benchmarks.ON_CPU if device == "cpu" else benchmarks.ON_GPU:
+        assert sources.files(benchmark.name, device), benchmark.name
+        assert sources.is_old({"bench": benchmark.name}, device), "a row that does not say of which sources it is"
 
 
 class _Cuda:

@@ -55,7 +55,7 @@ def test_slowest_resource_counts_and_alone_adds_them(predict):
 
 def test_every_fitted_row_was_measured_and_is_predicted_well(bench):
     """The costs come from the run in bench/results; counts that no longer fit it would show here."""
-    predict, measured = bench("predict"), bench("predictions").measured()
+    predict, measured = bench("predict"), bench("static_time").measured()
     costs = predict.fit(measured)
     for one in measured:
         if one.fitted:

@@ -1,21 +1,11 @@
 """The driver, on one small case per benchmark; its table, result file and exit codes."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-OPS = (
-    "mask_match",
-    "tophash",
-    "masked_linear",
-    "layer",
-    "prompt_feature",
-    "mask_overlap",
-    "memory_update",
-    "sketch",
-    "backward",
-    "mask_columns",
-)
+BENCH = Path(__file__).parents[2] / "bench"
 
 
 @pytest.fixture
@@ -27,15 +17,25 @@ def small_timer(bench, timer, monkeypatch):
 def test_every_op_has_its_benchmark(bench):
     from memoir_fast import backends
 
-    names = set(bench("run").BENCHES)
-    assert set(bench("run").ON_GPU) <= names
-    assert names >= {op for op in backends.OPS if not op.startswith("masked_linear_") and "sketch" not in op}
-    for name in names:
-        module = bench(f"bench_{name}")
-        assert hasattr(module, "cases") or hasattr(module, "rows")
+    benchmarks = bench("benchmarks")
+    assert {one.name for one in benchmarks.ON_GPU} <= set(benchmarks.NAMED)
+    assert len(benchmarks.NAMED) == len(benchmarks.ON_CPU), "two of one name"
+    own = {op for op in backends.OPS if not op.startswith("masked_linear_") and "sketch" not in op}
+    assert set(benchmarks.NAMED) >= own
 
 
-@pytest.mark.parametrize("name", OPS)
+def test_every_file_of_a_benchmark_is_listed(bench):
+    named = bench("benchmarks").NAMED
+    files = {path.stem.removeprefix("bench_") for path in BENCH.glob("bench_*.py")} - {"all"}
+    assert files == set(named)
+    for name in files:
+        assert bench(f"bench_{name}").BENCHMARK is named[name]
+
+
+OPS = {"prompt_feature", "tophash", "mask_columns", "mask_overlap", "mask_match", "masked_linear", "memory_update"}
+
+
+@pytest.mark.parametrize("name", sorted(OPS | {"layer", "sketch", "backward"}))
 def test_quick_run_of_each(bench, small_timer, name, tmp_path, capsys):
     path = tmp_path / "result.json"
     assert bench("run").main(["--quick", "--only", name, "--json", str(path)]) == 0
@@ -68,7 +68,7 @@ def test_a_run_out_of_time_says_so(bench, small_timer, tmp_path):
     path = tmp_path / "result.json"
     assert bench("run").main(["--quick", "--limit", "0", "--json", str(path)]) == 0
     rows = json.loads(path.read_text())["rows"]
-    assert {row["bench"] for row in rows} == set(bench("run").BENCHES)
+    assert {row["bench"] for row in rows} == set(bench("benchmarks").NAMED)
     assert all("time limit" in row["absent"] for row in rows)
 
 
@@ -120,14 +120,19 @@ def test_match_oracle_is_the_reference(bench):
 @pytest.fixture
 def counting(bench, small_timer, monkeypatch):
     """The driver with one benchmark that gives three rows and then raises."""
-    run = bench("run")
 
     def rows(settings, timer):
         for case in range(3):
             yield {"bench": "edit", "case": str(case), "parameters": {}, "absent": "only counted"}
         raise RuntimeError("no more")
 
-    monkeypatch.setattr(bench("bench_edit"), "rows", rows)
+    return only(bench, monkeypatch, edit=rows)
+
+
+def only(bench, monkeypatch, **rows):
+    """The driver with these benchmarks alone, by name, and what gives their rows."""
+    run = bench("run")
+    monkeypatch.setattr(run, "ON_CPU", tuple(bench("benchmark").Benchmark(name, (), rows=rows[name]) for name in rows))
     return run
 
 
@@ -144,17 +149,16 @@ def test_benchmark_that_raises_leaves_its_rows_and_fails(counting, tmp_path, cap
 def test_cut_off_run_leaves_its_part_beside_an_older_file(counting, bench, tmp_path, monkeypatch):
     path = tmp_path / "result.json"
     path.write_text("the older one")
-    monkeypatch.setattr(counting, "report", lambda _: pytest.fail("the run should have been interrupted"))
 
     def interrupted(settings, timer):
         yield {"bench": "tophash", "case": "first", "parameters": {}, "absent": "only counted"}
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(counting, "BENCHES", ("edit", "tophash"))
-    monkeypatch.setattr(bench("bench_tophash"), "cases", lambda _: ())
-    monkeypatch.setattr(bench("bench_tophash"), "rows", interrupted, raising=False)
+    (edit,) = counting.ON_CPU
+    run = only(bench, monkeypatch, edit=edit.rows, tophash=interrupted)
+    monkeypatch.setattr(run, "report", lambda _: pytest.fail("the run should have been interrupted"))
     with pytest.raises(KeyboardInterrupt):
-        counting.main(["--quick", "--json", str(path)])
+        run.main(["--quick", "--json", str(path)])
     assert path.read_text() == "the older one"
     assert len(json.loads((tmp_path / "result.json.part").read_text())["rows"]) == 5
 

@@ -62,10 +62,10 @@ def test_strict_exit_code(bench, tmp_path, capsys):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_every_target_is_of_a_case_that_there_is(bench, device):
     settings = bench("cases").Settings(device=device)
-    targets = bench("targets")
-    for target in targets.CPU if device == "cpu" else targets.GPU:
-        names = [case.name for case in bench(f"bench_{target.bench}").cases(settings)]
-        assert target.case in names
+    found = bench("targets").targets(device)
+    assert {benchmark.name for benchmark, _ in found} >= {"mask_match", "tophash", "masked_linear"}
+    for benchmark, target in found:
+        assert target.case in [case.name for case in benchmark.cases(settings)]
 
 
 def test_every_row_of_the_readme_is_of_a_case_that_there_is(bench):

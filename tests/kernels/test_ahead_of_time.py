@@ -25,27 +25,27 @@ CAPABILITIES = (80, 90, 100)
 
 @pytest.fixture(scope="module")
 def bench():
-    """The modules bench/machine_code.py and bench/calls.py."""
+    """The modules bench/machine_code.py, bench/benchmarks.py and bench/shapes.py."""
     sys.path.insert(0, str(BENCH))
     try:
-        yield importlib.import_module("machine_code"), importlib.import_module("calls")
+        yield tuple(importlib.import_module(name) for name in ("machine_code", "benchmarks", "shapes"))
     finally:
         sys.path.remove(str(BENCH))
 
 
 def _specializations(bench, capability: int, layers, dtype: torch.dtype) -> dict:
     """Every distinct kernel that the calls at these layers' sizes launch, with the first call that does."""
-    machine_code, calls = bench
+    machine_code, benchmarks, _ = bench
     found = {}
     for layer in layers:
-        for call in calls.calls(layer, dtype):
+        for call in benchmarks.calls(layer, dtype):
             for launch in machine_code.launches(call.run, capability):
                 found.setdefault(launch.kernel, f"{call.name}, {layer.model}, {dtype}")
     return found
 
 
 def _check(bench, capability: int, found: dict, dtype: torch.dtype) -> None:
-    machine_code, _ = bench
+    machine_code, *_ = bench
     problems = []
     for kernel, origin in found.items():
         code = machine_code.compile_for(kernel, capability)
@@ -61,7 +61,7 @@ def _check(bench, capability: int, found: dict, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_machine_code_at_the_sizes_of_known_models(bench, capability):
-    found = _specializations(bench, capability, bench[1].LAYERS, torch.bfloat16)
+    found = _specializations(bench, capability, bench[2].LAYERS, torch.bfloat16)
     names = {kernel.name for kernel in found}
     assert names >= TENSOR_CORE | {"prompt_feature", "tophash", "one", "gather", "scan", "choose", "mask_overlap"}
     _check(bench, capability, found, torch.bfloat16)
@@ -69,7 +69,7 @@ def test_machine_code_at_the_sizes_of_known_models(bench, capability):
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_tophash_of_few_rows_admits_its_successor_where_the_gpu_can(bench, capability):
-    machine_code, _ = bench
+    machine_code, *_ = bench
     counts = {}
     for rows in (1, 4096):
         feature = torch.empty((rows, 14336), device="meta")
@@ -83,14 +83,14 @@ def test_tophash_of_few_rows_admits_its_successor_where_the_gpu_can(bench, capab
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_machine_code_of_float32(bench, capability):
-    large = bench[1].LAYERS[0]
+    large = bench[2].LAYERS[0]
     found = _specializations(bench, capability, [large], torch.float32)
     known = _specializations(bench, capability, [large], torch.bfloat16)
     _check(bench, capability, {kernel: found[kernel] for kernel in found if kernel not in known}, torch.float32)
 
 
 def test_float16_takes_the_tensor_cores_too(bench):
-    found = _specializations(bench, 90, bench[1].LAYERS[:1], torch.float16)
+    found = _specializations(bench, 90, bench[2].LAYERS[:1], torch.float16)
     names = {"one", "rows", "prefill", "multiply"}
     wanted = {kernel: origin for kernel, origin in found.items() if kernel.name in names}
     _check(bench, 90, wanted, torch.float16)
@@ -98,8 +98,8 @@ def test_float16_takes_the_tensor_cores_too(bench):
 
 def test_memory_streams_of_one_token_are_read_in_16_bytes(bench):
     """The rows of memory are the stream; beside it only columns, inputs, the base and the route are read."""
-    machine_code, calls = bench
-    call = next(call for call in calls.calls(calls.LAYERS[0]) if call.name == "masked_linear, 1 token")
+    machine_code, benchmarks, shapes = bench
+    call = next(call for call in benchmarks.calls(shapes.LLAMA) if call.name == "masked_linear, 1 token")
     (launch,) = machine_code.launches(call.run, 90)
     code = machine_code.compile_for(launch.kernel, 90)
     constants = dict(launch.kernel.constants)
