@@ -60,10 +60,9 @@ def test_a_row_of_other_sources_is_old(bench, tmp_path, monkeypatch):
         (tmp_path / "csrc/tophash.cu").write_text("two")
         sources.today.cache_clear()
         assert sources.is_old(row, "cuda")
-        spread = {"p20": 1e-5, "p50": 2e-5, "p80": 3e-5, "samples": 9}
-        row |= {"headline": "cold", "seconds": {"cold": spread}, "share_of_ceiling": 0.5, "peers": {}}
-        assert table._cell(row, "cuda") == "**20 us**, 50%; older than the kernel"
-        assert table._cell(row | {"sources": sources.today("tophash", "cuda")}, "cuda") == "**20 us**, 50%"
+        figures = {"machine": {"device": "cuda"}}
+        assert table._age(row, figures) == table.OLDER
+        assert table._age(row | {"sources": sources.today("tophash", "cuda")}, figures) == table.TODAYS
     finally:
         sources.today.cache_clear()
 
