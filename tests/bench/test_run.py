@@ -1,6 +1,7 @@
 """The driver, on one small case per benchmark; its table, result file and exit codes."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,14 @@ def test_every_file_of_a_benchmark_is_listed(bench):
 
 
 OPS = {"prompt_feature", "tophash", "mask_columns", "mask_overlap", "mask_match", "masked_linear", "memory_update"}
+
+
+@pytest.mark.parametrize("op", sorted(OPS))
+def test_what_is_known_of_an_op_is_in_one_file(bench, op):
+    """Beside it, at most the table's titles and what is built on the op: the layer, a sketch, a whole model."""
+    naming = {path.name for path in BENCH.glob("*.py") if re.search(rf"\b{op}\b", path.read_text(encoding="utf-8"))}
+    assert f"bench_{op}.py" in naming and len(naming) <= 5, naming
+    assert not naming & {"run.py", "benchmarks.py", "targets.py", "sources.py", "plot.py", "growth.py", "static.py"}
 
 
 @pytest.mark.parametrize("name", sorted(OPS | {"layer", "sketch", "backward"}))
