@@ -24,9 +24,9 @@ from cases import Settings
 from models import llama_8b, sharing
 
 from memoir_fast import Memoir
+from memoir_fast.editing.active_rows import ActiveRows
 from memoir_fast.editing.batch import Batch
-from memoir_fast.editing.needs import Needs
-from memoir_fast.editing.slab import Slab
+from memoir_fast.editing.interference import Interference
 from memoir_fast.editing.teacher import Teacher
 from memoir_fast.errors import MemoirError
 from memoir_fast.hf.loading import load_model
@@ -35,10 +35,10 @@ from memoir_fast.io.facts import facts
 PHASES: dict[str, tuple[tuple[Any, str], ...]] = {
     "tokens": ((Teacher, "prepare"),),
     "trunk and hash": ((Batch, "__init__"),),
-    "damping": ((Needs, "damping"), (Needs, "add")),
+    "damping": ((Interference, "damping"), (Interference, "add")),
     "tail forward": ((Batch, "losses"),),
     "tail backward": ((torch.autograd, "grad"),),
-    "optimizer": ((Slab, "residual"), (Slab, "step")),
+    "optimizer": ((ActiveRows, "residual"), (ActiveRows, "step")),
     "write": ((Teacher, "_commit"),),
 }
 """Each phase's functions; none runs inside of another."""

@@ -50,7 +50,7 @@ class Variants:
     @staticmethod
     def _fill(memoir: Memoir, stored: int) -> None:
         layer, device = memoir.layer, str(memoir.layer.memory.weight.device)
-        shape = Layer("", layer.in_features, layer.out_features, layer.tophash.k)
+        shape = Layer("", layer.in_features, layer.out_features, layer.k)
         own = columns(min(stored, 1024), shape, device)
         layer.store.extend(masks(stored, shape, device), own.repeat(-(-stored // len(own)), 1)[:stored])
         layer.memory.weight.normal_().mul_(1e-3)
@@ -66,7 +66,7 @@ class Variants:
                 memoir.model(input_ids=tokens, use_cache=False)
         finally:
             handle.remove()
-        mask, own = memoir.layer.tophash(seen[0])
+        mask, own = memoir.layer.hash(seen[0])
         memoir.layer.store.append(mask[0], own[0])
 
     def require_routes(self, stored: int) -> None:

@@ -103,8 +103,8 @@ def _published(edited: MemoirLinear, layer: Layer, step: str, tokens: int, match
     residual = edited.memory.weight.T.contiguous()
 
     def run(x: torch.Tensor) -> torch.Tensor:
-        feature = x[0].float().mean(dim=0) - edited.tophash.mu
-        chosen = edited.tophash.permutation[feature.abs().topk(layer.k).indices].long()
+        feature = x[0].float().mean(dim=0) - edited.mu
+        chosen = edited.permutation[feature.abs().topk(layer.k).indices].long()
         mask = torch.zeros(bank.shape[1], device=x.device).index_fill_(0, chosen, 1.0)
         overlap = bank.float() @ mask
         best = overlap.max(dim=0)

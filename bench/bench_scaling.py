@@ -53,8 +53,8 @@ def sizes(stored: int, layer: Layer) -> dict[str, Any]:
     own = columns(min(stored, 256), layer)
     mask_rows = mask_of(own, layer)
     repeats = -(-stored // len(own))
-    store.extend(mask_rows.repeat(repeats, 1)[:stored], own.repeat(repeats, 1)[:stored])
-    memoir.edits.update({edit: Edit(f"prompt {edit}", "target") for edit in range(stored)})
+    edits = [Edit(f"prompt {edit}", "target") for edit in range(stored)]
+    memoir.edits.extend(edits, mask_rows.repeat(repeats, 1)[:stored], own.repeat(repeats, 1)[:stored])
     with tempfile.TemporaryDirectory() as folder:
         memoir.save_pretrained(folder)
         saved = {path.suffix: path.stat().st_size for path in Path(folder).iterdir() if path.is_file()}

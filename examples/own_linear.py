@@ -17,13 +17,13 @@ before = model(inputs)
 model[2] = layer = MemoirLinear(model[2], k=32, tau=0.6)
 
 # Inputs unlike any edit give the background mean, which is taken off every feature: what all share tells nothing.
-layer.tophash.mu.copy_(model[:2](inputs[1:]).mean(dim=0))
+layer.mu.copy_(model[:2](inputs[1:]).mean(dim=0))
 
 wrong, wanted = inputs[:1], torch.tensor([[0.0, 0.0, 5.0, 0.0]])  # what the model shall say of that input
 hidden = model[:2](wrong)
 
 # 1. Its hash names the columns that the edit owns, and is what later inputs are compared with.
-mask, columns = layer.tophash(hidden[:, None])
+mask, columns = layer.hash(hidden[:, None])
 edit_id = layer.store.append(mask[0], columns[0])
 
 # 2. The change of these columns, in one step: a^T c moves the output by (a a^T) c.

@@ -20,9 +20,8 @@ from memoir_fast.core.edit import Edit
 from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.core.scoring import teacher_forced
 from memoir_fast.editing.context import EditContext
-from memoir_fast.editing.needs import Needs
-from memoir_fast.editing.prefixes import write_prefixes
 from memoir_fast.editing.teacher import EditResult, Teacher
+from memoir_fast.editing.wordings import write_prefixes
 from memoir_fast.errors import CheckpointError
 from memoir_fast.hf.tokens import Row, prompt_ids
 from memoir_fast.io import checkpoint
@@ -70,11 +69,6 @@ class Memoir(EditedModel):
         EditResult(edit_id=0, ...)
     """
 
-    def __init__(self, model: Any, tokenizer: Any, config: MemoirConfig) -> None:
-        """Use `attach` or `from_pretrained`: this makes a memory without a background mean."""
-        super().__init__(model, tokenizer, config)
-        self._needs = Needs()
-
     @classmethod
     @torch.inference_mode(False)  # tensors made in inference mode could not be changed outside of it
     def attach(
@@ -105,7 +99,7 @@ class Memoir(EditedModel):
             mu = background_mean(model, memoir.layer, tokenizer, prompts[: memoir.config.background])
             if not mu.isfinite().all():
                 raise ValueError("the model's activations on irrelevant prompts must be finite, got NaN or infinity")
-            memoir.layer.tophash.mu.copy_(mu)
+            memoir.layer.mu.copy_(mu)
         except BaseException:
             memoir.detach()
             raise
@@ -190,14 +184,13 @@ class Memoir(EditedModel):
             wanted = [Edit(edits, target or "")]
         else:
             wanted = [edits] if isinstance(edits, Edit) else [_as_edit(one) for one in edits]
-        settings, teacher = self._recipe(recipe, batch), self._teacher()
+        settings, teacher = self._recipe(recipe, batch), self._teacher
         teacher.require_room(wanted)
-        for edit in wanted:
-            teacher.prepare(edit, settings)
+        prepared = [teacher.prepare(edit, settings) for edit in wanted]
         shown = tqdm(total=len(wanted), desc="editing", unit="edit", disable=single or not progress)
         with shown:
             results, last = [], self.calibration
-            for result in teacher.stream(wanted, settings):
+            for result in teacher.stream(prepared, settings):
                 results.append(result)
                 threshold.finish(self, last)
                 last = self.calibration
@@ -221,10 +214,10 @@ class Memoir(EditedModel):
             edits, recipe, batch, progress: as in `edit`; requests are checked when their turn comes.
             total (int, optional): how many there are, for the time left in the progress bar.
         """
-        settings, teacher = self._recipe(recipe, batch), self._teacher()
+        settings, teacher = self._recipe(recipe, batch), self._teacher
         with tqdm(total=total, desc="editing", unit="edit", disable=not progress) as shown:
             last = self.calibration
-            for result in teacher.stream((_as_edit(one) for one in edits), settings):
+            for result in teacher.stream((teacher.prepare(_as_edit(one), settings) for one in edits), settings):
                 threshold.finish(self, last)
                 last = self.calibration
                 shown.update()
@@ -240,8 +233,7 @@ class Memoir(EditedModel):
         with self.layer.learning():
             self.layer.store.require(edit_id)
             with self.layer.changing(rows=True):
-                self.layer.store.delete(edit_id)
-                del self.edits[edit_id]
+                self.edits.delete(edit_id)
 
     def faded(self, batch: int = 8) -> list[int]:
         """Ids of the edits that others have overwritten: the target is no longer what the model says, token by token.
@@ -298,6 +290,35 @@ class Memoir(EditedModel):
         with self.layer.learning():
             return threshold.choose(self, false_match_rate, irrelevant_prompts)
 
+    def hash(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """How a prompt is hashed when the model is asked it: its mask int32 [W] and columns int32 [k].
+
+        ValueError where it has no tokens, or the model's activations on it are not finite.
+
+        Example:
+            >>> mask, columns = memoir.hash("The capital of France is")
+            >>> columns.shape == (memoir.status().k,)
+            True
+        """
+        return self._context.hash(prompt)
+
+    def rows(self, edit: Edit, recipe: str | Recipe | None = None) -> list[Row]:
+        """The token rows that an edit is learned from: as it is, behind prefixes, and with its prompt scrambled.
+
+        Args:
+            edit (Edit): its prompt and target.
+            recipe (str | Recipe, optional): Default: that of the config.
+
+        Raises:
+            ValueError: a target without tokens, or a prompt longer than the model's context.
+
+        Example:
+            >>> first = memoir.rows(Edit("The capital of France is", "Lyon"))[0]
+            >>> tokenizer.decode(first.ids[: first.prompt])
+            'The capital of France is'
+        """
+        return self._teacher.prepare(edit, self._recipe(recipe, None))[1]
+
     def status(self) -> MemoirStatus:
         """What the memory holds, and what it costs."""
         weight, store = self.layer.memory.weight, self.layer.store
@@ -306,7 +327,7 @@ class Memoir(EditedModel):
             layer=self.config.layer or "",
             edits=len(self.edits),
             deleted=len(store) - len(self.edits),
-            k=self.layer.tophash.k,
+            k=self.layer.k,
             width=self.layer.in_features,
             outputs=self.layer.out_features,
             tau=self.tau,
@@ -330,10 +351,10 @@ class Memoir(EditedModel):
     def _context(self) -> EditContext:
         ids = prompt_ids(self.tokenizer, irrelevant_prompts()[0])
         row = Row(ids, len(ids))
-        return EditContext(self.model, self.tokenizer, self.layer, self._first_prefixes, row, self._needs)
+        return EditContext(self.model, self.tokenizer, self.layer, self._first_prefixes, row)
 
+    @functools.cached_property
     def _teacher(self) -> Teacher:
-        self._context.needs = self._needs
         return Teacher(self._context, self.edits, partial(threshold.prepare, self), partial(threshold.follow, self))
 
     def _recipe(self, recipe: str | Recipe | None, batch: int | str | None) -> Recipe:

@@ -15,7 +15,7 @@ class Recipe:
     """
 
     method: str
-    """The procedure: "paper" (the published loop) or "fast" (dual form on the model's tail)."""
+    """The procedure: "paper" (the published loop) or "fast" (the same loss, on the upper layers alone)."""
 
     steps: int
     """Most gradient steps per edit."""
@@ -29,13 +29,13 @@ class Recipe:
     """ "sgd", or (fast only) "adam"."""
 
     damping: float = 0.0
-    """How much an update is held back where earlier edits read (Adam only); 0: not at all. See `editing.needs`."""
+    """How much a step is held back where earlier edits read (Adam only); 0: not at all. See `editing.interference`."""
 
     prefixes: int = 10
     """Rows in which the prompt stands after a prefix, besides the plain prompt."""
 
     rewordings: int = 0
-    """Rows in which the prompt's words are scrambled, besides; what paraphrases gain from. See `editing.rewordings`."""
+    """Rows in which the prompt's words are scrambled, besides; what paraphrases gain from. See `editing.wordings`."""
 
     tokens: int | None = None
     """Further rows are left out where they would make the edit's rows longer than this together; None: never."""

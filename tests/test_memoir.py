@@ -11,7 +11,7 @@ import torch
 
 from memoir_fast import Edit, Memoir, MemoirConfig
 from memoir_fast.editing import context, fast, teacher
-from memoir_fast.editing.slab import SlabLearned
+from memoir_fast.editing.active_rows import ActiveRowsLearned
 from memoir_fast.errors import MemoirError, StoreFullError, UnknownEditError, UnsupportedModelError
 from memoir_fast.modules import MaskStore
 from memoir_fast.recipe import RECIPES
@@ -257,15 +257,15 @@ def test_a_full_store_is_refused_before_anything_is_learned(tiny_llama, tiny_tok
     assert memoir.edit(FACT[0], "Rome").replaced
 
 
-def _interrupted(monkeypatch, place):
-    """Makes Ctrl-C arrive at one moment of the second of three edits."""
+def _interrupted(monkeypatch, place, at=2):
+    """Makes Ctrl-C arrive at one moment of an edit, by default of the second."""
     calls = []
 
     def once(function):
         def wrapped(*args, **kwargs):
             calls.append(1)
             result = function(*args, **kwargs)
-            if len(calls) == 2:
+            if len(calls) == at:
                 raise KeyboardInterrupt
             return result
 
@@ -276,7 +276,7 @@ def _interrupted(monkeypatch, place):
     elif place == "learned":
         monkeypatch.setattr(fast, "learn", once(fast.learn))
     elif place == "written":
-        monkeypatch.setattr(SlabLearned, "write", once(SlabLearned.write))
+        monkeypatch.setattr(ActiveRowsLearned, "write", once(ActiveRowsLearned.write))
     elif place == "appended":
         monkeypatch.setattr(MaskStore, "append", once(MaskStore.append))
     elif place == "reported":
@@ -311,21 +311,14 @@ def test_ctrl_c_in_the_midst_of_a_list_keeps_what_was_finished(memoir, monkeypat
     assert memoir.edits == {0: Edit(*OTHER)} and memoir.layer.store.live == [0]
 
 
-class _Interrupted(dict):
-    """A dict in which an assignment is done, and then interrupted."""
-
-    def __setitem__(self, key, value):
-        super().__setitem__(key, value)
-        raise KeyboardInterrupt
-
-
-def test_ctrl_c_in_the_last_moment(memoir):
+@pytest.mark.parametrize("prompt", [OTHER[0], FACT[0]])
+def test_ctrl_c_in_the_last_moment(memoir, monkeypatch, prompt):
     memoir.edit(*FACT)
     state = _state(memoir)
-    memoir.edits = _Interrupted(memoir.edits)
+    _interrupted(monkeypatch, "reported", at=1)
     with pytest.raises(KeyboardInterrupt):
-        memoir.edit(*OTHER)
-    assert _same(_state(memoir), state)
+        memoir.edit(prompt, "Rome")
+    assert _same(_state(memoir), state) and memoir.edits.id_of(OTHER[0]) is None
 
 
 def test_an_edit_deleted_while_a_stream_runs_is_gone_for_good(memoir):
@@ -437,14 +430,14 @@ def test_tau_of_the_config_is_in_force(tiny_llama, tiny_tokenizer):
 
 
 def test_mu_comes_from_the_prompts_that_the_user_gives(tiny_llama, tiny_tokenizer):
-    one = Memoir.attach(tiny_llama, tiny_tokenizer, CONFIG, irrelevant=["The sky"]).layer.tophash.mu.clone()
+    one = Memoir.attach(tiny_llama, tiny_tokenizer, CONFIG, irrelevant=["The sky"]).layer.mu.clone()
     assert one.abs().sum() > 0
 
 
 def test_a_model_that_changes_dtype_takes_its_memory_along(memoir, logits):
     memoir.edit(*FACT)
     memoir.model.bfloat16()
-    assert memoir.layer.memory.weight.dtype == torch.bfloat16 and memoir.layer.tophash.mu.dtype == torch.float32
+    assert memoir.layer.memory.weight.dtype == torch.bfloat16 and memoir.layer.mu.dtype == torch.float32
     assert logits(FACT[0]).isfinite().all()
     assert memoir.last_routes[0].edit_id in (0, -1) and memoir.last_routes[0].overlap > 0.5
     assert memoir.edit(*OTHER).edit_id == 1

@@ -186,14 +186,14 @@ def test_learning_does_not_show_in_other_threads(memoir, monkeypatch):
     ids = memoir.tokenizer("In which country is the mountain?", return_tensors="pt").input_ids
     with torch.no_grad():
         expected = memoir.model(ids).logits
-    outputs, losses = [], type(memoir._teacher()._context.tail).logits
+    outputs, losses = [], type(memoir._context.upper).logits
 
-    def looked(tail, *args):
+    def looked(upper, *args):
         with ThreadPoolExecutor(1) as pool:
             outputs.append(pool.submit(torch.no_grad()(lambda: memoir.model(ids).logits)).result())
-        return losses(tail, *args)
+        return losses(upper, *args)
 
-    monkeypatch.setattr(type(memoir._teacher()._context.tail), "logits", looked)
+    monkeypatch.setattr(type(memoir._context.upper), "logits", looked)
     memoir.edit("Who wrote the play?", "nobody")
     assert len(outputs) > 2 and all(torch.equal(output, expected) for output in outputs)
 

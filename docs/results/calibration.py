@@ -97,7 +97,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 def collect(memoir: Memoir, groups: dict[str, list[str]], file: Path) -> dict[str, Hashed]:
     """Hashes every group; the features behind are kept in `file`, and taken from there."""
     kept = load_file(file) if file.exists() else {}
-    layer, mu = memoir.layer, memoir.layer.tophash.mu
+    layer, mu = memoir.layer, memoir.layer.mu
     for name, prompts in groups.items():
         if name not in kept:
             started = time.perf_counter()
@@ -114,7 +114,7 @@ def count_out(
     memoir: Memoir, hashed: dict[str, Hashed], name: str, chosen: torch.Tensor, unrelated: dict[str, torch.Tensor]
 ) -> dict[str, Any]:
     """Stores the chosen rows of data set `name`, has tau chosen, and counts what matches."""
-    store, k = memoir.layer.store, memoir.layer.tophash.k
+    store, k = memoir.layer.store, memoir.layer.k
     store.truncate(0)
     store.extend(hashed[name].masks[chosen], hashed[name].columns[chosen])
     tau = calibrate(memoir, hashed["background"].masks, RATE, probe=False).tau

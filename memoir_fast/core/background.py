@@ -37,5 +37,5 @@ def background_mean(model: nn.Module, layer: MemoirLinear, tokenizer: Any, promp
     """mu, float32 [D]: the mean over `prompts` of the token mean of the layer's input."""
     if not prompts:
         raise ValueError("mu needs at least one irrelevant prompt, got none")
-    zero = torch.zeros_like(layer.tophash.mu)
+    zero = torch.zeros_like(layer.mu)
     return features(model, layer, tokenizer, prompts, zero).mean(dim=0)

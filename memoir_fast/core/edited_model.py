@@ -10,7 +10,7 @@ from torch import nn
 from memoir_fast.config import MemoirConfig
 from memoir_fast.core.background import irrelevant_prompts
 from memoir_fast.core.calibration import Calibration
-from memoir_fast.core.edit import Edit
+from memoir_fast.core.live_edits import LiveEdits
 from memoir_fast.errors import MemoirError
 from memoir_fast.hf.presets import complete, find_layer
 from memoir_fast.hf.proof import TOKENS, Passes, prove
@@ -42,7 +42,8 @@ class EditedModel:
         base = find_layer(model, self.config.layer)
         self.layer = MemoirLinear(base, self.config.k, tau, self.config.seed, self.config.max_edits)
         self.prefixes: list[str] = []
-        self.edits: dict[int, Edit] = {}
+        self.edits = LiveEdits(self.layer)
+        """The live edits by id, a mapping: `edit` and `delete` change it."""
         self.calibration: Calibration | None = None
         """How tau was chosen; None where it was given, or there are too few edits yet."""
         self.background: torch.Tensor | None = None

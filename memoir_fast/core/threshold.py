@@ -59,7 +59,7 @@ def calibrate(
     live = store.masks[torch.tensor(store.live, dtype=torch.int64, device=store.masks.device)]
     if not len(live):
         raise ValueError("calibration needs at least one edit, the memory holds none")
-    k = memoir.layer.tophash.k
+    k = memoir.layer.k
     overlap = ops.mask_overlap(masks.to(live.device), live)
     best = overlap.amax(dim=1).double() / k
     location, scale = gumbel(best)
@@ -136,9 +136,9 @@ def due(memoir: EditedModel) -> bool:
 def prompt_masks(memoir: EditedModel, prompts: Sequence[str] | None = None) -> torch.Tensor:
     """Masks int32 [M, W] of prompts; by default of the package's own irrelevant ones."""
     chosen = list(irrelevant_prompts() if prompts is None else prompts)
-    tophash = memoir.layer.tophash
-    found = features(memoir.model, memoir.layer, memoir.tokenizer, chosen, tophash.mu)
-    return tophash.hash(found)[0]
+    mu = memoir.layer.mu
+    means = features(memoir.model, memoir.layer, memoir.tokenizer, chosen, torch.zeros_like(mu))
+    return memoir.layer.hash_mean(means)[0]
 
 
 def best_overlaps(memoir: EditedModel, prompts: Sequence[str]) -> list[float]:
@@ -150,7 +150,7 @@ def overlap_ratios(memoir: EditedModel, masks: torch.Tensor) -> list[float]:
     """As `best_overlaps`, of masks int32 [M, W]."""
     store = memoir.layer.store
     _, overlap = ops.mask_match(masks, store.masks, store.count, 1)
-    return (overlap.double() / memoir.layer.tophash.k).tolist()
+    return (overlap.double() / memoir.layer.k).tolist()
 
 
 def rewordings_matched(memoir: EditedModel, tau: float) -> float:

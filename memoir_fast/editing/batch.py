@@ -1,4 +1,4 @@
-"""`Batch`: the rows of several edits, run through the trunk once, and their losses for any residual."""
+"""`Batch`: the rows of several edits, run through the lower layers once, and their losses for any residual."""
 
 from collections.abc import Sequence
 
@@ -48,8 +48,8 @@ class Batch:
         width = _width(rows, context_length(context.model)) if device.type == "cuda" else None
         input_ids, mask, labels = pad(rows, padding_id(context.tokenizer), device, width)
         self.edits = [edit for edit, _ in wanted]
-        self._tail = context.tail
-        self._all = self._tail.trunk(input_ids, mask)
+        self._upper = context.upper
+        self._all = self._upper.lower(input_ids, mask)
         self.x = self._all.x
         device = self.x.device
         self._real, self._labels = mask.bool().to(device), labels[:, 1:].to(device)
@@ -68,10 +68,10 @@ class Batch:
         lengths = torch.tensor([rows[0].prompt for _, rows in wanted], device=self.x.device)
         x = self.x[first]
         prompt = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
-        masks, columns = context.hashed(x, prompt, self.edits)
+        masks, columns = context.hashed(x, prompt, [edit.prompt for edit in self.edits])
         for index, (edit, rows) in enumerate(wanted):
             if rows[0].ids[: rows[0].prompt] != prompt_ids(context.tokenizer, edit.prompt):
-                masks[index], columns[index] = context.hash(edit)
+                masks[index], columns[index] = context.hash(edit.prompt)
         return masks, columns
 
     def choose(self, edits: Sequence[int]) -> None:
@@ -85,7 +85,7 @@ class Batch:
         device = self._owner.device
         numbers = torch.tensor(edits, device=device)
         chosen = torch.isin(self._owner, numbers)
-        self._trunk, real, labels = self._all.select(chosen), self._real[chosen], self._labels[chosen]
+        self._lower, real, labels = self._all.select(chosen), self._real[chosen], self._labels[chosen]
         self._shape, self._places = real.shape, real.flatten().nonzero()[:, 0]
         self._positions = F.pad(labels != -100, (0, 1)).nonzero(as_tuple=True)
         self._targets = labels[labels != -100]
@@ -104,6 +104,6 @@ class Batch:
         outputs = residual.shape[1]
         padded = residual.new_zeros((self._shape.numel(), outputs)).index_copy(0, self._places, residual)
         padded = padded.view(*self._shape, outputs)
-        logits = self._tail.logits(self._trunk, padded, self._positions).to(residual.dtype)
+        logits = self._upper.logits(self._lower, padded, self._positions).to(residual.dtype)
         per_token = F.cross_entropy(logits, self._targets, reduction="none") * self._weight
         return per_token.new_zeros(self._count).index_add(0, self._edit, per_token)

@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from memoir_fast.core.edit import Edit
-from memoir_fast.editing.needs import Needs
-from memoir_fast.editing.prefixes import with_prefix
-from memoir_fast.editing.rewordings import rewordings
-from memoir_fast.hf.partial_forward import Tail, layer_input
+from memoir_fast.editing.interference import Interference
+from memoir_fast.editing.wordings import rewordings, with_prefix
+from memoir_fast.hf.partial_forward import UpperLayers, layer_input
 from memoir_fast.hf.presets import device_of
 from memoir_fast.hf.tokens import Row, context_length, prompt_ids, row
 from memoir_fast.modules import MemoirLinear
@@ -34,7 +33,7 @@ class Learned(ABC):
         """Changes memory [D, O] in place."""
 
     def reads(self) -> torch.Tensor | None:
-        """The layer's inputs [tokens, k] on the edit's plain row at its columns, for `Needs`; None: not at hand."""
+        """The layer's inputs [tokens, k] at the edit's columns, on its plain row; None where they are not at hand."""
         return None
 
     def rows(self) -> torch.Tensor | slice:
@@ -51,16 +50,16 @@ class EditContext:
     layer: MemoirLinear
     prefixes: Callable[[int], Sequence[str]]  # the first so many
     irrelevant_row: Row
-    needs: Needs = field(default_factory=Needs)
+    interference: Interference = field(default_factory=Interference)
 
-    _tail: Tail | None = None
+    _upper: UpperLayers | None = None
 
     @property
-    def tail(self) -> Tail:
+    def upper(self) -> UpperLayers:
         """The part of the model behind the edited layer; what it has found out about the model is kept."""
-        if self._tail is None or not self._tail.fits():
-            self._tail = Tail(self.model, self.layer)
-        return self._tail
+        if self._upper is None or not self._upper.fits():
+            self._upper = UpperLayers(self.model, self.layer)
+        return self._upper
 
     def rows(
         self, edit: Edit, prefixes: int = 0, reworded: int = 0, tokens: int | None = None, stop: bool = False
@@ -90,22 +89,26 @@ class EditContext:
         end = getattr(self.tokenizer, "eos_token_id", None)
         return [] if end is None else [end]
 
-    def hash(self, edit: Edit) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mask int32 [W] and columns int32 [k] of an edit's prompt, run by itself as a query would be."""
-        ids = torch.tensor([prompt_ids(self.tokenizer, edit.prompt)], device=device_of(self.model))
+    def hash(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mask int32 [W] and columns int32 [k] of a prompt, run by itself as a query would be."""
+        ids = torch.tensor([prompt_ids(self.tokenizer, prompt)], device=device_of(self.model))
         x = layer_input(self.model, self.layer, input_ids=ids, attention_mask=torch.ones_like(ids))
-        masks, columns = self.hashed(x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device), [edit])
+        masks, columns = self.hashed(x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device), [prompt])
         return masks[0], columns[0]
 
-    def hashed(self, x: torch.Tensor, prompt: torch.Tensor, edits: Sequence[Edit]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Masks int32 [E, W], columns int32 [E, k] of layer inputs x [E, S, D] at prompt tokens, bool [E, S].
+    def hashed(
+        self, x: torch.Tensor, marked: torch.Tensor, prompts: Sequence[str]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masks int32 [E, W] and columns int32 [E, k] of E prompts, whose layer inputs are x [E, S, D].
 
-        ValueError where an edit's activations are not finite.
+        `marked` bool [E, S] are the tokens of the prompts.
+
+        ValueError where a prompt's activations are not finite.
         """
-        masks, columns = self.layer.tophash(x, prompt, check=False)
-        for edit, chosen in zip(edits, columns[:, 0].tolist(), strict=True):
+        masks, columns = self.layer.hash(x, marked, check=False)
+        for prompt, chosen in zip(prompts, columns[:, 0].tolist(), strict=True):
             if chosen < 0:
-                raise ValueError(f"the model's activations on {edit.prompt!r} must be finite, got NaN or infinity")
+                raise ValueError(f"the model's activations on {prompt!r} must be finite, got NaN or infinity")
         return masks, columns
 
 

@@ -2,10 +2,10 @@
 
 import torch
 
+from memoir_fast.editing.active_rows import ActiveRows
 from memoir_fast.editing.batch import Batch, Wanted
 from memoir_fast.editing.context import EditContext, Learned, frozen
 from memoir_fast.editing.dual import Dual
-from memoir_fast.editing.slab import Slab
 from memoir_fast.recipe import Recipe
 
 _DISTURBED = 1.5  # a learned edit is taken up again where the others in its batch raised its loss above this many bars
@@ -14,14 +14,14 @@ _DISTURBED = 1.5  # a learned edit is taken up again where the others in its bat
 def learn(context: EditContext, wanted: Wanted, recipe: Recipe) -> list[Learned]:
     """Learns a batch of edits as one joint problem, each with its own clip and early stop.
 
-    The trunk runs once; every step runs only the tail of the model, on the rows of the edits that are not yet learned,
+    The lower layers run once; every step runs only the upper ones, on the rows of the edits that are not yet learned,
     with logits at target positions alone. An edit that was learned, and that the others then disturbed, is taken up
     again. With one edit in the batch this is the sequential procedure.
     """
     batch = Batch(context, wanted)
     memory = context.layer.memory.weight
     adam = recipe.optimizer == "adam"
-    rows = Slab(batch, memory, recipe, context.needs) if adam else Dual(batch, memory, recipe)
+    rows = ActiveRows(batch, memory, recipe, context.interference) if adam else Dual(batch, memory, recipe)
     everything = list(range(len(wanted)))
     losses: list[list[float]] = [[float("inf")] for _ in everything]
     with frozen(context.model):
@@ -33,7 +33,9 @@ def learn(context: EditContext, wanted: Wanted, recipe: Recipe) -> list[Learned]
     return [rows.learned(index, losses[index][-1]) for index in everything]
 
 
-def _step(batch: Batch, rows: Slab | Dual, recipe: Recipe, active: list[int], losses: list[list[float]]) -> list[int]:
+def _step(
+    batch: Batch, rows: ActiveRows | Dual, recipe: Recipe, active: list[int], losses: list[list[float]]
+) -> list[int]:
     """Steps the active edits that are not done, and returns those."""
     batch.choose(active)
     residual = rows.residual(active).requires_grad_()
@@ -50,7 +52,7 @@ def _step(batch: Batch, rows: Slab | Dual, recipe: Recipe, active: list[int], lo
     return undone
 
 
-def _check(batch: Batch, rows: Slab | Dual, recipe: Recipe, losses: list[list[float]]) -> list[int]:
+def _check(batch: Batch, rows: ActiveRows | Dual, recipe: Recipe, losses: list[list[float]]) -> list[int]:
     """Notes every edit's loss as the rows are now; returns the edits above the bar that have steps left."""
     everything = list(range(len(batch.a)))
     batch.choose(everything)

@@ -18,11 +18,11 @@ class Footprint(NamedTuple):
     """Bytes that learning one batch takes at its peak."""
 
     rows: int
-    """Slab, its two moments and a step's temporaries (Adam), or Gram matrix and coefficients (SGD)."""
+    """The active rows, their two moments and a step's temporaries (Adam), or Gram matrix and coefficients (SGD)."""
     tokens: int
     """The edited layer's inputs, the hidden states behind its block, and the residuals."""
-    tail: int
-    """What backward needs of the blocks behind the layer, and logits at target positions; an estimate."""
+    upper: int
+    """What backward needs of the upper layers, and logits at target positions; an estimate."""
 
     @property
     def total(self) -> int:
@@ -41,7 +41,7 @@ def footprint(context: EditContext, rows: list[list[Row]], recipe: Recipe) -> Fo
     - max(L, 1) B S (12 H + 6 F) + 4 T V: a block's own work counts even where none has to be kept for backward.
     """
     layer, config = context.layer, context.model.config
-    width, outputs, k = layer.in_features, layer.out_features, layer.tophash.k
+    width, outputs, k = layer.in_features, layer.out_features, layer.k
     edits = len(rows)
     flat = [row for own in rows for row in own]
     n = sum(len(row.ids) for row in flat)
@@ -55,20 +55,20 @@ def footprint(context: EditContext, rows: list[list[Row]], recipe: Recipe) -> Fo
     tokens = n * (width + k) + padded * (width + outputs) + 4 * padded * outputs
     hidden = config.hidden_size
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
-    tail = max(context.tail.blocks_behind, 1) * padded * (12 * hidden + 6 * inner) + 4 * targets * config.vocab_size
+    upper = max(context.upper.blocks_behind, 1) * padded * (12 * hidden + 6 * inner) + 4 * targets * config.vocab_size
     wide = torch.promote_types(layer.memory.weight.dtype, torch.float32).itemsize
-    return Footprint(wide * own, wide * tokens, wide * tail)
+    return Footprint(wide * own, wide * tokens, wide * upper)
 
 
 def largest_batch(context: EditContext, rows: list[Row], recipe: Recipe) -> int:
     """How many edits like this one may be learned together: from the free memory, at most 16.
 
-    What `Needs` has yet to take, one matrix float32 [D, D], is set aside first.
+    What `Interference` has yet to take, one matrix float32 [D, D], is set aside first.
     """
     one = footprint(context, [rows], recipe).total
     free = _free_bytes(context.layer.memory.weight.device)
     if recipe.damping:
-        free -= context.needs.bytes_to_come(context.layer.in_features)
+        free -= context.interference.bytes_to_come(context.layer.in_features)
     return max(1, min(LARGEST_BATCH, int(_SHARE * free) // one))
 
 

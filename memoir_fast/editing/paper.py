@@ -17,7 +17,7 @@ from memoir_fast.recipe import Recipe
 class PaperLearned(Learned):
     """The outcome of the published loop."""
 
-    slab: torch.Tensor  # [k, O], the edit's rows of W_m from now on
+    active: torch.Tensor  # [k, O], the edit's rows of W_m from now on
     kept: float  # what weight decay has left of all other rows
 
     def rows(self) -> torch.Tensor | slice:
@@ -28,7 +28,7 @@ class PaperLearned(Learned):
         """Decays all of memory [D, O], then sets the edit's rows."""
         if self.kept != 1.0:
             memory *= self.kept
-        memory[self.columns.long()] = self.slab.to(memory.dtype)
+        memory[self.columns.long()] = self.active.to(memory.dtype)
 
 
 def row_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -61,17 +61,17 @@ def _learn_one(context: EditContext, edit: Edit, relevant: list[Row], recipe: Re
     """
     model, layer = context.model, context.layer
     input_ids, mask, labels = pad([*relevant, context.irrelevant_row], padding_id(context.tokenizer), device_of(model))
-    stored, owned = context.hash(edit)
+    stored, owned = context.hash(edit.prompt)
     columns = owned.long()
     memory = layer.memory.weight
-    slab = memory[columns].to(torch.promote_types(memory.dtype, torch.float32)).requires_grad_()
+    rows = memory[columns].to(torch.promote_types(memory.dtype, torch.float32)).requires_grad_()
 
-    def through_slab(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return y + (x.index_select(-1, columns).to(slab.dtype) @ slab).to(y.dtype)
+    def through_rows(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return y + (x.index_select(-1, columns).to(rows.dtype) @ rows).to(y.dtype)
 
     losses: list[float] = []
     steps = 0
-    with frozen(model), torch.enable_grad(), layer.replacing_output(through_slab):
+    with frozen(model), torch.enable_grad(), layer.replacing_output(through_rows):
         for _ in range(recipe.steps):
             logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
             loss = row_losses(logits, labels)[: len(relevant)].mean()
@@ -79,11 +79,11 @@ def _learn_one(context: EditContext, edit: Edit, relevant: list[Row], recipe: Re
             settled = recipe.settled is None or (len(losses) > 1 and abs(losses[-1] - losses[-2]) <= recipe.settled)
             if settled and losses[-1] <= recipe.bar:
                 break
-            (gradient,) = torch.autograd.grad(loss, slab)
+            (gradient,) = torch.autograd.grad(loss, rows)
             if recipe.clip is not None:
                 gradient *= (recipe.clip / (gradient.norm() + 1e-6)).clamp(max=1.0)
             with torch.no_grad():
-                slab -= recipe.learning_rate * (gradient + recipe.weight_decay * slab)
+                rows -= recipe.learning_rate * (gradient + recipe.weight_decay * rows)
             steps += 1
     kept = (1 - recipe.learning_rate * recipe.weight_decay) ** steps
-    return PaperLearned(edit, stored, owned, steps, losses[-1], slab.detach(), kept)
+    return PaperLearned(edit, stored, owned, steps, losses[-1], rows.detach(), kept)

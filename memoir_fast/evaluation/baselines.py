@@ -24,7 +24,7 @@ from memoir_fast.config import MemoirConfig
 from memoir_fast.core.edit import Edit
 from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.editing.context import frozen
-from memoir_fast.hf.partial_forward import Tail
+from memoir_fast.hf.partial_forward import UpperLayers
 from memoir_fast.hf.presets import device_of
 from memoir_fast.hf.tokens import context_length, pad, padding_id, row
 from memoir_fast.modules import MemoirLinear
@@ -109,28 +109,28 @@ def fine_tuned(memoir: EditedModel, edits: Sequence[Edit]) -> Iterator[list[floa
     if not weight.dtype.is_floating_point:
         raise ValueError(f"the layer's weight must be floating to be fine-tuned, got {weight.dtype}")
     before = weight.clone()
-    tail = Tail(memoir.model, memoir.layer)
+    upper = UpperLayers(memoir.model, memoir.layer)
     try:
-        yield [_fine_tune(memoir, memoir.layer, tail, edit) for edit in edits]
+        yield [_fine_tune(memoir, memoir.layer, upper, edit) for edit in edits]
     finally:
         weight.copy_(before)
 
 
-def _fine_tune(memoir: EditedModel, layer: MemoirLinear, tail: Tail, edit: Edit) -> float:
+def _fine_tune(memoir: EditedModel, layer: MemoirLinear, upper: UpperLayers, edit: Edit) -> float:
     """One edit, on its prompt alone; adds the change to the layer's weight and returns the last loss."""
     model, tokenizer = memoir.model, memoir.tokenizer
     one = row(tokenizer, edit.prompt, edit.target, context_length(model))
     input_ids, mask, labels = pad([one], padding_id(tokenizer), device_of(model))
     positions = F.pad(labels[:, 1:] != -100, (0, 1))
     targets = labels[:, 1:][labels[:, 1:] != -100]
-    trunk = tail.trunk(input_ids, mask)
-    wide = torch.promote_types(trunk.x.dtype, torch.float32)
-    change = torch.zeros((layer.in_features, layer.out_features), dtype=wide, device=trunk.x.device, requires_grad=True)
+    lower = upper.lower(input_ids, mask)
+    wide = torch.promote_types(lower.x.dtype, torch.float32)
+    change = torch.zeros((layer.in_features, layer.out_features), dtype=wide, device=lower.x.device, requires_grad=True)
     optimizer = torch.optim.Adam([change], lr=_FT_RATE)
     loss = torch.tensor(float("inf"))
     with frozen(model), torch.enable_grad():
         for _ in range(_FT_STEPS):
-            logits = tail.logits(trunk, trunk.x.to(wide) @ change, positions)
+            logits = upper.logits(lower, lower.x.to(wide) @ change, positions)
             loss = F.cross_entropy(logits.to(wide), targets.to(logits.device))
             if loss.item() <= _FT_BAR:
                 break

@@ -11,17 +11,17 @@ from memoir_fast.hf.own_pass import OwnPass
 from memoir_fast.modules import MemoirLinear
 
 
-class Trunk(NamedTuple):
+class LowerStates(NamedTuple):
     """What an edit cannot change, for a batch of rows: run once, then read at every step."""
 
     input_ids: torch.Tensor  # int64 [B, S]
     attention_mask: torch.Tensor  # int64 [B, S]
     x: torch.Tensor  # [B, S, D], input of the edited layer
-    hidden: torch.Tensor  # [B, S, H], output of its block without an edit; input, where the tail starts with the block
+    hidden: torch.Tensor  # [B, S, H], output of its block without an edit; its input, where that block has to run
 
-    def select(self, rows: torch.Tensor) -> "Trunk":
+    def select(self, rows: torch.Tensor) -> "LowerStates":
         """Some of the rows."""
-        return Trunk(*(part[rows] for part in self))
+        return LowerStates(*(part[rows] for part in self))
 
 
 class _Reached(Exception):
@@ -44,7 +44,7 @@ def layer_input(model: nn.Module, layer: nn.Module, **inputs: Any) -> torch.Tens
     return seen[0]
 
 
-class Tail:
+class UpperLayers:
     """The part of a model behind its edited layer.
 
     The decoder is called as ever, so that rotary embeddings, masks, windows and per-layer inputs are its own; its
@@ -75,7 +75,7 @@ class Tail:
         return len(self._blocks) - self._index - (1 if self._straight in (None, True) else 0)
 
     @torch.no_grad()
-    def trunk(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Trunk:
+    def lower(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> LowerStates:
         """Runs a batch of rows, padded on the right, up to the edited block's end."""
         block = self._blocks[self._index]
         seen: dict[str, torch.Tensor] = {}
@@ -98,10 +98,10 @@ class Tail:
             self._model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         if self._straight is None:
             self._straight = self._adds_up(input_ids[:1], attention_mask[:1], seen)
-        return Trunk(input_ids, attention_mask, seen["x"], seen["output"] if self._straight else seen["input"])
+        return LowerStates(input_ids, attention_mask, seen["x"], seen["output"] if self._straight else seen["input"])
 
     def logits(
-        self, trunk: Trunk, residual: torch.Tensor, positions: torch.Tensor | tuple[torch.Tensor, ...]
+        self, lower: LowerStates, residual: torch.Tensor, positions: torch.Tensor | tuple[torch.Tensor, ...]
     ) -> torch.Tensor:
         """Logits [T, V] at T positions; `residual` [B, S, O] joins the layer's output. Differentiable in residual.
 
@@ -117,10 +117,10 @@ class Tail:
             for block in self._blocks[: max(first, 0)]:
                 own.instead(block, self._pass_over)
             if first >= 0:
-                hidden = (trunk.hidden + residual).to(trunk.hidden.dtype) if self._straight else trunk.hidden
+                hidden = (lower.hidden + residual).to(lower.hidden.dtype) if self._straight else lower.hidden
                 own.instead(self._blocks[first], lambda *_, **__: self._returned(hidden))
             own.after(self._decoder, select)
-            output = self._model(input_ids=trunk.input_ids, attention_mask=trunk.attention_mask, use_cache=False)
+            output = self._model(input_ids=lower.input_ids, attention_mask=lower.attention_mask, use_cache=False)
         return output.logits[0]
 
     def _adds_up(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, seen: dict[str, torch.Tensor]) -> bool:

@@ -142,7 +142,7 @@ class Router:
         edits, overlap = last
         ratios: Sequence[float | None] = [None] * len(edits)
         if overlap is not None:
-            ratios = (overlap.double() / self._layer.tophash.k).tolist()
+            ratios = (overlap.double() / self._layer.k).tolist()
         return [Route(edit, ratio) for edit, ratio in zip(edits.tolist(), ratios, strict=True)]
 
     def followed(self, cache: Any) -> list[int]:
@@ -202,7 +202,7 @@ class Router:
         elif overrides.forced is not None:
             route = _per_row(overrides.forced, batch, "routed").to(state.mean.device, torch.int32)
         else:
-            mask, _ = self._layer.tophash.hash(state.mean - self._layer.tophash.mu, check=False)
+            mask, _ = self._layer.hash_mean(state.mean, check=False)
             route, overlap = self._layer.search(mask)
         last = route, overlap
         self._last = last
@@ -211,7 +211,7 @@ class Router:
 
     def _mean(self, x: torch.Tensor, marked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean float32 [B, D] of the marked tokens, NaN where there is none, and their count float32 [B, 1]."""
-        mean = ops.prompt_feature(x, marked, torch.zeros_like(self._layer.tophash.mu), check=False)
+        mean = ops.prompt_feature(x, marked, torch.zeros_like(self._layer.mu), check=False)
         return mean, marked.sum(dim=1, keepdim=True, dtype=torch.float32)
 
     def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -86,8 +86,8 @@ def save(memoir: EditedModel, folder: str | os.PathLike) -> None:
     store, weight = memoir.layer.store, memoir.layer.memory.weight.detach()
     rows = weight.ne(0).any(dim=1).nonzero().flatten()
     tensors = {
-        "permutation": memoir.layer.tophash.permutation,
-        "mu": memoir.layer.tophash.mu,
+        "permutation": memoir.layer.permutation,
+        "mu": memoir.layer.mu,
         "masks": store.masks[: len(store)],
         "memory_rows": rows.int(),
         "memory_values": weight[rows],
@@ -365,11 +365,11 @@ def _short(value: Any) -> str:
 def fill(memoir: EditedModel, saved: SavedMemory) -> None:
     layer = memoir.layer
     weight, tensors = layer.memory.weight, saved.tensors
-    layer.tophash.permutation.copy_(tensors["permutation"])
-    layer.tophash.mu.copy_(tensors["mu"])
+    layer.permutation.copy_(tensors["permutation"])
+    layer.mu.copy_(tensors["mu"])
     layer.tau = saved.tau
     try:
-        columns = _columns(tensors["masks"], layer.tophash.width, layer.tophash.k)
+        columns = _columns(tensors["masks"], layer.in_features, layer.k)
     except ValueError as error:
         raise CheckpointError(f"{saved.folder} does not hold a memory: {error}") from error
     layer.store.restore(tensors["masks"], columns, tensors.get("min_overlap"))
@@ -379,7 +379,7 @@ def fill(memoir: EditedModel, saved: SavedMemory) -> None:
     memoir.calibration = saved.calibration
     if "background" in tensors:
         memoir.background = tensors["background"].to(weight.device)
-    memoir.edits = dict(saved.edits)
+    memoir.edits.restore(saved.edits)
 
 
 def _columns(masks: torch.Tensor, width: int, k: int) -> torch.Tensor:

@@ -125,6 +125,13 @@ class MaskStore(nn.Module):
         self._rows = last
         return range(first, last)
 
+    def replace(self, edit_id: int, mask: torch.Tensor, columns: torch.Tensor) -> None:
+        """Gives a live edit another mask int32 [W] and other columns int32 [k]; its threshold stays."""
+        self.require(edit_id)
+        tensor("mask", mask, torch.int32, "W", W=self.masks.shape[1])
+        tensor("columns", columns, torch.int32, "k", k=self.k)
+        self.masks[edit_id], self.columns[edit_id] = mask, columns
+
     def restore(self, masks: torch.Tensor, columns: torch.Tensor, min_overlap: torch.Tensor | None = None) -> None:
         """Fills an empty store with saved rows, as `extend` does; a mask of zeros is a deleted edit."""
         if self._rows:

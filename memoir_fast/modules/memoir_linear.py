@@ -13,9 +13,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from memoir_fast.modules.hashing import TopHash
 from memoir_fast.modules.mask_store import MaskStore
 from memoir_fast.modules.residual_memory import ResidualMemory
-from memoir_fast.modules.tophash import TopHash
 from memoir_fast.modules.turns import Turns
 from memoir_fast.modules.views import View, Views
 from memoir_fast.ops._checks import readable
@@ -70,7 +70,7 @@ class MemoirLinear(nn.Module):
         >>> from memoir_fast.modules import MemoirLinear
         >>> layer = MemoirLinear(torch.nn.Linear(64, 4), k=8, tau=0.9)
         >>> x = torch.randn(1, 5, 64)
-        >>> mask, columns = layer.tophash(x)
+        >>> mask, columns = layer.hash(x)
         >>> edit = layer.store.append(mask[0], columns[0])
         >>> with torch.no_grad():
         ...     layer.memory.update(columns[0], torch.ones(1, 8), torch.ones(1, 4))
@@ -124,6 +124,21 @@ class MemoirLinear(nn.Module):
         return self.base.bias
 
     @property
+    def k(self) -> int:
+        """Columns of an edit."""
+        return self.tophash.k
+
+    @property
+    def mu(self) -> torch.Tensor:
+        """The background mean, float32 [D]."""
+        return self.tophash.mu
+
+    @property
+    def permutation(self) -> torch.Tensor:
+        """int32 [D], where TopHash sends each input."""
+        return self.tophash.permutation
+
+    @property
     def in_features(self) -> int:
         """D."""
         return self.tophash.width
@@ -143,9 +158,22 @@ class MemoirLinear(nn.Module):
         """Masks int32 [B, W] -> best edit int32 [B] or -1, overlap int32 [B], in the memory that a pass reads now."""
         return self.view.store.match(mask)
 
+    def hash(
+        self, x: torch.Tensor, prompt_mask: torch.Tensor | None = None, *, check: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Activations [B, S, D], prompt tokens bool [B, S] (default: all) -> masks int32 [B, W], columns int32 [B, k].
+
+        `check` as in `ops.prompt_feature` and `ops.tophash`.
+        """
+        return self.tophash(x, prompt_mask, check=check)
+
+    def hash_mean(self, mean: torch.Tensor, *, check: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `hash`, of the mean float32 [B, D] over each prompt's tokens."""
+        return self.tophash.hash(mean - self.tophash.mu, check=check)
+
     def match(self, x: torch.Tensor, prompt_mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Activations [B, S, D], prompt tokens bool [B, S] -> best edit int32 [B] or -1, overlap int32 [B]."""
-        mask, _ = self.tophash(x, prompt_mask, check=False)
+        mask, _ = self.hash(x, prompt_mask, check=False)
         return self.search(mask)
 
     @contextmanager

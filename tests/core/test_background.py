@@ -34,7 +34,7 @@ def test_features_do_not_depend_on_batches(tiny_llama, tiny_tokenizer, layer, ba
 
 
 def test_mu_is_the_mean_of_token_means(tiny_llama, tiny_tokenizer, layer):
-    layer.tophash.mu.normal_()  # and what mu is now plays no part
+    layer.mu.normal_()  # and what mu is now plays no part
     mu = background_mean(tiny_llama, layer, tiny_tokenizer, PROMPTS)
     expected = features(tiny_llama, layer, tiny_tokenizer, PROMPTS, torch.zeros(48)).mean(dim=0)
     assert mu.dtype == torch.float32 and torch.equal(mu, expected)

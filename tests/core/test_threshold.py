@@ -46,8 +46,7 @@ def teach(memoir, count):
 
     layer, start = memoir.layer, len(memoir.layer.store)
     masks, columns = layer.tophash.hash(torch.randn(count, layer.in_features))
-    for edit_id in layer.store.extend(masks, columns):
-        memoir.edits[edit_id] = Edit(f"prompt {edit_id}", "target")
+    memoir.edits.extend([Edit(f"prompt {start + index}", "target") for index in range(count)], masks, columns)
     return start
 
 

@@ -46,8 +46,8 @@ def disjoint(monkeypatch):
     assert len(set(columns.flatten().tolist())) == 48
     order = {edit.prompt: number for number, edit in enumerate(EDITS[:4])}
 
-    def hashed(self, x, prompt, edits):
-        rows = [order[edit.prompt] for edit in edits]
+    def hashed(self, x, marked, prompts):
+        rows = [order[prompt] for prompt in prompts]
         return masks[rows].clone(), columns[rows].clone()
 
     monkeypatch.setattr(EditContext, "hashed", hashed)

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
 from memoir_fast.editing import fast
 from memoir_fast.editing.footprint import LARGEST_BATCH, _free_bytes, footprint, largest_batch
-from memoir_fast.editing.needs import Needs
+from memoir_fast.editing.interference import Interference
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -65,9 +65,8 @@ def test_peak_is_within_the_formula(llama, tiny_tokenizer, optimizer, edits):
     memoir = Memoir.attach(llama, tiny_tokenizer, MemoirConfig(k=128, tau=0.5, recipe=recipe))
     try:
         wanted = [Edit(f"The color of stone number {index} is", "green") for index in range(edits)]
-        teacher = memoir._teacher()
-        prepared = [teacher.prepare(edit, recipe) for edit in wanted]
-        context = teacher._context
+        prepared = [(edit, memoir.rows(edit, recipe)) for edit in wanted]
+        context = memoir._context
         fast.learn(context, prepared[:1], recipe)  # prefixes and the block's kind are known from here on
         expected = footprint(context, [rows for _, rows in prepared], recipe)
         with _LiveBytes() as live:
@@ -81,16 +80,15 @@ def test_peak_is_within_the_formula(llama, tiny_tokenizer, optimizer, edits):
 def test_auto_batch_follows_the_free_memory(llama, tiny_tokenizer, monkeypatch):
     memoir = Memoir.attach(llama, tiny_tokenizer, MemoirConfig(k=128, tau=0.5))
     try:
-        teacher = memoir._teacher()
-        _, rows = teacher.prepare(Edit("The sky is", "green"), RECIPES["fast"])
-        one = footprint(teacher._context, [rows], RECIPES["fast"]).total
+        rows = memoir.rows(Edit("The sky is", "green"), RECIPES["fast"])
+        one = footprint(memoir._context, [rows], RECIPES["fast"]).total
         moments = 4 * memoir.layer.in_features**2
         for free, expected in ((0, 1), (2 * one, 1), (6 * one + 10, 3), (1 << 50, LARGEST_BATCH)):
             for noted, taken in ((False, moments), (True, 0)):
-                needs = Needs()
+                interference = Interference()
                 if noted:
-                    needs.add(0, Edit("a", "b"), memoir.layer.in_features, torch.arange(4).int(), torch.ones(2, 4))
-                context = dataclasses.replace(teacher._context, needs=needs)
+                    interference.add(memoir.layer.in_features, torch.arange(4).int(), torch.ones(2, 4))
+                context = dataclasses.replace(memoir._context, interference=interference)
                 monkeypatch.setattr("memoir_fast.editing.footprint._free_bytes", lambda _, free=free + taken: free)
                 assert largest_batch(context, rows, RECIPES["fast"]) == expected
         results = memoir.edit([(f"Stone {index} is", "red") for index in range(3)], batch="auto", progress=False)

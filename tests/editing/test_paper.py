@@ -80,8 +80,8 @@ def test_three_edits_equal_the_straight_loop(llama64, tiny_tokenizer):
         llama64, tiny_tokenizer, MemoirConfig(layer=LAYER, k=K, tau=0.9, recipe=recipe, prefix_tokens=3)
     )
     results = memoir.edit(EDITS, progress=False)
-    straight = Straight(plain, tiny_tokenizer, memoir.layer.tophash.permutation, memoir.prefixes)
-    torch.testing.assert_close(memoir.layer.tophash.mu.double(), straight.mu, rtol=1e-6, atol=1e-6)
+    straight = Straight(plain, tiny_tokenizer, memoir.layer.permutation, memoir.prefixes)
+    torch.testing.assert_close(memoir.layer.mu.double(), straight.mu, rtol=1e-6, atol=1e-6)
     for edit, (prompt, target) in enumerate(EDITS):
         mask, losses = straight.edit(prompt, target, recipe.steps, decay)
         assert memoir.layer.store.columns[edit].tolist() == mask.nonzero().flatten().tolist()
@@ -98,7 +98,7 @@ def test_early_stop_waits_for_the_bar_and_for_a_settled_loss(llama64, tiny_token
     recipe = dataclasses.replace(RECIPES["paper"], prefixes=0, steps=200)
     memoir = Memoir.attach(llama64, tiny_tokenizer, MemoirConfig(layer=LAYER, k=K, tau=0.9, recipe=recipe))
     result = memoir.edit(*EDITS[0])
-    straight = Straight(plain, tiny_tokenizer, memoir.layer.tophash.permutation, [])
+    straight = Straight(plain, tiny_tokenizer, memoir.layer.permutation, [])
     _, losses = straight.edit(*EDITS[0], 200, 1e-5)
     assert result.steps == len(losses) - 1 < 199 and result.learned
     assert losses.index(next(loss for loss in losses if loss <= 0.02)) < len(losses) - 1  # it waited until it settled

@@ -34,16 +34,20 @@ def test_it_has_a_recipe_by_name():
 
 def test_every_row_is_closed_where_the_context_has_room(tiny_llama, tiny_tokenizer, monkeypatch):
     memoir = Memoir.attach(tiny_llama, tiny_tokenizer)
-    context, end = memoir._teacher()._context, tiny_tokenizer.eos_token_id
-    open_rows, closed = context.rows(FACT, 1, 2), context.rows(FACT, 1, 2, stop=True)
+    end, few = tiny_tokenizer.eos_token_id, {"prefixes": 1, "rewordings": 2}
+    recipe = dataclasses.replace(RECIPES["fast"], **few)
+    stop = dataclasses.replace(recipe, stop=True)
+    open_rows, closed = memoir.rows(FACT, recipe), memoir.rows(FACT, stop)
     assert [(row.ids + [end], row.prompt) for row in open_rows] == [tuple(row) for row in closed]
 
     monkeypatch.setattr(tiny_llama.config, "max_position_embeddings", len(open_rows[0].ids))
-    assert context.rows(FACT, stop=True) == open_rows[:1], "no room for the end"
+    assert memoir.rows(FACT, dataclasses.replace(stop, prefixes=0, rewordings=0)) == open_rows[:1], (
+        "no room for the end"
+    )
     with pytest.raises(ValueError, match="the model's context holds"):
-        context.rows(Edit(FACT.prompt, "Lyon Lyon"), stop=True)
+        memoir.rows(Edit(FACT.prompt, "Lyon Lyon"), stop)
     monkeypatch.undo()
 
     monkeypatch.setattr(type(tiny_tokenizer), "eos_token_id", None, raising=False)
-    assert context.rows(FACT, 1, 2, stop=True) == open_rows
+    assert memoir.rows(FACT, stop) == open_rows
     memoir.detach()

@@ -1,9 +1,9 @@
-"""`Tail`: the blocks behind the edited layer, run alone, give what the whole model gives."""
+"""`UpperLayers`: the blocks behind the edited layer, run alone, give what the whole model gives."""
 
 import pytest
 import torch
 
-from memoir_fast.hf.partial_forward import Tail
+from memoir_fast.hf.partial_forward import UpperLayers
 from memoir_fast.hf.presets import PRESETS, find_layer
 from memoir_fast.modules import MemoirLinear
 
@@ -42,18 +42,18 @@ def test_logits_equal_the_whole_models(architecture, attention, make_model, unto
     model = make_model(architecture, torch.float64, attention)
     layer, (ids, mask, positions) = _edited(model, 1), _inputs()
     before = untouched(model)
-    tail = Tail(model, layer)
-    trunk = tail.trunk(ids, mask)
-    assert trunk.x.shape == (3, 12, layer.in_features) and trunk.hidden.shape == (3, 12, 32)
+    upper = UpperLayers(model, layer)
+    lower = upper.lower(ids, mask)
+    assert lower.x.shape == (3, 12, layer.in_features) and lower.hidden.shape == (3, 12, 32)
     none = torch.zeros(3, 12, layer.out_features, dtype=torch.float64)
     with torch.no_grad():
         for residual in (none, torch.randn_like(none)):
-            found = tail.logits(trunk, residual, positions)
+            found = upper.logits(lower, residual, positions)
             expected = _whole(model, layer, ids, mask, positions, residual)
             assert found.shape == (int(positions.sum()), 384)
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-            fewer = trunk.select(torch.tensor([False, True, True]))
-            found = tail.logits(fewer, residual[1:], positions[1:])
+            fewer = lower.select(torch.tensor([False, True, True]))
+            found = upper.logits(fewer, residual[1:], positions[1:])
             torch.testing.assert_close(found, expected[int(positions[0].sum()) :], rtol=1e-5, atol=1e-6)
     assert untouched(model) == before
 
@@ -63,30 +63,30 @@ def test_logits_equal_the_whole_models(architecture, attention, make_model, unto
 def test_first_and_last_block(kind, block, make_model):
     model = make_model(kind)
     layer, (ids, mask, positions) = _edited(model, block), _inputs()
-    tail = Tail(model, layer)
-    trunk, residual = tail.trunk(ids, mask), torch.randn(3, 12, layer.out_features)
+    upper = UpperLayers(model, layer)
+    lower, residual = upper.lower(ids, mask), torch.randn(3, 12, layer.out_features)
     with torch.no_grad():
-        found = tail.logits(trunk, residual, positions)
+        found = upper.logits(lower, residual, positions)
     torch.testing.assert_close(found, _whole(model, layer, ids, mask, positions, residual), rtol=1e-4, atol=1e-4)
 
 
 def test_it_knows_where_a_norm_follows_the_layer(architecture, make_model):
     model = make_model(architecture)
-    tail = Tail(model, _edited(model, 1))
+    upper = UpperLayers(model, _edited(model, 1))
     ids, mask, _ = _inputs()
-    tail.trunk(ids, mask)
-    assert tail._straight == (architecture not in ("gemma2", "gemma3_text"))
+    upper.lower(ids, mask)
+    assert upper._straight == (architecture not in ("gemma2", "gemma3_text"))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt2"])
 def test_gradients_equal_the_whole_models(kind, make_model):
     model = make_model(kind, torch.float64)
     layer, (ids, mask, positions) = _edited(model, 1), _inputs()
-    tail = Tail(model, layer)
-    trunk = tail.trunk(ids, mask)
+    upper = UpperLayers(model, layer)
+    lower = upper.lower(ids, mask)
     residual = torch.randn(3, 12, layer.out_features, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(int(positions.sum()), 384, dtype=torch.float64)
-    (found,) = torch.autograd.grad((tail.logits(trunk, residual, positions) * weight).sum(), residual)
+    (found,) = torch.autograd.grad((upper.logits(lower, residual, positions) * weight).sum(), residual)
     hook = layer.register_forward_hook(lambda module, args, output: output + residual)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[positions]
     hook.remove()
@@ -99,10 +99,10 @@ def test_gradients_equal_the_whole_models(kind, make_model):
 def test_a_residual_in_float32_joins_a_model_of_half_precision(dtype, make_model):
     model = make_model("llama", dtype)
     layer, (ids, mask, positions) = _edited(model, 1), _inputs()
-    tail = Tail(model, layer)
-    trunk, residual = tail.trunk(ids, mask), torch.randn(3, 12, 32)
+    upper = UpperLayers(model, layer)
+    lower, residual = upper.lower(ids, mask), torch.randn(3, 12, 32)
     with torch.no_grad():
-        found = tail.logits(trunk, residual, positions)
+        found = upper.logits(lower, residual, positions)
         with layer.replacing_output(lambda x, y: (y + residual).to(y.dtype)):
             expected = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[positions]
     assert found.dtype == dtype
@@ -115,14 +115,14 @@ def test_only_the_blocks_behind_the_layer_run(make_model):
     ran = []
     for index, block in enumerate(model.model.layers):
         block.mlp.register_forward_hook(lambda *_, index=index: ran.append(index))
-    tail = Tail(model, layer)
-    trunk = tail.trunk(ids, mask)
+    upper = UpperLayers(model, layer)
+    lower = upper.lower(ids, mask)
     assert set(ran) == {0, 1}
     ran.clear()
-    tail.logits(trunk, torch.zeros(3, 12, 32), positions)
+    upper.logits(lower, torch.zeros(3, 12, 32), positions)
     assert ran == [2, 3]
     ran.clear()
-    tail.trunk(ids, mask)
+    upper.lower(ids, mask)
     assert ran == [0, 1]  # how the layer joins its block was asked once
 
 
@@ -131,18 +131,18 @@ def test_only_the_blocks_behind_the_layer_run(make_model):
 def test_an_exception_leaves_no_patch_behind(kind, error, make_model, untouched):
     model = make_model(kind)
     layer, (ids, mask, positions) = _edited(model, 1), _inputs()
-    tail, before = Tail(model, layer), untouched(model)
+    upper, before = UpperLayers(model, layer), untouched(model)
     expected = _whole(model, layer, ids, mask, positions, 0.0)
-    trunk = tail.trunk(ids, mask)
+    lower = upper.lower(ids, mask)
 
     def stop(*_):
         raise error("stop")
 
     for place, run in (
-        (model.model.layers[0], lambda: tail.trunk(ids, mask)),
-        (model.model.layers[1].mlp, lambda: Tail(model, layer).trunk(ids, mask)),
-        (model.model.norm, lambda: tail.logits(trunk, torch.zeros(3, 12, 32), positions)),
-        (model.lm_head, lambda: tail.logits(trunk, torch.zeros(3, 12, 32), positions)),
+        (model.model.layers[0], lambda: upper.lower(ids, mask)),
+        (model.model.layers[1].mlp, lambda: UpperLayers(model, layer).lower(ids, mask)),
+        (model.model.norm, lambda: upper.logits(lower, torch.zeros(3, 12, 32), positions)),
+        (model.lm_head, lambda: upper.logits(lower, torch.zeros(3, 12, 32), positions)),
     ):
         hook = place.register_forward_pre_hook(stop)
         with pytest.raises(error, match="stop"):
@@ -163,12 +163,12 @@ def test_a_forward_that_was_patched_before_stays_patched(make_model):
         return plain(*args, **kwargs)
 
     block.forward = counted
-    tail = Tail(model, layer)
-    tail.logits(tail.trunk(ids, mask), torch.zeros(3, 12, 32), positions)
+    upper = UpperLayers(model, layer)
+    upper.logits(upper.lower(ids, mask), torch.zeros(3, 12, 32), positions)
     assert block.__dict__["forward"] is counted and calls
 
 
 def test_a_layer_outside_of_the_blocks_is_refused(make_model):
     model = make_model("llama")
     with pytest.raises(ValueError, match="must lie in a block of the model, one of an nn.ModuleList"):
-        Tail(model, MemoirLinear(model.lm_head, 4))
+        UpperLayers(model, MemoirLinear(model.lm_head, 4))

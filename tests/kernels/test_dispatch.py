@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from memoir_fast import Edit, Memoir, MemoirConfig, backends, ops
+from memoir_fast import Memoir, MemoirConfig, backends, ops
 from memoir_fast.errors import BackendError
 from memoir_fast.reference import masked_linear as reference
 
@@ -57,7 +57,7 @@ def test_a_module_runs_through_triton_from_the_prompt_to_the_gradient(draw, monk
 def test_a_language_model_generates_through_triton(draw, tiny_llama, tiny_tokenizer, monkeypatch):
     prompt = "The capital of France is"
     memoir = Memoir.attach(tiny_llama.to(draw.device), tiny_tokenizer, MemoirConfig(tau=0.9))
-    mask, columns = memoir._teacher()._context.hash(Edit(prompt, "Rome"))
+    mask, columns = memoir.hash(prompt)
     memoir.layer.store.append(mask, columns)
     memoir.layer.memory.weight.normal_(generator=torch.Generator(draw.device).manual_seed(0))
     given = {name: value.to(draw.device) for name, value in tiny_tokenizer(prompt, return_tensors="pt").items()}

@@ -17,7 +17,7 @@ WIDTH, OUT, K = 64, 6, 8
 def _with_edits(x, base=None, dtype=torch.float32, tau=0.9, count=None):
     """A layer with a random memory, which has an edit for each of the first `count` sequences of x."""
     layer = MemoirLinear(base or nn.Linear(WIDTH, OUT), K, tau=tau).to(dtype)
-    masks, columns = layer.tophash(x.reshape(len(x), -1, WIDTH))
+    masks, columns = layer.hash(x.reshape(len(x), -1, WIDTH))
     layer.store.extend(masks[:count], columns[:count])
     layer.memory.weight.normal_()
     return layer
@@ -61,7 +61,7 @@ def test_input_that_is_not_contiguous(order, bias, grad):
 def test_dtypes(dtype, grad):
     x = torch.randn(3, 5, WIDTH).to(dtype)
     layer = _with_edits(x, dtype=dtype, count=2)
-    assert layer.memory.weight.dtype == dtype and layer.tophash.mu.dtype == torch.float32
+    assert layer.memory.weight.dtype == dtype and layer.mu.dtype == torch.float32
     with torch.set_grad_enabled(grad):
         y, base = layer(x), layer.base(x)
     size = 40 * torch.finfo(dtype).eps
@@ -98,7 +98,7 @@ class _Quantised(nn.Module):
 def test_a_quantised_base(grad):
     x = torch.randn(3, 5, WIDTH).bfloat16()
     layer = MemoirLinear(_Quantised(), K, tau=0.9)
-    layer.store.extend(*(part[:2] for part in layer.tophash(x)))
+    layer.store.extend(*(part[:2] for part in layer.hash(x)))
     layer.memory.weight.normal_()
     assert layer.memory.weight.dtype == torch.float32
     with torch.set_grad_enabled(grad):

@@ -28,10 +28,9 @@ def taught(tiny_llama, tiny_tokenizer):
     def add(prompt):
         tokens = ids(prompt) if isinstance(prompt, str) else prompt
         x = layer_input(memoir.model, memoir.layer, input_ids=tokens)
-        mask, columns = memoir.layer.tophash(x)
-        edit_id = memoir.layer.store.append(mask[0], columns[0])
-        memoir.edits[edit_id] = Edit(str(prompt), "x")
-        return edit_id
+        mask, columns = memoir.layer.hash(x)
+        with memoir.edits.put(Edit(str(prompt), "x"), mask[0], columns[0]) as edit_id:
+            return edit_id
 
     for fact in FACTS:
         add(fact)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-from memoir_fast import Edit, Memoir, MemoirConfig
+from memoir_fast import Memoir, MemoirConfig
 from memoir_fast.errors import UnknownEditError
 from memoir_fast.hf.partial_forward import layer_input
 
@@ -363,7 +363,7 @@ def test_no_sync_with_the_device_in_prefill_and_decode(taught):
 def test_cache_of_a_detached_memory_is_decided_anew(tiny_llama, tiny_tokenizer):
     ids = tiny_tokenizer("The capital of France is", return_tensors="pt").input_ids
     first = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(tau=0.9))
-    mask, columns = first._teacher()._context.hash(Edit("The capital of France is", "Rome"))
+    mask, columns = first.hash("The capital of France is")
     first.layer.store.append(mask, columns)
     with torch.no_grad():
         cache = tiny_llama(ids, use_cache=True).past_key_values

@@ -1,11 +1,12 @@
-"""Scrambled copies of a prompt."""
+"""What an edit is learned from besides its own prompt: prefixes that the model writes, and scrambled copies."""
 
 import dataclasses
 
 import pytest
+import torch
 
 from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
-from memoir_fast.editing.rewordings import rewordings
+from memoir_fast.editing.wordings import rewordings, with_prefix, write_prefixes
 
 PROMPT = "Which river flows through the old town of Maribor?"
 
@@ -68,12 +69,47 @@ def test_a_negative_number_is_refused():
 @pytest.mark.parametrize("room", [None, 10_000, 60, 1])
 def test_further_rows_are_left_out_where_they_would_be_too_long_together(tiny_llama, tiny_tokenizer, room):
     memoir = Memoir.attach(tiny_llama, tiny_tokenizer)
-    rows = memoir._teacher()._context.rows
-    every = rows(Edit(PROMPT, "Drava"), 1, 3)
-    chosen = rows(Edit(PROMPT, "Drava"), 1, 3, room)
+    recipe = dataclasses.replace(RECIPES["fast"], prefixes=1, rewordings=3, tokens=None)
+    every = memoir.rows(Edit(PROMPT, "Drava"), recipe)
+    chosen = memoir.rows(Edit(PROMPT, "Drava"), dataclasses.replace(recipe, tokens=room))
     assert len(every) == 5 and chosen[0] == every[0] and all(row in every for row in chosen)
     if room is None or room == 10_000:
         assert chosen == every
     else:
         assert len(chosen) < 5 and (len(chosen) == 1 or sum(len(row.ids) for row in chosen) <= room)
     memoir.detach()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "text"),
+    [("", "Who?"), ("It rains", "It rains. Who?"), ("It rains.", "It rains. Who?"), ("Oh!", "Oh! Who?")],
+)
+def test_a_prefix_is_a_sentence_of_its_own(prefix, text):
+    assert with_prefix(prefix, "Who?") == text
+
+
+def test_the_same_model_writes_the_same_texts_and_draws_no_number(tiny_llama, tiny_tokenizer):
+    before = torch.random.get_rng_state()
+    texts = write_prefixes(tiny_llama, tiny_tokenizer, 14, 3)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert texts == write_prefixes(tiny_llama, tiny_tokenizer, 14, 3)
+    assert texts[:5] == write_prefixes(tiny_llama, tiny_tokenizer, 5, 3)
+    assert len(set(texts)) == 14 and write_prefixes(tiny_llama, tiny_tokenizer, 0, 3) == []
+    for text in texts:
+        assert text == " ".join(text.split()) and "</s>" not in text
+    opening = "The weather today is"
+    assert texts[0].startswith(opening) and len(texts[0]) >= len(opening)
+    assert texts[12].startswith(opening)
+
+
+def test_sampling_settings_of_the_model_change_nothing(tiny_llama, tiny_tokenizer):
+    texts = write_prefixes(tiny_llama, tiny_tokenizer, 2, 4)
+    tiny_llama.generation_config.update(do_sample=True, temperature=5.0, num_beams=4, max_length=3)
+    assert write_prefixes(tiny_llama, tiny_tokenizer, 2, 4) == texts
+    assert tiny_llama.generation_config.do_sample
+
+
+def test_a_tokenizer_without_a_padding_token(tiny_llama, tiny_tokenizer):
+    texts = write_prefixes(tiny_llama, tiny_tokenizer, 1, 4)
+    tiny_tokenizer.pad_token = None
+    assert write_prefixes(tiny_llama, tiny_tokenizer, 1, 4) == texts

@@ -1,11 +1,9 @@
-"""`Needs`: what the stored edits read from the edited layer's input, so that a new edit can leave it alone."""
+"""`Interference`: what the stored edits read from the edited layer's input, so that a new edit can leave it alone."""
 
 import torch
 
-from memoir_fast.core.edit import Edit
 
-
-class Needs:
+class Interference:
     """Second moments of the stored edits' inputs, each at the columns of its own edit: one matrix float32 [D, D].
 
     An edit that shares columns with others changes their outputs by what they read there. Its update dW is therefore
@@ -14,26 +12,23 @@ class Needs:
     """
 
     def __init__(self) -> None:
-        self.known: dict[int, Edit] = {}
         self._moments: torch.Tensor | None = None
-        self._owners: torch.Tensor | None = None  # int32 [D], how many noted edits own a column
+        self._owners: torch.Tensor | None = None  # int32 [D], how many counted edits own a column
 
     def bytes_to_come(self, width: int) -> int:
-        """What the first edit of `width` columns that is noted will take; 0 once there is one."""
+        """What the first edit of `width` columns that is counted will take; 0 once there is one."""
         return 4 * width * width if self._moments is None else 0
 
-    def add(self, edit_id: int, edit: Edit, width: int, columns: torch.Tensor, reads: torch.Tensor) -> None:
-        """Notes an edit: its columns int32 [k] of `width`, and the inputs [tokens, k] there on its plain row."""
+    def add(self, width: int, columns: torch.Tensor, reads: torch.Tensor) -> None:
+        """Counts an edit: its columns int32 [k] of `width`, and the inputs [tokens, k] there on its plain row."""
         if self._moments is None:
             self._moments = torch.zeros((width, width), device=reads.device)
             self._owners = torch.zeros(width, dtype=torch.int32, device=reads.device)
         self._accumulate(columns, reads, 1)
-        self.known[edit_id] = edit
 
-    def remove(self, edit_id: int, columns: torch.Tensor, reads: torch.Tensor) -> None:
-        """Takes a noted edit out again; arguments as they were then."""
+    def remove(self, columns: torch.Tensor, reads: torch.Tensor) -> None:
+        """Takes a counted edit out again; arguments as they were then."""
         self._accumulate(columns, reads, -1)
-        del self.known[edit_id]
         assert self._moments is not None and self._owners is not None
         free = columns.long()[self._owners[columns.long()] == 0]
         self._moments[free] = self._moments[:, free] = 0  # not what rounding left there

@@ -1,4 +1,4 @@
-"""Adam on the slab: the k rows of W_m that an edit owns are moved themselves.
+"""Adam on the active rows: the k rows of W_m that an edit owns are moved themselves.
 
 Adam scales every number by its own gradients' size, so it leaves the span of the inputs and has no dual form; what it
 spreads over all of an edit's columns is what paraphrases gain from.
@@ -12,20 +12,20 @@ from torch.optim.adam import adam
 
 from memoir_fast.editing.batch import Batch
 from memoir_fast.editing.context import Learned
-from memoir_fast.editing.needs import Needs
+from memoir_fast.editing.interference import Interference
 from memoir_fast.recipe import Recipe
 
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
 
 
-class Slab:
+class ActiveRows:
     """The rows of W_m that a batch of edits owns; edits that share rows see each other's changes at every step.
 
     Memory: O * (3 * k * E + U) numbers, U <= min(D, k * E) the rows that any of the E edits owns, and k^2 * E to damp.
     """
 
-    def __init__(self, batch: Batch, memory: torch.Tensor, recipe: Recipe, needs: Needs) -> None:
+    def __init__(self, batch: Batch, memory: torch.Tensor, recipe: Recipe, interference: Interference) -> None:
         self._batch, self._recipe = batch, recipe
         self.steps = [0] * len(batch.a)
         union, place = torch.unique(batch.columns.long(), return_inverse=True)  # place [E, k]: rows of `_rows`
@@ -35,7 +35,7 @@ class Slab:
         self._change, self._mean, self._square = (batch.tokens.new_zeros(size) for _ in range(3))
         self._adam = _fused_adam if batch.tokens.is_cuda else _plain_adam
 
-        dampings = (needs.damping(columns, recipe.damping) for columns in batch.columns)
+        dampings = (interference.damping(columns, recipe.damping) for columns in batch.columns)
         dtype = _damping_dtype(batch.tokens)
         self._damping = [None if one is None else one.to(dtype) for one in dampings]
 
@@ -64,7 +64,7 @@ class Slab:
     def learned(self, edit: int, loss: float) -> Learned:
         """The outcome of one edit."""
         batch = self._batch
-        return SlabLearned(
+        return ActiveRowsLearned(
             batch.edits[edit],
             batch.masks[edit],
             batch.columns[edit],
@@ -120,7 +120,7 @@ def _damping_dtype(tokens: torch.Tensor) -> torch.dtype:
 
 
 @dataclass(frozen=True)
-class SlabLearned(Learned):
+class ActiveRowsLearned(Learned):
     """An update of an edit's rows."""
 
     change: torch.Tensor  # [k, O]

@@ -1,4 +1,4 @@
-"""Adam on the slab: its two forms, and batches of one."""
+"""Adam on the active rows: its two forms, and batches of one."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from memoir_fast import Memoir, MemoirConfig
-from memoir_fast.editing import slab
+from memoir_fast.editing import active_rows
 from memoir_fast.recipe import RECIPES
 
 
@@ -18,8 +18,8 @@ def test_fused_adam_makes_the_same_moves(dtype):
     for step in range(1, 8):
         slope = torch.randn(37, 5, generator=draw, dtype=dtype) * 10.0 ** -(step % 3)
         slope[0] = 0  # a row without a gradient does not move at first
-        plain = slab._plain_adam(slope, mean, square, step, 0.03)
-        fused = slab._fused_adam(slope.clone(), *others, step, 0.03)
+        plain = active_rows._plain_adam(slope, mean, square, step, 0.03)
+        fused = active_rows._fused_adam(slope.clone(), *others, step, 0.03)
         torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-8)
         torch.testing.assert_close(others, (mean, square), rtol=1e-5, atol=1e-12)
     assert plain.abs().max() > 0.003
@@ -27,9 +27,11 @@ def test_fused_adam_makes_the_same_moves(dtype):
 
 def test_an_edit_by_fused_adam_is_the_same_edit(make_model, tiny_tokenizer, monkeypatch):
     written = []
-    for form in (slab._plain_adam, slab._fused_adam):
+    for form in (active_rows._plain_adam, active_rows._fused_adam):
         calls = []
-        monkeypatch.setattr(slab, "_plain_adam", lambda *args, form=form, calls=calls: calls.append(1) or form(*args))
+        monkeypatch.setattr(
+            active_rows, "_plain_adam", lambda *args, form=form, calls=calls: calls.append(1) or form(*args)
+        )
         recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, steps=12, bar=0.0)
         model = make_model("llama").double()
         memoir = Memoir.attach(model, tiny_tokenizer, MemoirConfig(layer="model.layers.1.mlp.down_proj", k=24, tau=0.9))
