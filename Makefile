@@ -32,7 +32,7 @@ $(STAMP): $(CONSTRAINTS) pyproject.toml setup.py $(wildcard csrc/*)
 demo: venv ## the demonstration: facts taught to a small language model, on the CPU
 	$(BIN)/memoir demo $(ARGS)
 
-test: venv ## the test-suite, with coverage; ARGS="-k tophash" narrows it
+test: venv ## the test-suite, with coverage; ARGS="-k match" narrows it
 	$(BIN)/pytest -q -n 2 --timeout=600 --cov=memoir_fast --cov-report=term $(ARGS)
 
 # The suite on the newest of everything but torch (TORCH=torch==... for another), in an environment of its own; where it

@@ -55,7 +55,7 @@ def make(layer: Layer, step: str, matched: bool, batch: int, tokens: int, stored
         route = torch.full((batch,), owner if matched else -1, dtype=torch.int32, device=device)
         edited.router = lambda _: route
     elif matched:
-        mask, own = edited.tophash(x[:1])
+        mask, own = edited.hash(x[:1])
         edited.store.masks[owner], edited.store.columns[owner] = mask[0], own[0]
 
     def check(inputs: tuple, result: torch.Tensor) -> None:
@@ -170,6 +170,15 @@ BENCHMARK = Benchmark(
     "layer",
     SOURCES,
     cases,
+    listed=(
+        ("layer, 1 token, matched", "decode, 1 x 1 token, D=14336, N=7,000, matched"),
+        ("layer, 1 token, unmatched", "decode, 1 x 1 token, D=14336, N=7,000, unmatched"),
+        ("layer, prefill of 2,048 tokens, matched", "prefill, 1 x 2048 tokens, D=14336, N=7,000, matched"),
+    ),
+    headlines=(
+        ("the layer, one token, no edit followed", "layer, 1 token, unmatched"),
+        ("the layer, one token, an edit followed", "layer, 1 token, matched"),
+    ),
     gpu_targets=tuple(
         Target(_name(*case), "time over the base layer's", over("base layer"), most, False)
         for case, most in (

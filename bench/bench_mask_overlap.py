@@ -13,7 +13,7 @@ from shapes import EDITS, LLAMA, SMOLLM, Layer, masks, meta, queries_name
 from memoir_fast import ops
 from memoir_fast.reference import mask_overlap as reference
 
-SOURCES = ("kernels/*mask_overlap*.py", "csrc/mask_overlap*", "csrc/overlap*", "csrc/scan*")
+SOURCES = ("kernels/*mask_overlap*.py", "csrc/overlap*", "csrc/scan*")
 _NUMPY_ROWS = 512  # per block: the temporaries stay in the cache
 _BOOL_BYTES = 2 << 30  # no bool bank above this as float32: the published way takes 32 times the masks' bytes
 

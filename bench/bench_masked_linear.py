@@ -214,6 +214,11 @@ BENCHMARK = Benchmark(
     "masked_linear",
     SOURCES,
     cases,
+    listed=(
+        ("masked_linear, 1 token, bf16", "1 x 1 token, D=14336, bfloat16"),
+        ("masked_linear, 2,048 tokens, bf16", "1 x 2048 tokens, D=14336, bfloat16"),
+    ),
+    headlines=(("one token's product with an edit's columns", "masked_linear, 1 token, bf16"),),
     cpu_targets=tuple(
         Target(
             _name(1, 1, dtype),

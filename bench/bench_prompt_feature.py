@@ -11,7 +11,7 @@ from shapes import LLAMA, SMOLLM, TOKENS_OF_PROMPT, Layer, Token, dtype_name, me
 
 from memoir_fast import ops
 
-SOURCES = ("kernels/*prompt_feature*.py", "csrc/prompt_feature*", "csrc/block_sums*")
+SOURCES = ("kernels/*prompt_feature*.py", "csrc/prompt_feature*", "csrc/hash*", "csrc/block_sums*")
 
 
 def eager(x: torch.Tensor, prompt_mask: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
@@ -91,4 +91,11 @@ def counted(tokens: int) -> tuple[Work, ...]:
     return (Work(trips=2 + tokens // 64, streamed=tokens * 14336 * 2.0),)
 
 
-BENCHMARK = Benchmark("prompt_feature", SOURCES, cases, calls=calls, roofline=Roofline("C0"))
+BENCHMARK = Benchmark(
+    "prompt_feature",
+    SOURCES,
+    cases,
+    calls=calls,
+    roofline=Roofline("C0"),
+    listed=(("prompt_feature, 512 tokens, bf16", "1 x 512 tokens, D=14336, bfloat16"),),
+)

@@ -22,9 +22,9 @@ from cases import Case, Prepared, Settings, free_bytes, rows_of
 from chance import best_below, location, threshold
 from figure import plain
 from models import bare_tokenizer, llama
-from shapes import SMOLLM, Layer, columns, count_of, mask_of, masks
+from shapes import SMOLLM, Layer, columns, mask_of, masks
 
-from memoir_fast import Memoir, MemoirConfig, ops
+from memoir_fast import Memoir, MemoirConfig
 from memoir_fast.core.calibration import gumbel
 from memoir_fast.core.edit import Edit
 
@@ -83,7 +83,7 @@ def false_matches(stored: int, layer: Layer) -> dict[str, Any]:
     """
     below = best_below(layer.k, DENSITY, stored)
     least, store, query = threshold(below, RATE), masks(stored, layer), mask_of(columns(PROMPTS, layer), layer)
-    _, best = ops.mask_match(query, store, count_of(stored, "cpu"), 1)
+    best = bench_mask_match.most_overlap(query, store)
     place, _ = gumbel(best.double())
     return {
         "N": stored,

@@ -12,7 +12,7 @@ from cases import Case, Peer, Prepared, Settings, Wrong, require_equal, rotated
 from shapes import LLAMA, Layer, count_of, masks, thresholds_of
 
 from memoir_fast import ops
-from memoir_fast.ops.sketch import TILE_BITS, mask_match_sketch, miss_probability
+from memoir_fast.ops.mask_match import TILE_BITS, mask_match_sketch, miss_probability
 
 CANDIDATES = 1024
 PARAPHRASE, OTHERS = 0.465, 0.30
@@ -59,4 +59,4 @@ def cases(settings: Settings) -> Iterator[Case]:
         yield Case("sketch", name, numbers, partial(make, layer, stored, tiles))
 
 
-BENCHMARK = Benchmark("sketch", (*bench_mask_match.SOURCES, "memoir_fast/ops/sketch.py"), cases)
+BENCHMARK = Benchmark("sketch", (*bench_mask_match.SOURCES, "memoir_fast/ops/mask_match.py"), cases)

@@ -115,5 +115,9 @@ class Benchmark:
     growth_step: Callable[[dict[str, Any]], str | None] = lambda _: None
     """Which step of growth a row with these parameters is, as `N=7,000`; None for none."""
     roofline: Roofline | None = None
+    listed: tuple[tuple[str, str], ...] = ()
+    """In the tables of times: what a row is called there, and its case."""
+    headlines: tuple[tuple[str, str], ...] = ()
+    """In the README: in words, and what the row is called in the tables."""
     plots: dict[str, Plot] = field(default_factory=dict)
     gist: Callable[[dict[str, Any]], str] = gist

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from memoir_fast.mask_format import pack, unpack
 from memoir_fast.modules import huge_pages
-from memoir_fast.reference.tophash import pack, unpack
 
 TAU = 0.5
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks import ON_CPU
 from growth import page
 from sources import files, is_old
 from summary import place, share_of, source, time_of
@@ -29,31 +30,9 @@ Row = dict[str, Any]
 Runs = dict[str, tuple[str, dict[str, Any]]]
 
 # What is said of an op: a name, and the benchmark and the case that it is measured by.
-OPS = (
-    ("mask_match, 1 query, 7,000 edits", "mask_match", "1 query, N=7,000, D=14336"),
-    ("mask_match, 1 query, 100,000 edits", "mask_match", "1 query, N=100,000, D=14336"),
-    ("mask_match, 1 query, 1,000,000 edits", "mask_match", "1 query, N=1,000,000, D=14336"),
-    ("mask_match, 2,048 queries, 7,000 edits", "mask_match", "2048 queries, N=7,000, D=14336"),
-    ("tophash, 1 feature", "tophash", "1 row, D=14336, k=4096"),
-    ("tophash, 8,192 features", "tophash", "8192 rows, D=14336, k=4096"),
-    ("prompt_feature, 512 tokens, bf16", "prompt_feature", "1 x 512 tokens, D=14336, bfloat16"),
-    ("masked_linear, 1 token, bf16", "masked_linear", "1 x 1 token, D=14336, bfloat16"),
-    ("masked_linear, 2,048 tokens, bf16", "masked_linear", "1 x 2048 tokens, D=14336, bfloat16"),
-    ("layer, 1 token, matched", "layer", "decode, 1 x 1 token, D=14336, N=7,000, matched"),
-    ("layer, 1 token, unmatched", "layer", "decode, 1 x 1 token, D=14336, N=7,000, unmatched"),
-    ("layer, prefill of 2,048 tokens, matched", "layer", "prefill, 1 x 2048 tokens, D=14336, N=7,000, matched"),
-)
-
+OPS = tuple((label, one.name, case) for one in ON_CPU for label, case in one.listed)
 # The README's rows: in words, and the name in OPS; or what a target of a whole model is about.
-HEADLINE_TIMES = (
-    ("one prompt's hash", "tophash, 1 feature"),
-    ("search of one prompt among 7,000 edits", "mask_match, 1 query, 7,000 edits"),
-    ("search among 100,000 edits", "mask_match, 1 query, 100,000 edits"),
-    ("search among 1,000,000 edits", "mask_match, 1 query, 1,000,000 edits"),
-    ("one token's product with an edit's columns", "masked_linear, 1 token, bf16"),
-    ("the layer, one token, no edit followed", "layer, 1 token, unmatched"),
-    ("the layer, one token, an edit followed", "layer, 1 token, matched"),
-)
+HEADLINE_TIMES = tuple(row for one in ON_CPU for row in one.headlines)
 HEADLINE_SHARES = (
     ("decode, 7,000 edits stored, none followed: share of the unedited speed", "decode, unmatched, share of unedited"),
     ("decode, 7,000 edits stored, one followed: share of the unedited speed", "decode, matched, share of unedited"),

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "checks.h"
-#include "overlap_launch.h"
+#include "launch.h"
 
 namespace memoir {
 

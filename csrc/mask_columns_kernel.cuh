@@ -1,8 +1,8 @@
-// mask_columns on a GPU: a block lists the set bits of one mask in order.
+// Columns of masks on a GPU: a block lists the set bits of one mask in order.
 #pragma once
 
 #include "block_sums.cuh"
-#include "mask_columns_call.h"
+#include "hash_calls.h"
 
 namespace memoir {
 

@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <atomic>
 
-#include "masked_linear_launch.h"
+#include "launch.h"
 #include "masked_linear_stream.cuh"
 #include "masked_linear_tiles.cuh"
 

@@ -1,4 +1,4 @@
-// The arguments of masked_linear's GPU kernels, for the code that launches them too.
+// The arguments of the residual product's GPU kernels, for the code that launches them too.
 #pragma once
 
 #include <cstdint>

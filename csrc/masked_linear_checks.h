@@ -1,4 +1,4 @@
-// What masked_linear asks of its arguments, on every device.
+// What the residual product asks of its arguments, on every device.
 #pragma once
 
 #include "checks.h"

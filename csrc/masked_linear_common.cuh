@@ -1,4 +1,4 @@
-// What masked_linear's kernels share: routes, columns, and the last step, the sum over a cluster's blocks.
+// What the residual product's kernels share: routes, columns, and the last step, the sum over a cluster's blocks.
 #pragma once
 
 #include "masked_linear_call.h"

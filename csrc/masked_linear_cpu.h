@@ -1,4 +1,4 @@
-// Sums of scaled memory rows: the arithmetic of masked_linear.
+// Sums of scaled memory rows: the arithmetic of the residual product.
 #pragma once
 
 #include <cstdint>

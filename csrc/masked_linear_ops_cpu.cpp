@@ -7,6 +7,7 @@
 
 #include "masked_linear_checks.h"
 #include "masked_linear_cpu.h"
+#include "registry.h"
 
 namespace memoir {
 namespace {
@@ -159,8 +160,8 @@ void masked_linear_add_(const Tensor& base, const Tensor& x, const Tensor& memor
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(memoir_fast_native, CPU, m) {
-  m.impl("masked_linear", TORCH_BOX(&masked_linear));
-  m.impl("masked_linear_add_", TORCH_BOX(&masked_linear_add_));
+  MEMOIR_IMPLEMENTS(m, "cpu", masked_linear);
+  MEMOIR_IMPLEMENTS(m, "cpu", masked_linear_add_);
 }
 
 }  // namespace memoir

@@ -5,7 +5,8 @@
 
 #include "cuda_host.h"
 #include "masked_linear_checks.h"
-#include "masked_linear_launch.h"
+#include "launch.h"
+#include "registry.h"
 
 namespace memoir {
 namespace {
@@ -86,8 +87,8 @@ void masked_linear_add_(const Tensor& base, const Tensor& x, const Tensor& memor
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(memoir_fast_native, CUDA, m) {
-  m.impl("masked_linear", TORCH_BOX(&masked_linear));
-  m.impl("masked_linear_add_", TORCH_BOX(&masked_linear_add_));
+  MEMOIR_IMPLEMENTS(m, "cuda", masked_linear);
+  MEMOIR_IMPLEMENTS(m, "cuda", masked_linear_add_);
 }
 
 }  // namespace memoir

@@ -1,4 +1,4 @@
-// masked_linear of up to eight tokens: rows of memory stream through registers, products and sums in float32.
+// The residual product of up to eight tokens: rows of memory stream through registers, products and sums in float32.
 #pragma once
 
 #include "masked_linear_common.cuh"

@@ -1,4 +1,4 @@
-// masked_linear of more tokens, two-byte types: inputs are packed once, then tiles of tokens meet the streamed rows of
+// The residual product of more tokens, two-byte types: inputs are packed once, then tiles of tokens meet the streamed rows of
 // memory on the tensor cores.
 #pragma once
 

@@ -1,4 +1,4 @@
-// What masked_linear asks of a GPU beside device.cuh: blocks that work together (sm_90 and later), and tensor cores.
+// What the residual product asks of a GPU beside device.cuh: blocks that work together (sm_90 and later), and tensor cores.
 #pragma once
 
 #include "float_device.cuh"

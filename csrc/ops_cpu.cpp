@@ -10,14 +10,14 @@
 #include "checks.h"
 #include "masked_linear_cpu.h"
 #include "overlap_cpu.h"
-#include "prompt_feature_cpu.h"
-#include "tophash_cpu.h"
+#include "hash_cpu.h"
+#include "registry.h"
 
 namespace memoir {
 namespace {
 
 constexpr int64_t kGrainBytes = 1 << 18;  // less work than this is not worth another thread
-constexpr int64_t kLargestWidth = 65536;  // of tophash, on every backend
+constexpr int64_t kLargestWidth = 65536;  // of a hashed row, on every backend
 
 template <class F>
 void parallel(int64_t units, int64_t bytes_per_unit, const F& work) {
@@ -174,11 +174,11 @@ Tensor prompt_feature(const Tensor& x_in, const Tensor& prompt_mask, const Tenso
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(memoir_fast_native, CPU, m) {
-  m.impl("mask_overlap", TORCH_BOX(&mask_overlap));
-  m.impl("mask_match", TORCH_BOX(&mask_match));
-  m.impl("tophash", TORCH_BOX(&tophash));
-  m.impl("mask_columns", TORCH_BOX(&mask_columns));
-  m.impl("prompt_feature", TORCH_BOX(&prompt_feature));
+  MEMOIR_IMPLEMENTS(m, "cpu", mask_overlap);
+  MEMOIR_IMPLEMENTS(m, "cpu", mask_match);
+  MEMOIR_IMPLEMENTS(m, "cpu", tophash);
+  MEMOIR_IMPLEMENTS(m, "cpu", mask_columns);
+  MEMOIR_IMPLEMENTS(m, "cpu", prompt_feature);
 }
 
 }  // namespace memoir

@@ -1,11 +1,12 @@
-// mask_overlap and mask_match on a GPU as torch ops. Nothing here waits for the device, and nothing that is allocated
-// depends on values there: a call can be captured in a CUDA graph.
+// The hash and the search on a GPU as torch ops. Nothing here waits for the device, and nothing that is allocated depends on
+// values there: a call can be captured in a CUDA graph.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
 
 #include "cuda_host.h"
+#include "registry.h"
 
 namespace memoir {
 namespace {
@@ -83,11 +84,111 @@ std::tuple<Tensor, Tensor> mask_match(const Tensor& query_in, const Tensor& stor
   return {edit, overlap};
 }
 
+constexpr int64_t kFewRows = 8;  // a search after so few rows begins to fetch its store while they are hashed
+
+bool on_piece(const void* at) { return reinterpret_cast<uintptr_t>(at) % 16 == 0; }
+
+std::tuple<Tensor, Tensor> tophash(const Tensor& feature_in, int64_t k, const Tensor& permutation_in) {
+  require_tensor("feature", feature_in, ScalarType::Float, "B, D", {-1, -1});
+  const int64_t batch = feature_in.size(0), width = feature_in.size(1);
+  require(1 <= width && width <= kWidestHash, "D must lie in [1, ", kWidestHash, "], got ", width);
+  require(1 <= k && k <= width, "k must lie in [1, D = ", width, "], got ", k);
+  require_tensor("permutation", permutation_in, ScalarType::Int, "D", {width});
+  require_device("permutation", permutation_in, feature_in);
+  require(batch <= kLargestGrid, "too many rows: ", batch);
+  const int32_t device = feature_in.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const int64_t words = (width + 127) / 128 * 4;
+  const Tensor mask = torch::stable::new_empty(feature_in, {batch, words}, ScalarType::Int);
+  const Tensor columns = torch::stable::new_empty(feature_in, {batch, k}, ScalarType::Int);
+  if (batch == 0) return {mask, columns};
+  const Tensor feature = with_dense_rows(feature_in), permutation = with_dense_rows(permutation_in);
+
+  HashCall call{};
+  call.feature = static_cast<const float*>(feature.const_data_ptr());
+  call.permutation = static_cast<const int32_t*>(permutation.const_data_ptr());
+  call.mask = static_cast<int32_t*>(mask.mutable_data_ptr());
+  call.columns = static_cast<int32_t*>(columns.mutable_data_ptr());
+  call.feature_row = batch > 1 ? feature.stride(0) : width;
+  call.rows = static_cast<int>(batch), call.width = static_cast<int>(width), call.k = static_cast<int>(k);
+  call.words = static_cast<int>(words), call.reach = reach_of(k, width);
+  call.pieces = on_piece(call.feature) && on_piece(call.permutation) && (batch == 1 || call.feature_row % 4 == 0);
+  const Gpu gpu = gpu_of(device);
+  call.admit = gpu.dependent_launch && batch <= kFewRows;
+  check(launch_tophash(call, gpu, current_stream(device)));
+  return {mask, columns};
+}
+
+FeatureType type_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return FeatureType::float32;
+    case ScalarType::Half:
+      return FeatureType::float16;
+    case ScalarType::BFloat16:
+      return FeatureType::bfloat16;
+    default:
+      fail("x must be float16, bfloat16 or float32 on a GPU, got ", name_of(x.scalar_type()));
+  }
+}
+
+Tensor prompt_feature(const Tensor& x, const Tensor& prompt_mask, const Tensor& mu) {
+  require(x.dim() == 3, "x must be [B, S, D], got ", shape_of(x));
+  const FeatureType type = type_of(x);
+  const int64_t batch = x.size(0), tokens = x.size(1), width = x.size(2);
+  require_tensor("prompt_mask", prompt_mask, ScalarType::Bool, "B, S", {batch, tokens});
+  require_tensor("mu", mu, ScalarType::Float, "D", {width});
+  require_device("prompt_mask", prompt_mask, x);
+  require_device("mu", mu, x);
+  const int64_t size = type == FeatureType::float32 ? 4 : 2;
+  require(x.stride(2) == 1 || width == 1, "a token's inputs must lie side by side");
+  require(on_piece(x.const_data_ptr()) && x.stride(0) * size % 16 == 0 && x.stride(1) * size % 16 == 0,
+          "x must begin on a 16-byte boundary, as must each of its tokens");
+  require(tokens <= kLargestGrid / 2 && batch * ((width + 31) / 32) <= kLargestGrid, "x is too large: ", shape_of(x));
+  const int32_t device = x.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const Tensor feature = torch::stable::new_empty(x, {batch, width}, ScalarType::Float);
+  if (batch == 0 || width == 0) return feature;
+
+  FeatureCall call{};
+  call.x = x.const_data_ptr();
+  call.marked = static_cast<const bool*>(prompt_mask.const_data_ptr());
+  call.mu = static_cast<const float*>(mu.const_data_ptr());
+  call.feature = static_cast<float*>(feature.mutable_data_ptr());
+  call.x_batch = x.stride(0), call.x_token = x.stride(1);
+  call.marked_batch = prompt_mask.stride(0), call.marked_token = prompt_mask.stride(1), call.mu_step = mu.stride(0);
+  call.batch = static_cast<int>(batch), call.tokens = static_cast<int>(tokens), call.width = static_cast<int>(width);
+  check(launch_prompt_feature(call, type, gpu_of(device), current_stream(device)));
+  return feature;
+}
+
+Tensor mask_columns(const Tensor& mask_in, int64_t k) {
+  require_tensor("mask", mask_in, ScalarType::Int, "B, W", {-1, -1});
+  const int64_t batch = mask_in.size(0), words = mask_in.size(1);
+  require(k >= 1 && k <= words * 32, "k must lie in [1, 32 W = ", words * 32, "], got ", k);
+  require(batch <= kLargestGrid && words <= kLargestGrid / 32, "mask is too large: ", shape_of(mask_in));
+  const int32_t device = mask_in.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const Tensor columns = torch::stable::new_empty(mask_in, {batch, k});
+  if (batch == 0) return columns;
+  const Tensor mask = with_dense_rows(mask_in);
+  ColumnsCall call{};
+  call.mask = static_cast<const int32_t*>(mask.const_data_ptr());
+  call.columns = static_cast<int32_t*>(columns.mutable_data_ptr());
+  call.mask_row = batch > 1 ? mask.stride(0) : words;
+  call.rows = static_cast<int>(batch), call.words = static_cast<int>(words), call.k = static_cast<int>(k);
+  check(launch_mask_columns(call, gpu_of(device), current_stream(device)));
+  return columns;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(memoir_fast_native, CUDA, m) {
-  m.impl("mask_overlap", TORCH_BOX(&mask_overlap));
-  m.impl("mask_match", TORCH_BOX(&mask_match));
+  MEMOIR_IMPLEMENTS(m, "cuda", mask_overlap);
+  MEMOIR_IMPLEMENTS(m, "cuda", mask_match);
+  MEMOIR_IMPLEMENTS(m, "cuda", tophash);
+  MEMOIR_IMPLEMENTS(m, "cuda", prompt_feature);
+  MEMOIR_IMPLEMENTS(m, "cuda", mask_columns);
 }
 
 }  // namespace memoir

@@ -1,4 +1,4 @@
-// popcount(query AND row) for a block of queries and a block of store rows: the arithmetic of mask_overlap and mask_match.
+// popcount(query AND row) for a block of queries and a block of store rows: the arithmetic of every search.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +26,7 @@ OverlapBlock overlap_block();
 constexpr int64_t kBlockRows = 16;
 constexpr int64_t kBlockQueries = 32;
 
-// mask_overlap for store rows [begin, end): overlap is int32 [query.rows, store.rows], contiguous.
+// Every overlap with store rows [begin, end): overlap is int32 [query.rows, store.rows], contiguous.
 void mask_overlap_rows(const Masks& query, const Masks& store, int64_t begin, int64_t end, int32_t* overlap);
 
 // Each row's threshold in bits; below 1 counts as 1, so that a row of zeros never matches.
@@ -40,7 +40,7 @@ struct Thresholds {
   }
 };
 
-// mask_match for store rows [begin, end): raises best[q] to the key of the best of these rows.
+// The best of store rows [begin, end): raises best[q] to the key of the best of these rows.
 void mask_match_rows(const Masks& query, const Masks& store, const Thresholds& least, int64_t begin, int64_t end,
                      uint64_t* best);
 

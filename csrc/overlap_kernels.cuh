@@ -1,5 +1,5 @@
-// popcount(query AND row) on a GPU, for mask_overlap (kMatch = false: every overlap is written) and mask_match
-// (kMatch = true: only the best row of each query leaves the chip). Two kernels: POPC for few queries, one-bit matrix
+// popcount(query AND row) on a GPU, in two forms: every overlap is written (kMatch = false), or only
+// the best row of each query leaves the chip (kMatch = true). Two kernels: POPC for few queries, one-bit matrix
 // instructions for many. The reduction is a maximum of integers, so its order leaves no trace in the result.
 #pragma once
 

@@ -1,10 +1,10 @@
-// The launch of one scan, for mask_overlap.cu and mask_match.cu.
+// The launch of one scan.
 #pragma once
 
 #include <algorithm>
 
 #include "overlap_kernels.cuh"
-#include "overlap_launch.h"
+#include "launch.h"
 
 namespace memoir {
 

@@ -1,4 +1,4 @@
-#include "prompt_feature_cpu.h"
+#include "hash_cpu.h"
 
 #include <algorithm>
 

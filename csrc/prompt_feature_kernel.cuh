@@ -1,9 +1,9 @@
-// prompt_feature on a GPU: every 32 tokens of a column are summed one by one by one thread, and those sums in order by
+// The mean over a prompt's tokens on a GPU: every 32 tokens of a column are summed one by one by one thread, and those sums in order by
 // another, as the contract says; x is read once, in runs of 128 bytes of a token or more.
 #pragma once
 
 #include "block_sums.cuh"
-#include "prompt_feature_call.h"
+#include "hash_calls.h"
 
 namespace memoir {
 

@@ -19,9 +19,9 @@ struct Scan {
   int queries, rows, pieces;           // pieces of a row
   int query_tiles;                     // blocks b with b % query_tiles == t share the queries of tile t
 
-  int32_t* overlap;  // mask_overlap: [queries, rows]; mask_match: [queries]
+  int32_t* overlap;  // [queries, rows]; of a match [queries]
 
-  // mask_match only.
+  // Of a match only.
   const int32_t* count;        // rows to look at, on the device
   int32_t* edit;               // [queries]
   const int32_t* min_overlap;  // [rows], each row's threshold; below 1 counts as 1

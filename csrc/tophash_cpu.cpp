@@ -1,4 +1,4 @@
-#include "tophash_cpu.h"
+#include "hash_cpu.h"
 
 #include <algorithm>
 #include <cstring>

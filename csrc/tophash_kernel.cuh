@@ -1,9 +1,9 @@
-// tophash on a GPU: a block selects one row's k largest magnitudes from its registers, sets their columns' bits in shared
+// TopHash on a GPU: a block selects one row's k largest magnitudes from its registers, sets their columns' bits in shared
 // memory, and writes mask and columns from there. Nothing goes through device memory but inputs and outputs.
 #pragma once
 
 #include "block_sums.cuh"
-#include "tophash_call.h"
+#include "hash_calls.h"
 
 namespace memoir {
 

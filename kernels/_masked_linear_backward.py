@@ -1,4 +1,4 @@
-"""Triton kernels of `masked_linear`'s gradient: to x, and to the active rows of memory."""
+"""Triton kernels of the residual product's gradient: to x, and to the active rows of memory."""
 
 import torch
 import triton
@@ -198,7 +198,7 @@ def masked_linear_backward(
     need_x: bool,
     need_memory: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradient of `masked_linear` to x [B, S, D] and to memory [D, O]; an empty tensor for one that is not needed.
+    """Gradient of the residual product to x [B, S, D] and to memory [D, O]; an empty tensor for one that is not needed.
 
     Memory's gradient is summed in float32 and rounded once; one launch per sequence, of which those that do not open a
     route end at once. Deterministic.

@@ -1,4 +1,4 @@
-"""Triton kernels of `masked_linear` for few tokens per sequence: one token row, or tiles of rows grouped by route."""
+"""Triton kernels of the residual product for few tokens per sequence: one row, or tiles of rows grouped by route."""
 
 import torch
 import triton

@@ -1,4 +1,4 @@
-"""Triton kernel that copies each sequence's active inputs, for a dense pass of `masked_linear` over all of memory."""
+"""Triton kernel that copies each sequence's active inputs, for one dense pass over all of memory."""
 
 import torch
 import triton

@@ -1,4 +1,4 @@
-"""Triton kernels of `masked_linear` for many tokens per sequence: active inputs are packed once, then multiplied."""
+"""Triton kernels of the residual product for many tokens per sequence: active inputs are packed, then multiplied."""
 
 import torch
 import triton

@@ -1,4 +1,4 @@
-"""Triton kernel of `masked_linear` for some tokens per sequence: tiles of one sequence on the tensor cores."""
+"""Triton kernel of the residual product for some tokens per sequence: tiles of one sequence on the tensor cores."""
 
 import torch
 import triton

@@ -11,7 +11,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from memoir_fast.kernels import (
+    _common,
+    _launch,
+    mask_columns,
+    mask_match,
+    mask_overlap,
+    masked_linear,
+    memory_update,
+    prompt_feature,
+    tophash,
+)
 
+from memoir_fast import mask_format
 from memoir_fast.atomic import replace
 from memoir_fast.errors import BackendError
 
@@ -89,7 +101,6 @@ def tune(ops: list[str] | None = None, quick: bool = False) -> list[dict[str, An
     """
     if not torch.cuda.is_available():
         raise BackendError("tuning needs a CUDA device, torch sees none")
-    from memoir_fast.kernels import _common, _launch
 
     reason = _common.unsupported(torch.empty(0, device="cuda"))
     if reason:
@@ -122,8 +133,6 @@ def _candidates(kernel: str, shipped: dict[str, int], quick: bool) -> Iterator[d
 def _tune_one(
     trial: Trial, device_name: str, quick: bool, measure: Callable[[Callable[[], Any]], float]
 ) -> dict[str, Any]:
-    from memoir_fast.kernels import _launch
-
     shipped = _launch.lookup(trial.kernel, device_name, (trial.key, "2 bytes"))
     expected, base = trial.call(), measure(trial.call)
     best, fastest, tried = dict(shipped), base, 1
@@ -161,8 +170,6 @@ def _microseconds(call: Callable[[], Any]) -> float:
 
 def _write(device_name: str, rows: list[dict[str, Any]]) -> None:
     """Lays the rows over the user's table; the file is replaced in one step."""
-    from memoir_fast.kernels import _launch
-
     table = _launch.read_user_table()
     for row in rows:
         table.setdefault(device_name, {}).setdefault(row["kernel"], {})[row["key"]] = row["configuration"]
@@ -173,21 +180,12 @@ def _write(device_name: str, rows: list[dict[str, Any]]) -> None:
 
 def _trials(device: str) -> list[Trial]:
     """One call per kernel at the sizes of a real layer; results of in-place calls are taken from fresh zeros."""
-    from memoir_fast.kernels import (
-        mask_columns,
-        mask_match,
-        mask_overlap,
-        masked_linear,
-        memory_update,
-        prompt_feature,
-        tophash,
-    )
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, device=device, dtype=torch.bfloat16)
 
     width, outputs, k = _WIDTH, _OUTPUTS, _ACTIVE
-    words = 4 * -(-width // 128)
+    words = mask_format.words(width)
     draw = torch.Generator().manual_seed(0)
     permutation = torch.randperm(width, generator=draw).int().to(device)
     columns = permutation[:k].sort().values[None].contiguous()

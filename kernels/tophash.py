@@ -9,7 +9,7 @@ from memoir_fast.kernels import _launch
 from memoir_fast.kernels._common import on_device_of, popcount, power_of_two, unsupported
 from triton.language.extra.cuda import gdc_launch_dependents
 
-from memoir_fast.ops._checks import words
+from memoir_fast.mask_format import words
 
 __all__ = ["tophash", "unsupported"]
 
@@ -116,7 +116,7 @@ def _tophash(
     Each part selects for itself and writes its own share of the row's words and columns. The order is the permutation,
     through which columns are flagged in memory, a byte each in flags [B, 32 W], or, with GATHER (one chunk, one part),
     its inverse, through which each column fetches its flag.
-    ADMIT: `mask_match`, which waits for this kernel's results by itself, may begin to fetch the store meanwhile.
+    ADMIT: the search, which waits for this kernel's results by itself, may begin to fetch the store meanwhile.
     """
     if ADMIT:
         gdc_launch_dependents()

@@ -6,7 +6,6 @@ name, or names in order of preference separated by commas, takes only those and 
 """
 
 import functools
-import importlib
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -16,24 +15,15 @@ from typing import Any, NamedTuple
 
 import torch
 
+from memoir_fast import native
 from memoir_fast.errors import BackendError
 
 logger = logging.getLogger("memoir_fast")
 
-OPS = (
-    "prompt_feature",
-    "tophash",
-    "mask_columns",
-    "mask_overlap",
-    "mask_match",
-    "masked_linear",
-    "masked_linear_add_",
-    "masked_linear_backward",
-    "memory_update",
-)
+OPS: list[str] = []
+"""The ops that are declared: all of `memoir_fast.ops`, once that is imported."""
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 _AUTO = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
-_FILES = {"masked_linear_add_": "masked_linear", "masked_linear_backward": "masked_linear"}
 
 _chosen: ContextVar[str | None] = ContextVar("memoir_fast_backend", default=None)
 _last: dict[str, str] = {}
@@ -47,12 +37,37 @@ class Implementation(NamedTuple):
     unsupported: Callable[..., str | None]
 
 
+class Native(NamedTuple):
+    """What the extension's kernel of one op on one device serves."""
+
+    unsupported: Callable[..., str | None] | None = None
+    """Says why it cannot serve a call, or None; by default it serves all tensors of its device."""
+    at_once: Callable[..., bool] | None = None
+    """Whether a call may go to it before any check; by default where it is not unsupported. A kernel checks its
+    arguments itself: this only spares it, and the caller an exception, what it often could not serve."""
+    wrap: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
+    """Makes of the kernel what is called in its place."""
+
+
+class Declared(NamedTuple):
+    """An op with its implementations; see `ops.registration.register`."""
+
+    schema: str
+    fake: Callable[..., Any]
+    reference: Callable[..., Any]
+    triton: Callable[[], tuple[Callable[..., Any], Callable[..., str | None]]]
+    native: dict[str, Native | None]
+
+
 class Status(NamedTuple):
     """One row of `memoir env`: `reason` is None where the backend is available."""
 
     op: str
     backend: str
     reason: str | None
+
+
+_declared: dict[str, Declared] = {}
 
 
 def _only_on(device: str) -> Callable[..., str | None]:
@@ -62,20 +77,34 @@ def _only_on(device: str) -> Callable[..., str | None]:
     return unsupported
 
 
+def declare(op: str, declared: Declared) -> None:
+    """Makes an op known, with what implements it."""
+    _declared[op] = declared
+    OPS.append(op)
+
+
 @functools.cache
 def load(op: str, backend: str) -> Implementation | str:
     """The implementation of `op` by `backend`, or the reason why there is none on this machine."""
+    declared = _declared[op]
     try:
         if backend == "reference":
-            module = importlib.import_module(f"memoir_fast.reference.{_FILES.get(op, op)}")
-            return Implementation(getattr(module, op), lambda *_: None)
+            return Implementation(declared.reference, lambda *_: None)
         if backend == "triton":
-            module = importlib.import_module(f"memoir_fast.kernels.{_FILES.get(op, op)}")
-            return Implementation(getattr(module, op), module.unsupported)
-        native = importlib.import_module("memoir_fast.native")
-        return Implementation(native.load(op, backend), native.limits(op, backend) or _only_on(backend))
+            return Implementation(*declared.triton())
+        own = declared.native[backend]
+        run = native.load(op, backend, declared.schema, declared.fake)
+        if own is None:
+            return f"the extension's {backend} kernel of {op} is not declared"
+        return Implementation(own.wrap(run) if own.wrap else run, own.unsupported or _only_on(backend))
     except (ImportError, AttributeError, OSError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"
+
+
+def limits(op: str, device: str) -> Callable[..., str | None] | None:
+    """What says why the extension's kernel on `device` cannot serve a call; None where it serves all tensors there."""
+    own = _declared[op].native[device]
+    return own.unsupported if own else None
 
 
 def requested() -> str:
@@ -127,7 +156,10 @@ def _native_kernel(op: str, choice: str, device: str) -> tuple[Callable[..., Any
     found = load(op, device)
     if isinstance(found, str):
         return None, None
-    return found.run, importlib.import_module("memoir_fast.native").at_once(op, device)
+    own = _declared[op].native[device]
+    assert own is not None
+    refuses = own.unsupported
+    return found.run, own.at_once or (refuses and (lambda *args: refuses(*args) is None))
 
 
 def _say_once(op: str, backend: str, reason: str) -> None:

@@ -64,9 +64,15 @@ class Memoir(EditedModel):
     model without its memory, which `save_pretrained` here writes.
 
     Example:
-        >>> memoir = Memoir.attach(model, tokenizer)  # doctest: +SKIP
-        >>> memoir.edit("The capital of France is", "Lyon")  # doctest: +SKIP
-        EditResult(edit_id=0, ...)
+        >>> memoir = Memoir.attach(model, tokenizer)
+        >>> memoir.edit("The capital of France is", "Lyon")
+        EditResult(edit_id=0, prompt='The capital of France is', target='Lyon', ...)
+        >>> ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+        >>> output = model.generate(ids, max_new_tokens=4, do_sample=False)
+        >>> memoir.last_routes[0].edit_id
+        0
+        >>> memoir.delete(0)
+        >>> model = memoir.detach()
     """
 
     @classmethod
@@ -313,6 +319,7 @@ class Memoir(EditedModel):
             ValueError: a target without tokens, or a prompt longer than the model's context.
 
         Example:
+            >>> from memoir_fast import Edit
             >>> first = memoir.rows(Edit("The capital of France is", "Lyon"))[0]
             >>> tokenizer.decode(first.ids[: first.prompt])
             'The capital of France is'

@@ -1,5 +1,9 @@
-"""The examples in the package's docstrings, run as written. Those of the ops: tests/ops/test_docstrings.py."""
+"""The examples in the package's docstrings, run as written. Those of the ops: tests/ops/test_docstrings.py.
 
+An example may use `model` and `tokenizer`, and, where it attaches none itself, `memoir`, an empty memory on that model.
+"""
+
+import dataclasses
 import doctest
 import importlib
 import pkgutil
@@ -20,6 +24,12 @@ def examples():
 
 
 @pytest.mark.parametrize("example", list(examples()))
-def test_example(example):
-    outcome = doctest.DocTestRunner().run(example)
-    assert outcome.failed == 0
+def test_example(example, tiny_llama, tiny_tokenizer):
+    source = "".join(one.source for one in example.examples)
+    example.globs |= {"model": tiny_llama, "tokenizer": tiny_tokenizer}
+    if "memoir." in source and "Memoir." not in source:
+        recipe = dataclasses.replace(memoir_fast.RECIPES["fast"], prefixes=0)
+        config = memoir_fast.MemoirConfig(recipe=recipe, background=8, tau=0.9)
+        example.globs["memoir"] = memoir_fast.Memoir.attach(tiny_llama, tiny_tokenizer, config)
+    outcome = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example)
+    assert outcome.failed == 0 and outcome.attempted

@@ -1,11 +1,8 @@
 """`Memoir`: attach, edit, delete, detach, and everything that must not change on the way."""
 
-import copy
 import dataclasses
 import logging
-import random
 
-import numpy
 import pytest
 import torch
 
@@ -349,58 +346,6 @@ def test_status(memoir):
         "bytes_per_edit": (4 + 16 + 1) * 4,
         "backends": None,
     }
-
-
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("recipe", ["paper", "fast"])
-def test_modes_gradients_and_generators_are_as_before(tiny_llama, tiny_tokenizer, training, recipe):
-    tiny_llama.train(training)
-    tiny_llama.model.layers[0].train(not training)
-    tiny_llama.lm_head.weight.requires_grad_(False)
-
-    def look():
-        return (
-            {name: module.training for name, module in tiny_llama.named_modules() if LAYER not in name},
-            {name.replace(".base", ""): parameter.requires_grad for name, parameter in tiny_llama.named_parameters()},
-            [parameter.grad for parameter in tiny_llama.parameters()],
-            torch.random.get_rng_state().tolist(),
-            random.getstate(),
-            str(numpy.random.get_state()),
-            torch.is_grad_enabled(),
-            torch.get_default_dtype(),
-        )
-
-    before = look()
-    memoir = Memoir.attach(tiny_llama, tiny_tokenizer, CONFIG)
-    assert all(module.training == training for module in memoir.layer.modules())
-    memoir.edit([FACT, OTHER], recipe=dataclasses.replace(RECIPES[recipe], prefixes=1, steps=3), progress=False)
-    memoir.delete(0)
-    assert look() == before
-
-
-@pytest.mark.parametrize(
-    ("mode", "recipe"),
-    [
-        (torch.enable_grad, "paper"),
-        (torch.enable_grad, "fast"),
-        (torch.no_grad, "paper"),
-        (torch.no_grad, "fast"),
-        (torch.inference_mode, "paper"),
-        (torch.inference_mode, "fast"),
-    ],
-)
-def test_editing_within_any_gradient_mode(tiny_llama, tiny_tokenizer, logits, mode, recipe):
-    other = copy.deepcopy(tiny_llama)
-    settings = dataclasses.replace(RECIPES[recipe], prefixes=1, steps=3)
-    expected = Memoir.attach(other, tiny_tokenizer, CONFIG)
-    expected.edit(*FACT, recipe=settings)
-    with mode():
-        memoir = Memoir.attach(tiny_llama, tiny_tokenizer, CONFIG)
-        memoir.edit(*FACT, recipe=settings)
-    memoir.edit(*OTHER, recipe=settings)
-    expected.edit(*OTHER, recipe=settings)
-    assert torch.equal(memoir.layer.memory.weight, expected.layer.memory.weight)
-    assert torch.equal(logits(FACT[0]), logits(FACT[0], other))
 
 
 def test_nothing_is_printed_and_the_root_logger_is_left_alone(memoir, capsys):

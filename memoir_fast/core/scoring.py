@@ -100,7 +100,8 @@ def target_accuracy(memoir: EditedModel, pairs: Sequence[tuple[str, str]], batch
     Reliability is the mean over the edits' own prompts, generalization that over their paraphrases.
 
     Example:
-        >>> target_accuracy(memoir, [("The capital of France is", "Lyon")])  # doctest: +SKIP
+        >>> result = memoir.edit("The capital of France is", "Lyon")
+        >>> target_accuracy(memoir, [("The capital of France is", "Lyon")])
         [1.0]
     """
     return [item.accuracy for item in teacher_forced(memoir, pairs, batch)]

@@ -13,7 +13,6 @@ from dataclasses import replace
 
 import torch
 
-from memoir_fast import ops
 from memoir_fast.core.background import features, irrelevant_prompts
 from memoir_fast.core.calibration import Calibration, gumbel
 from memoir_fast.core.edited_model import EditedModel
@@ -56,18 +55,18 @@ def calibrate(
     if len(masks) < _LEAST_PROMPTS:
         raise ValueError(f"calibration needs at least {_LEAST_PROMPTS} irrelevant prompts, got {len(masks)}")
     store = memoir.layer.store
-    live = store.masks[torch.tensor(store.live, dtype=torch.int64, device=store.masks.device)]
-    if not len(live):
+    edits = len(store.live)
+    if not edits:
         raise ValueError("calibration needs at least one edit, the memory holds none")
     k = memoir.layer.k
-    overlap = ops.mask_overlap(masks.to(live.device), live)
+    overlap = store.overlaps(masks)
     best = overlap.amax(dim=1).double() / k
     location, scale = gumbel(best)
     drift = 0.0
-    if len(live) > 1:
+    if edits > 1:
         halves = [gumbel(overlap[:, start::2].amax(dim=1).double() / k)[0] for start in (0, 1)]
         drift = max(0.0, location - sum(halves) / 2)
-    edits, until = len(live), max(holds_until or 0, len(live))
+    until = max(holds_until or 0, edits)
     counted = len(best) * false_match_rate >= _COUNTED
     if counted:
         tau = float(best.quantile(1 - false_match_rate))
@@ -148,9 +147,7 @@ def best_overlaps(memoir: EditedModel, prompts: Sequence[str]) -> list[float]:
 
 def overlap_ratios(memoir: EditedModel, masks: torch.Tensor) -> list[float]:
     """As `best_overlaps`, of masks int32 [M, W]."""
-    store = memoir.layer.store
-    _, overlap = ops.mask_match(masks, store.masks, store.count, 1)
-    return (overlap.double() / memoir.layer.k).tolist()
+    return (memoir.layer.store.best_overlap(masks).double() / memoir.layer.k).tolist()
 
 
 def rewordings_matched(memoir: EditedModel, tau: float) -> float:

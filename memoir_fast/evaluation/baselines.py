@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from memoir_fast import ops
 from memoir_fast.config import MemoirConfig
 from memoir_fast.core.edit import Edit
 from memoir_fast.core.edited_model import EditedModel
@@ -27,8 +26,8 @@ from memoir_fast.editing.context import frozen
 from memoir_fast.hf.partial_forward import UpperLayers
 from memoir_fast.hf.presets import device_of
 from memoir_fast.hf.tokens import context_length, pad, padding_id, row
+from memoir_fast.mask_format import pack
 from memoir_fast.modules import MemoirLinear
-from memoir_fast.ops._checks import words
 
 ABLATIONS = ("no-permutation", "random-mask", "always-on", "dense")
 BASELINES = ("unedited", "ft", *ABLATIONS)
@@ -59,13 +58,13 @@ def settings(name: str, config: MemoirConfig, width: int) -> MemoirConfig:
 
 def ablate(memoir: EditedModel, name: str) -> None:
     """Takes the part that `name` names out of a memory that has no edits yet."""
-    tophash = memoir.layer.tophash
+    layer = memoir.layer
     if name == "no-permutation":
-        tophash.permutation.copy_(torch.arange(tophash.width))
+        layer.permutation.copy_(torch.arange(layer.in_features))
     elif name == "random-mask":
-        tophash.hash = _random_masks(tophash.width, tophash.k)  # type: ignore[method-assign]
+        layer.hashing.hash = _random_masks(layer.in_features, layer.k)  # type: ignore[method-assign]
     elif name == "always-on":
-        memoir.layer.tau = 1e-6  # one shared bit is enough
+        layer.tau = 1e-6  # one shared bit is enough
 
 
 def _random_masks(width: int, k: int) -> Any:
@@ -87,13 +86,9 @@ def _generator(key: Sequence[int]) -> torch.Generator:
 
 
 def _packed(columns: torch.Tensor, width: int) -> torch.Tensor:
-    """Columns int32 [B, k] -> masks int32 [B, W]: the TopHash of a feature that is large there and nowhere else."""
-    feature = torch.zeros((len(columns), width), device=columns.device)
-    feature.scatter_(1, columns.long(), 1.0)
-    straight = torch.arange(width, dtype=torch.int32, device=columns.device)
-    masks, _ = ops.tophash(feature, columns.shape[1], straight)
-    assert masks.shape[1] == words(width)
-    return masks
+    """Columns int32 [B, k] -> masks int32 [B, W]."""
+    bits = torch.zeros((len(columns), width), dtype=torch.bool, device=columns.device)
+    return pack(bits.scatter_(1, columns.long(), True))
 
 
 @contextmanager

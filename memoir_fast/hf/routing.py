@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from memoir_fast import ops
 from memoir_fast.errors import PackedBatchError, UnsupportedModelError
 from memoir_fast.hf.attention_mask import real_tokens
 from memoir_fast.hf.cache import find_cache, held, holds_tuples, remember, remembered
@@ -211,7 +210,7 @@ class Router:
 
     def _mean(self, x: torch.Tensor, marked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean float32 [B, D] of the marked tokens, NaN where there is none, and their count float32 [B, 1]."""
-        mean = ops.prompt_feature(x, marked, torch.zeros_like(self._layer.mu), check=False)
+        mean = self._layer.mean(x, marked)
         return mean, marked.sum(dim=1, keepdim=True, dtype=torch.float32)
 
     def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

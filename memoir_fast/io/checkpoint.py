@@ -29,8 +29,7 @@ from memoir_fast.core.edit import Edit
 from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.errors import CheckpointError, WrongModelError
 from memoir_fast.hf.presets import find_layer
-from memoir_fast.ops._checks import words
-from memoir_fast.reference.tophash import unpack
+from memoir_fast.mask_format import unpack, words
 
 FORMAT = "memoir_fast memory"
 FORMAT_VERSION = 1

@@ -40,6 +40,10 @@ class TopHash(nn.Module):
         self.register_buffer("permutation", order.to(device, torch.int32))
         self.register_buffer("mu", torch.zeros(width, device=device))
 
+    def mean(self, x: torch.Tensor, marked: torch.Tensor, *, check: bool = True) -> torch.Tensor:
+        """Activations [B, S, D], marked tokens bool [B, S] -> their mean, float32 [B, D]; NaN where none is marked."""
+        return ops.prompt_feature(x, marked, torch.zeros_like(self.mu), check=check)
+
     def feature(self, x: torch.Tensor, prompt_mask: torch.Tensor | None = None, *, check: bool = True) -> torch.Tensor:
         """Activations [B, S, D] and the prompt's tokens, bool [B, S] (all by default) -> feature, float32 [B, D]."""
         if prompt_mask is None:

@@ -4,9 +4,10 @@ import torch
 from torch import nn
 
 from memoir_fast import ops
+from memoir_fast.checks import tensor
 from memoir_fast.errors import StoreFullError, UnknownEditError
+from memoir_fast.mask_format import words
 from memoir_fast.modules import huge_pages
-from memoir_fast.ops._checks import tensor, words
 
 _FIRST_CAPACITY = 64
 
@@ -36,10 +37,10 @@ class MaskStore(nn.Module):
     Example:
         >>> import torch
         >>> from memoir_fast.modules import MaskStore, TopHash
-        >>> store, mask_columns = MaskStore(64, k=8), TopHash(64, k=8)(torch.randn(2, 5, 64))
-        >>> [store.append(mask, columns) for mask, columns in zip(*mask_columns)]
+        >>> store, hashed = MaskStore(64, k=8), TopHash(64, k=8)(torch.randn(2, 5, 64))
+        >>> [store.append(mask, columns) for mask, columns in zip(*hashed)]
         [0, 1]
-        >>> store.match(mask_columns[0])[0].tolist()
+        >>> store.match(hashed[0])[0].tolist()
         [0, 1]
     """
 
@@ -161,6 +162,15 @@ class MaskStore(nn.Module):
     def match(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Query masks int32 [B, W] -> best edit int32 [B] or -1, overlap int32 [B]; see `ops.mask_match`."""
         return ops.mask_match(query, self.masks, self.count, self.min_overlap)
+
+    def overlaps(self, query: torch.Tensor) -> torch.Tensor:
+        """Query masks int32 [B, W] -> the bits that each shares with each live edit's mask, int32 [B, live]."""
+        live = self.masks[torch.tensor(self.live, dtype=torch.int64, device=self.masks.device)]
+        return ops.mask_overlap(query.to(live.device), live)
+
+    def best_overlap(self, query: torch.Tensor) -> torch.Tensor:
+        """Query masks int32 [B, W] -> the most bits that each shares with an edit's mask, int32 [B]; 0: nothing."""
+        return ops.mask_match(query, self.masks, self.count, 1)[1]
 
     def _grow(self, capacity: int) -> None:
         least = self.min_overlap.new_full((capacity,), self._least)

@@ -13,12 +13,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from memoir_fast.checks import readable
 from memoir_fast.modules.hashing import TopHash
 from memoir_fast.modules.mask_store import MaskStore
 from memoir_fast.modules.residual_memory import ResidualMemory
 from memoir_fast.modules.turns import Turns
 from memoir_fast.modules.views import View, Views
-from memoir_fast.ops._checks import readable
 
 logger = logging.getLogger("memoir_fast")
 
@@ -124,6 +124,11 @@ class MemoirLinear(nn.Module):
         return self.base.bias
 
     @property
+    def hashing(self) -> TopHash:
+        """How prompts are hashed."""
+        return self.tophash
+
+    @property
     def k(self) -> int:
         """Columns of an edit."""
         return self.tophash.k
@@ -163,9 +168,13 @@ class MemoirLinear(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Activations [B, S, D], prompt tokens bool [B, S] (default: all) -> masks int32 [B, W], columns int32 [B, k].
 
-        `check` as in `ops.prompt_feature` and `ops.tophash`.
+        `check`: raise where a sequence has no prompt token or activations are not finite; it waits for the device.
         """
         return self.tophash(x, prompt_mask, check=check)
+
+    def mean(self, x: torch.Tensor, marked: torch.Tensor) -> torch.Tensor:
+        """Activations [B, S, D], marked tokens bool [B, S] -> their mean, float32 [B, D]; NaN where none is marked."""
+        return self.tophash.mean(x, marked, check=False)
 
     def hash_mean(self, mean: torch.Tensor, *, check: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
         """As `hash`, of the mean float32 [B, D] over each prompt's tokens."""

@@ -1,15 +1,20 @@
 """`mask_overlap`: how many bits two masks share."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
-from memoir_fast.ops import _checks
-from memoir_fast.ops._library import register
+from memoir_fast import checks
+from memoir_fast.backends import Native
+from memoir_fast.ops.registration import register
+from memoir_fast.reference.mask_overlap import mask_overlap as mask_overlap_in_torch
 
 
 def _check(query: torch.Tensor, store: torch.Tensor) -> None:
-    _checks.tensor("query", query, torch.int32, "B W")
-    _checks.tensor("store", store, torch.int32, "N W", W=query.shape[1])
-    _checks.same_device(query=query, store=store)
+    checks.tensor("query", query, torch.int32, "B W")
+    checks.tensor("store", store, torch.int32, "N W", W=query.shape[1])
+    checks.same_device(query=query, store=store)
     if query.shape[1] == 0 or query.shape[1] % 4:
         raise ValueError(f"W must be a positive multiple of 4 words (16 bytes), got {query.shape[1]}")
 
@@ -18,7 +23,22 @@ def _fake(query: torch.Tensor, store: torch.Tensor) -> torch.Tensor:
     return query.new_empty((query.shape[0], store.shape[0]))
 
 
-_op = register("mask_overlap", "(Tensor query, Tensor store) -> Tensor", _check, _fake)
+def _triton() -> tuple[Callable[..., Any], Callable[..., str | None]]:
+    from memoir_fast.kernels import mask_overlap as kernels
+
+    return kernels.mask_overlap, kernels.unsupported
+
+
+_op = register(
+    "mask_overlap",
+    "(Tensor query, Tensor store) -> Tensor",
+    _check,
+    _fake,
+    reference=mask_overlap_in_torch,
+    triton=_triton,
+    cpu=Native(),
+    cuda=Native(),
+)
 
 
 def mask_overlap(query: torch.Tensor, store: torch.Tensor) -> torch.Tensor:

@@ -1,32 +1,36 @@
 """`masked_linear`: the residual memory's product over each sequence's active columns."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
-from memoir_fast import backends
-from memoir_fast.ops import _checks
-from memoir_fast.ops._library import register
+from memoir_fast import backends, checks
+from memoir_fast.ops.linear_limits import on_cpu, on_gpu
+from memoir_fast.ops.registration import register
+from memoir_fast.reference import masked_linear as in_torch
 
 
 def _check(x: torch.Tensor, memory: torch.Tensor, columns: torch.Tensor, route: torch.Tensor) -> None:
-    _checks.tensor("x", x, _checks.FLOATS, "B S D")
-    _checks.tensor("memory", memory, x.dtype, "D O", D=x.shape[2])
-    _checks.tensor("columns", columns, torch.int32, "C k")
-    _checks.tensor("route", route, torch.int32, "B", B=x.shape[0])
-    _checks.same_device(x=x, memory=memory, columns=columns, route=route)
+    checks.tensor("x", x, checks.FLOATS, "B S D")
+    checks.tensor("memory", memory, x.dtype, "D O", D=x.shape[2])
+    checks.tensor("columns", columns, torch.int32, "C k")
+    checks.tensor("route", route, torch.int32, "B", B=x.shape[0])
+    checks.same_device(x=x, memory=memory, columns=columns, route=route)
     if not 1 <= columns.shape[1] <= x.shape[2]:
         raise ValueError(f"columns must be int32 [C, k] with 1 <= k <= D = {x.shape[2]}, got {list(columns.shape)}")
-    _checks.index_range("route", route, -1, columns.shape[0])
-    if _checks.readable(route) and _checks.readable(columns):
+    checks.index_range("route", route, -1, columns.shape[0])
+    if checks.readable(route) and checks.readable(columns):
         for edit in set(route.tolist()) - {-1}:
-            _checks.index_range("columns", columns[edit], 0, x.shape[2])
+            checks.index_range("columns", columns[edit], 0, x.shape[2])
 
 
 def _check_add(
     base: torch.Tensor, x: torch.Tensor, memory: torch.Tensor, columns: torch.Tensor, route: torch.Tensor
 ) -> None:
     _check(x, memory, columns, route)
-    _checks.tensor("base", base, x.dtype, "B S O", B=x.shape[0], S=x.shape[1], O=memory.shape[1])
-    _checks.same_device(base=base, x=x)
+    checks.tensor("base", base, x.dtype, "B S O", B=x.shape[0], S=x.shape[1], O=memory.shape[1])
+    checks.same_device(base=base, x=x)
 
 
 def _check_backward(
@@ -39,8 +43,8 @@ def _check_backward(
     need_memory: bool,
 ) -> None:
     _check(x, memory, columns, route)
-    _checks.tensor("grad", grad, x.dtype, "B S O", B=x.shape[0], S=x.shape[1], O=memory.shape[1])
-    _checks.same_device(grad=grad, x=x)
+    checks.tensor("grad", grad, x.dtype, "B S O", B=x.shape[0], S=x.shape[1], O=memory.shape[1])
+    checks.same_device(grad=grad, x=x)
 
 
 def _fake(x: torch.Tensor, memory: torch.Tensor, columns: torch.Tensor, route: torch.Tensor) -> torch.Tensor:
@@ -66,14 +70,52 @@ def _fake_backward(
     )
 
 
+def _triton() -> tuple[Callable[..., Any], Callable[..., str | None]]:
+    from memoir_fast.kernels import masked_linear as kernels
+
+    return kernels.masked_linear, kernels.unsupported
+
+
+def _triton_add() -> tuple[Callable[..., Any], Callable[..., str | None]]:
+    from memoir_fast.kernels import masked_linear as kernels
+
+    return kernels.masked_linear_add_, kernels.unsupported
+
+
+def _triton_backward() -> tuple[Callable[..., Any], Callable[..., str | None]]:
+    from memoir_fast.kernels import masked_linear as kernels
+
+    return kernels.masked_linear_backward, kernels.unsupported
+
+
 _TENSORS = "Tensor x, Tensor memory, Tensor columns, Tensor route"
-_no_gradient = register("masked_linear", f"({_TENSORS}) -> Tensor", _check, _fake)
-_add = register("masked_linear_add_", f"(Tensor(a!) base, {_TENSORS}) -> ()", _check_add, _fake_add)
+_no_gradient = register(
+    "masked_linear",
+    f"({_TENSORS}) -> Tensor",
+    _check,
+    _fake,
+    reference=in_torch.masked_linear,
+    triton=_triton,
+    cpu=on_cpu(in_torch.masked_linear),
+    cuda=on_gpu(),
+)
+_add = register(
+    "masked_linear_add_",
+    f"(Tensor(a!) base, {_TENSORS}) -> ()",
+    _check_add,
+    _fake_add,
+    reference=in_torch.masked_linear_add_,
+    triton=_triton_add,
+    cpu=on_cpu(in_torch.masked_linear_add_),
+    cuda=on_gpu(),
+)
 register(
     "masked_linear_backward",
     f"(Tensor grad, {_TENSORS}, bool need_x, bool need_memory) -> (Tensor, Tensor)",
     _check_backward,
     _fake_backward,
+    reference=in_torch.masked_linear_backward,
+    triton=_triton_backward,
 )
 _op = torch.ops.memoir_fast.masked_linear.default
 _backward = torch.ops.memoir_fast.masked_linear_backward.default

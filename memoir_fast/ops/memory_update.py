@@ -1,25 +1,42 @@
 """`memory_update`: writes an edit into its rows of the residual memory."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
-from memoir_fast.ops import _checks
-from memoir_fast.ops._library import register
+from memoir_fast import checks
+from memoir_fast.ops.registration import register
+from memoir_fast.reference.memory_update import memory_update as memory_update_in_torch
 
 
 def _check(memory: torch.Tensor, columns: torch.Tensor, a: torch.Tensor, c: torch.Tensor) -> None:
-    _checks.tensor("memory", memory, _checks.FLOATS, "D O")
-    _checks.tensor("columns", columns, torch.int32, "k")
-    _checks.tensor("a", a, _checks.FLOATS, "n k", k=columns.shape[0])
-    _checks.tensor("c", c, a.dtype, "n O", n=a.shape[0], O=memory.shape[1])
-    _checks.same_device(memory=memory, columns=columns, a=a, c=c)
-    _checks.index_range("columns", columns, 0, memory.shape[0])
+    checks.tensor("memory", memory, checks.FLOATS, "D O")
+    checks.tensor("columns", columns, torch.int32, "k")
+    checks.tensor("a", a, checks.FLOATS, "n k", k=columns.shape[0])
+    checks.tensor("c", c, a.dtype, "n O", n=a.shape[0], O=memory.shape[1])
+    checks.same_device(memory=memory, columns=columns, a=a, c=c)
+    checks.index_range("columns", columns, 0, memory.shape[0])
 
 
 def _fake(*_: torch.Tensor) -> None:
     return None
 
 
-register("memory_update", "(Tensor(a!) memory, Tensor columns, Tensor a, Tensor c) -> ()", _check, _fake)
+def _triton() -> tuple[Callable[..., Any], Callable[..., str | None]]:
+    from memoir_fast.kernels import memory_update as kernels
+
+    return kernels.memory_update, kernels.unsupported
+
+
+register(
+    "memory_update",
+    "(Tensor(a!) memory, Tensor columns, Tensor a, Tensor c) -> ()",
+    _check,
+    _fake,
+    reference=memory_update_in_torch,
+    triton=_triton,
+)
 _op = torch.ops.memoir_fast.memory_update.default
 
 

@@ -1,23 +1,59 @@
 """`prompt_feature`: the mean of a prompt's activations, centred."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
-from memoir_fast.ops import _checks
-from memoir_fast.ops._library import register
+from memoir_fast import checks
+from memoir_fast.backends import Native
+from memoir_fast.ops.registration import register
+from memoir_fast.reference.prompt_feature import prompt_feature as prompt_feature_in_torch
+
+_ON_A_GPU = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def _check(x: torch.Tensor, prompt_mask: torch.Tensor, mu: torch.Tensor) -> None:
-    _checks.tensor("x", x, _checks.FLOATS, "B S D")
-    _checks.tensor("prompt_mask", prompt_mask, torch.bool, "B S", B=x.shape[0], S=x.shape[1])
-    _checks.tensor("mu", mu, torch.float32, "D", D=x.shape[2])
-    _checks.same_device(x=x, prompt_mask=prompt_mask, mu=mu)
+    checks.tensor("x", x, checks.FLOATS, "B S D")
+    checks.tensor("prompt_mask", prompt_mask, torch.bool, "B S", B=x.shape[0], S=x.shape[1])
+    checks.tensor("mu", mu, torch.float32, "D", D=x.shape[2])
+    checks.same_device(x=x, prompt_mask=prompt_mask, mu=mu)
 
 
 def _fake(x: torch.Tensor, prompt_mask: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
     return x.new_empty((x.shape[0], x.shape[2]), dtype=torch.float32)
 
 
-_op = register("prompt_feature", "(Tensor x, Tensor prompt_mask, Tensor mu) -> Tensor", _check, _fake)
+def _why_not_on_a_gpu(x: torch.Tensor, *_: Any) -> str | None:
+    if not x.is_cuda:
+        return f"needs cuda tensors, got {x.device.type}"
+    if x.dtype not in _ON_A_GPU:
+        return f"serves float16, bfloat16 and float32, got {str(x.dtype).removeprefix('torch.')}"
+    if x.dim() != 3:
+        return "needs x [B, S, D]"
+    batch, token, step = x.stride()
+    size = x.element_size()
+    if step != 1 or batch * size % 16 or token * size % 16 or x.data_ptr() % 16:
+        return "needs tokens of dense inputs that begin on 16-byte boundaries"
+    return None
+
+
+def _triton() -> tuple[Callable[..., Any], Callable[..., str | None]]:
+    from memoir_fast.kernels import prompt_feature as kernels
+
+    return kernels.prompt_feature, kernels.unsupported
+
+
+_op = register(
+    "prompt_feature",
+    "(Tensor x, Tensor prompt_mask, Tensor mu) -> Tensor",
+    _check,
+    _fake,
+    reference=prompt_feature_in_torch,
+    triton=_triton,
+    cpu=Native(),
+    cuda=Native(_why_not_on_a_gpu),
+)
 
 
 def prompt_feature(x: torch.Tensor, prompt_mask: torch.Tensor, mu: torch.Tensor, *, check: bool = True) -> torch.Tensor:
@@ -32,7 +68,7 @@ def prompt_feature(x: torch.Tensor, prompt_mask: torch.Tensor, mu: torch.Tensor,
         prompt_mask (Tensor): bool [B, S], True at the prompt's tokens.
         mu (Tensor): background mean, float32 [D].
         check (bool): raise where a sequence has no marked token. This reads a value back from the device, so the hot
-            path says False; the row is then NaN, which `tophash` turns into a mask that matches nothing. Ignored under
+            path says False; the row is then NaN, and its hash a mask that matches nothing. Ignored under
             torch.compile. Default: True.
 
     Returns:

@@ -1,32 +1,63 @@
 """`tophash`: top-k of a feature's magnitudes, permuted, as a packed mask and as columns."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
-from memoir_fast.ops import _checks
-from memoir_fast.ops._library import register
+from memoir_fast import checks
+from memoir_fast.backends import Native
+from memoir_fast.mask_format import words
+from memoir_fast.ops.registration import register
+from memoir_fast.reference.tophash import tophash as tophash_in_torch
+
+_WIDEST_ON_A_GPU = 16384  # a block keeps a row in registers
 
 
 def _check(feature: torch.Tensor, k: int, permutation: torch.Tensor) -> None:
-    _checks.tensor("feature", feature, torch.float32, "B D")
+    checks.tensor("feature", feature, torch.float32, "B D")
     width = feature.shape[1]
-    _checks.tensor("permutation", permutation, torch.int32, "D", D=width)
-    _checks.same_device(feature=feature, permutation=permutation)
-    if not 1 <= width <= _checks.LARGEST_WIDTH:
-        raise ValueError(f"D must lie in [1, {_checks.LARGEST_WIDTH}], got {width}")
+    checks.tensor("permutation", permutation, torch.int32, "D", D=width)
+    checks.same_device(feature=feature, permutation=permutation)
+    if not 1 <= width <= checks.LARGEST_WIDTH:
+        raise ValueError(f"D must lie in [1, {checks.LARGEST_WIDTH}], got {width}")
     if not 1 <= k <= width:
         raise ValueError(f"k must lie in [1, D = {width}], got {k}")
-    _checks.index_range("permutation", permutation, 0, width)
+    checks.index_range("permutation", permutation, 0, width)
 
 
 def _fake(feature: torch.Tensor, k: int, permutation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     rows, width = feature.shape
     return (
-        feature.new_empty((rows, _checks.words(width)), dtype=torch.int32),
+        feature.new_empty((rows, words(width)), dtype=torch.int32),
         feature.new_empty((rows, k), dtype=torch.int32),
     )
 
 
-_op = register("tophash", "(Tensor feature, int k, Tensor permutation) -> (Tensor, Tensor)", _check, _fake)
+def _why_not_on_a_gpu(feature: torch.Tensor, *_: Any) -> str | None:
+    if not feature.is_cuda:
+        return f"needs cuda tensors, got {feature.device.type}"
+    if feature.dim() == 2 and feature.shape[1] > _WIDEST_ON_A_GPU:
+        return f"serves at most {_WIDEST_ON_A_GPU} inputs, got {feature.shape[1]}"
+    return None
+
+
+def _triton() -> tuple[Callable[..., Any], Callable[..., str | None]]:
+    from memoir_fast.kernels import tophash as kernels
+
+    return kernels.tophash, kernels.unsupported
+
+
+_op = register(
+    "tophash",
+    "(Tensor feature, int k, Tensor permutation) -> (Tensor, Tensor)",
+    _check,
+    _fake,
+    reference=tophash_in_torch,
+    triton=_triton,
+    cpu=Native(),
+    cuda=Native(_why_not_on_a_gpu),
+)
 
 
 def tophash(

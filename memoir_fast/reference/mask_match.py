@@ -2,7 +2,7 @@
 
 import torch
 
-from memoir_fast.reference.mask_overlap import mask_overlap
+from memoir_fast.reference.popcount import shared_bits
 
 
 def mask_match(
@@ -12,7 +12,7 @@ def mask_match(
     if len(store) == 0:
         return query.new_full((len(query),), -1), query.new_zeros(len(query))
     row = torch.arange(len(store), device=store.device)
-    overlap = mask_overlap(query, store)
+    overlap = shared_bits(query, store)
     reached = overlap >= min_overlap.clamp(min=1)
     # Rows that reach their threshold, then most bits, then the lowest row.
     key = reached.long() << 62 | overlap.long() << 31 | (1 << 31) - 1 - row

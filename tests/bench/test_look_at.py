@@ -44,13 +44,18 @@ def test_a_row_of_other_sources_is_old(bench, tmp_path, monkeypatch):
     (tmp_path / "csrc").mkdir()
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels/tophash.py").write_text("one")
-    for name in ("tophash.cu", "tophash_cpu.cpp", "block_sums.cuh", "other.cu"):
+    for name in ("tophash.cu", "tophash_cpu.cpp", "hash.cu", "block_sums.cuh", "other.cu"):
         (tmp_path / "csrc" / name).write_text("one")
     monkeypatch.setattr(sources, "ROOT", tmp_path)
     sources.today.cache_clear()
     try:
         row = {"bench": "tophash", "sources": sources.today("tophash", "cuda")}
-        assert sources.files("tophash", "cuda") == ["csrc/block_sums.cuh", "csrc/tophash.cu", "kernels/tophash.py"]
+        assert sources.files("tophash", "cuda") == [
+            "csrc/block_sums.cuh",
+            "csrc/hash.cu",
+            "csrc/tophash.cu",
+            "kernels/tophash.py",
+        ]
         assert sources.files("tophash", "cpu") == ["csrc/tophash_cpu.cpp"]
         assert not sources.is_old(row, "cuda") and sources.is_old({"bench": "tophash"}, "cuda")
         (tmp_path / "csrc/other.cu").write_text("two")

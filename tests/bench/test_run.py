@@ -102,7 +102,7 @@ def test_table_is_short_whatever_the_run_held(bench):
 
 
 def test_masks_keep_bits_past_the_width_clear(bench):
-    from memoir_fast.reference.tophash import unpack
+    from memoir_fast.mask_format import unpack
 
     shapes = bench("shapes")
     layer = shapes.Layer("-", 1000, 8, 285)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from memoir_fast import native
+from memoir_fast import backends, native, ops  # noqa: F401  (ops: they are declared)
+from memoir_fast.mask_format import pack
 from memoir_fast.reference import masked_linear as reference
-from memoir_fast.reference.tophash import pack
 
 PATHS = ("avx512", "avx2", "portable")
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
@@ -32,6 +32,8 @@ def extension():
 @pytest.fixture
 def raw(extension):
     """The extension's torch ops, without the checks of memoir_fast.ops in front."""
+    for op in extension.ops("cpu"):
+        assert not isinstance(backends.load(op, "cpu"), str)  # it is defined then
     return torch.ops.memoir_fast_native
 
 

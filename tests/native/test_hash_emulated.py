@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from memoir_fast.ops._checks import words
+from memoir_fast.mask_format import words
 from memoir_fast.reference.mask_columns import mask_columns
 from memoir_fast.reference.prompt_feature import prompt_feature
 from memoir_fast.reference.tophash import tophash

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from memoir_fast.ops.mask_match import mask_match
-from memoir_fast.ops.sketch import mask_match_sketch, miss_probability
-from memoir_fast.reference.tophash import pack
+from memoir_fast.mask_format import pack
+from memoir_fast.ops.mask_match import mask_match, mask_match_sketch, miss_probability
 
 
 def count_of(number: int) -> torch.Tensor:

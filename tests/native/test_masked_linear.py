@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from memoir_fast import native
+from memoir_fast.ops import linear_limits
 from memoir_fast.reference import masked_linear as reference
 from memoir_fast.reference.prompt_feature import prompt_feature
 
@@ -101,13 +101,20 @@ def test_views(raw, cpu_path, linear_inputs):
 
 
 @pytest.fixture
-def assert_changes_after(extension, linear_inputs, monkeypatch):
+def assert_changes_after(raw, linear_inputs, monkeypatch):
     """The op is right, and calls `module.name` for more than so many tokens only."""
 
-    def check(tokens, op, dtype, module, name):
-        longer, expected, other_way = [], getattr(reference, op), getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *arguments: longer.append(True) or other_way(*arguments))
-        run = native.load(op, "cpu")
+    def check(tokens, op, dtype, name):
+        longer, expected = [], getattr(reference, op)
+        other_way = expected if name is None else getattr(linear_limits, name)
+
+        def counted(*arguments):
+            longer.append(True)
+            return other_way(*arguments)
+
+        if name is not None:
+            monkeypatch.setattr(linear_limits, name, counted)
+        run = linear_limits.on_cpu(counted if name is None else expected).wrap(getattr(raw, op).default)
         for more in (0, 1):
             arguments = linear_inputs(2, tokens + more, 64, 48, 20, 3, dtype)
             base = [torch.randn(2, tokens + more, 48).to(dtype)] if op.endswith("_") else []
@@ -123,18 +130,17 @@ def assert_changes_after(extension, linear_inputs, monkeypatch):
 @pytest.mark.parametrize("op", ["masked_linear", "masked_linear_add_"])
 def test_long_inputs_take_the_matrix_product(assert_changes_after, op, dtype, tokens):
     """One token more than the kernel is fast for, and the reference runs."""
-    assert_changes_after(tokens, op, dtype, reference, op)
+    assert_changes_after(tokens, op, dtype, None)
 
 
 @pytest.mark.parametrize("quick", [True, False])
 @pytest.mark.parametrize("op", ["masked_linear", "masked_linear_add_"])
 def test_long_bfloat16_takes_the_processors_own_product(assert_changes_after, monkeypatch, op, quick):
     """Where there is one; else the reference, which widens."""
-    if quick and not native._multiplies_bfloat16():
+    if quick and not linear_limits._multiplies_bfloat16():
         pytest.skip("this processor has no products of bfloat16")
-    monkeypatch.setattr(native, "_multiplies_bfloat16", lambda: quick)
-    module, name = (native, "_gathered") if quick else (reference, op)
-    assert_changes_after(96 if quick else 512, op, torch.bfloat16, module, name)
+    monkeypatch.setattr(linear_limits, "_multiplies_bfloat16", lambda: quick)
+    assert_changes_after(96 if quick else 512, op, torch.bfloat16, "_gathered" if quick else None)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

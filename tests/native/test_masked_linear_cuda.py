@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from memoir_fast import backends, native
+from memoir_fast import backends
 from memoir_fast.errors import BackendError
 from memoir_fast.ops import masked_linear, masked_linear_add_
 
@@ -103,6 +103,6 @@ def test_what_it_cannot_serve_is_left_to_others(linear_inputs, assert_rounded_on
 
 
 def test_tensors_of_another_device_are_refused(linear_inputs):
-    assert native.limits("masked_linear", "cpu") is None
+    assert backends.limits("masked_linear", "cpu") is None
     arguments = linear_inputs(1, 1, 8, 8, 2, 1, torch.float32)
-    assert native.limits("masked_linear", "cuda")(*arguments) == "needs cuda tensors, got cpu"
+    assert backends.limits("masked_linear", "cuda")(*arguments) == "needs cuda tensors, got cpu"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from memoir_fast import backends, native, ops
+from memoir_fast import backends, ops
 
 _KERNELS = {
     "reference": set(backends.OPS),
@@ -101,7 +101,7 @@ def _skip_what_is_left_to_triton(name: str, backend: Backend, args: tuple[Any, .
     """The CUDA kernels of these take no very wide or oddly strided inputs, which the next backend serves."""
     if backend.name == "cuda" and name in ("tophash", "prompt_feature"):
         tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
-        reason = native.limits(name, "cuda")(*tensors) if len(tensors) > 1 and tensors[0].is_cuda else None
+        reason = backends.limits(name, "cuda")(*tensors) if len(tensors) > 1 and tensors[0].is_cuda else None
         if reason is not None:
             pytest.skip(f"the CUDA kernel of {name} leaves this to Triton: {reason}")
 

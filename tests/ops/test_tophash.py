@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from memoir_fast.mask_format import pack, unpack
 from memoir_fast.ops import mask_overlap, tophash
-from memoir_fast.reference.tophash import pack, unpack
 
 OP = "tophash"
 

@@ -1,9 +1,21 @@
-// One call of tophash on a GPU, for a launcher that knows torch and a kernel that does not.
+// The arguments of the GPU kernels that hash, for a launcher that knows torch and kernels that do not.
 #pragma once
 
 #include <cstdint>
 
 namespace memoir {
+
+enum class FeatureType { float32, float16, bfloat16 };
+
+struct FeatureCall {
+  const void* x;
+  const bool* marked;
+  const float* mu;
+  float* feature;
+  int64_t x_batch, x_token;  // elements; a token's inputs lie side by side
+  int64_t marked_batch, marked_token, mu_step;
+  int batch, tokens, width;
+};
 
 constexpr int kWidestHash = 16384;  // a row stays in the registers of one block
 
@@ -21,5 +33,12 @@ struct HashCall {
 
 // From the mean logarithm of exponentially distributed magnitudes to the one that k of them reach, in bit patterns.
 int reach_of(int64_t k, int64_t width);
+
+struct ColumnsCall {
+  const int32_t* mask;
+  int32_t* columns;
+  int64_t mask_row;  // from one row to the next
+  int rows, words, k;
+};
 
 }  // namespace memoir

@@ -1,4 +1,4 @@
-"""The checks that the ops share. Every message says what was expected and what came."""
+"""The checks that ops and modules share. Every message says what was expected and what came."""
 
 import functools
 from collections.abc import Iterable
@@ -55,11 +55,6 @@ def same_device(**tensors: torch.Tensor) -> None:
     if len({value.device for value in tensors.values()}) > 1:
         places = ", ".join(f"{name} on {value.device}" for name, value in tensors.items())
         raise ValueError(f"all tensors must be on one device, got {places}")
-
-
-def words(width: int) -> int:
-    """int32 words of a packed mask of `width` bits: W = 4 * ceil(D / 128), so that a row is a multiple of 16 bytes."""
-    return 4 * -(-width // 128)
 
 
 def readable(value: torch.Tensor) -> bool:

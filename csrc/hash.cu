@@ -1,6 +1,11 @@
+// The launches of the kernels that hash a prompt.
+#include <cmath>
+
+#include "launch.h"
+#include "mask_columns_kernel.cuh"
 #include "overlap_launch.cuh"
 #include "prompt_feature_kernel.cuh"
-#include "prompt_feature_launch.h"
+#include "tophash_kernel.cuh"
 
 namespace memoir {
 namespace {
@@ -41,6 +46,31 @@ cudaError_t launch_prompt_feature(const FeatureCall& call, FeatureType type, con
       return launch_of<BFloat16>(call, gpu, stream);
   }
   return cudaErrorInvalidValue;
+}
+
+int reach_of(int64_t k, int64_t width) {
+  const double most = static_cast<double>(width) - 0.5, wanted = static_cast<double>(k);
+  const double tail = -std::log((wanted < most ? wanted : most) / static_cast<double>(width));
+  return static_cast<int>((0.5772 + std::log(tail)) / std::log(2.0) * (1 << 23));
+}
+
+namespace {
+
+template <int kThreads, int kVectors>
+cudaError_t launch_rows(const HashCall& call, const Gpu& gpu, cudaStream_t stream) {
+  return launch_dependent(hash_row<kThreads, kVectors>, call.rows, kThreads, gpu, stream, call);
+}
+
+}  // namespace
+
+cudaError_t launch_tophash(const HashCall& call, const Gpu& gpu, cudaStream_t stream) {
+  if (call.width <= 2048) return launch_rows<256, 2>(call, gpu, stream);
+  if (call.width <= 8192) return launch_rows<512, 4>(call, gpu, stream);
+  return call.width <= 14336 ? launch_rows<512, 7>(call, gpu, stream) : launch_rows<512, 8>(call, gpu, stream);
+}
+
+cudaError_t launch_mask_columns(const ColumnsCall& call, const Gpu& gpu, cudaStream_t stream) {
+  return launch_dependent(list_columns, call.rows, kColumnsThreads, gpu, stream, call);
 }
 
 }  // namespace memoir

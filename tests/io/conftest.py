@@ -1,0 +1,26 @@
+"""A small memory, and a folder that it was saved to."""
+
+import dataclasses
+
+import pytest
+
+from memoir_fast import RECIPES, Memoir, MemoirConfig
+
+PROMPTS = ("The capital of France is", "Who wrote the play?", "Which animal lives in the desert?")
+
+
+@pytest.fixture
+def memoir(tiny_llama, tiny_tokenizer):
+    """Three edits, of which number 1 is deleted."""
+    recipe = dataclasses.replace(RECIPES["paper"], steps=3, prefixes=1)
+    memoir = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(k=12, tau=0.75, background=8, recipe=recipe))
+    memoir.edit([(prompt, "Rome") for prompt in PROMPTS], progress=False)
+    memoir.delete(1)
+    return memoir
+
+
+@pytest.fixture
+def saved(memoir, tmp_path):
+    """A folder that `memoir` was saved to."""
+    memoir.save_pretrained(tmp_path / "memory")
+    return tmp_path / "memory"
