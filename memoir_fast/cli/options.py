@@ -10,6 +10,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+EDITS_FILE = (
+    "A JSON list or JSON lines: prompt and target, or ZsRE, CounterFact, WISE, UnKE, KnowEdit, Natural Questions."
+)
+
 Model = Annotated[
     str,
     typer.Option("--model", "-m", help="A hub id, a local folder, or smollm2 (SmolLM2-135M-Instruct, packaged)."),

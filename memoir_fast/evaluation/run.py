@@ -21,9 +21,11 @@ from memoir_fast.evaluation.likelihood import text_perplexity
 from memoir_fast.evaluation.measure import Measured, figures, from_json, locality_predictions, measure, to_json
 from memoir_fast.evaluation.roc import roc_area
 from memoir_fast.evaluation.run_folder import RunFolder
+from memoir_fast.hf.presets import complete, find_layer
 from memoir_fast.io.json_stream import objects
 from memoir_fast.io.readers import Case, conflicting_rows, conflicts, detect, read_cases, read_prompts
 from memoir_fast.memoir import Memoir
+from memoir_fast.modules.memoir_linear import linear_shape
 
 _MILESTONES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
 _FIRST = 0.1  # share of the edits that retention follows, the first ones
@@ -257,8 +259,8 @@ class _Run:
             return {**self._figures(measured), "tau": memoir.tau, "k": memoir.config.k, "seconds_per_edit": seconds}
 
     def _ablated(self, name: str) -> AbstractContextManager[Memoir]:
-        with self._attached(self.settings.config) as memoir:
-            width = memoir.layer.in_features
+        layer = complete(self.settings.config, self.model).layer
+        width, _ = linear_shape(find_layer(self.model, layer or ""))
         changed = baselines.settings(name, self.settings.config, width)
         if name in ("always-on", "random-mask"):
             changed = changed.replace(tau=0.5)  # no calibration: it would find a threshold again

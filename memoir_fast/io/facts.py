@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from memoir_fast.io.jsonl import read_objects
+from memoir_fast.io.json_stream import objects
 
 
 class Fact(NamedTuple):
@@ -18,13 +18,12 @@ class Fact(NamedTuple):
 
 def facts() -> list[Fact]:
     """The package's counterfactual facts."""
-    return [Fact(**values) for _, values in read_objects(_packaged("facts.jsonl"), Fact._fields)]
+    return [Fact(**values) for _, values in objects(_packaged("facts.jsonl"))]
 
 
 def unrelated() -> list[tuple[str, str]]:
     """The package's (question, answer) pairs that have nothing to do with its facts."""
-    objects = read_objects(_packaged("unrelated.jsonl"), ("prompt", "answer"))
-    return [(values["prompt"], values["answer"]) for _, values in objects]
+    return [(values["prompt"], values["answer"]) for _, values in objects(_packaged("unrelated.jsonl"))]
 
 
 def _packaged(name: str) -> Path:

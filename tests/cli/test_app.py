@@ -224,12 +224,12 @@ def test_exit_code_where_an_edit_was_not_learned(invoke, model, edits, tmp_path,
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"prompt": "a", "target": ', "line 2: not JSON"),
-        ('{"prompt": "a"}', "line 2: the field 'target' is missing, got ['prompt']"),
-        ("[1, 2]", "line 2: expected an object, got list"),
-        ('{"prompt": "", "target": "a"}', "line 2: an edit's prompt must not be empty"),
-        ('{"prompt": "a", "target": 3}', "line 2: an edit's target must be a string, got int"),
-        ('"\xff"', "line 2: not JSON"),
+        ('{"prompt": "a", "target": ', "line 3: the file ends within a record"),
+        ('{"prompt": "a"}', "line 2 (row 2): the field 'target' is missing, got ['prompt']"),
+        ("[1, 2]", "line 2: expected an object, got '[1, 2]"),
+        ('{"prompt": "", "target": "a"}', "line 2 (row 2): the field 'prompt' is empty"),
+        ('{"prompt": "a", "target": 3}', "line 2 (row 2): the field 'target' must be text, got int"),
+        ('"\xff"', "line 2: byte 0xff is not UTF-8"),
     ],
 )
 def test_broken_line(invoke, memory, model, tmp_path, line, reason):
@@ -260,7 +260,7 @@ def test_files_that_are_not_there(invoke, model, edits, tmp_path):
     assert f"there is no folder {nowhere}" in said(invoke("env", "--json", nowhere / "env.json"))
     assert f"{tmp_path} is a folder" in said(invoke("env", "--json", tmp_path))
     (tmp_path / "empty.jsonl").write_text("\n")
-    assert "holds no edits" in said(invoke("edit", "-m", model, "-e", tmp_path / "empty.jsonl", "-o", nowhere))
+    assert "empty.jsonl is empty" in said(invoke("edit", "-m", model, "-e", tmp_path / "empty.jsonl", "-o", nowhere))
 
 
 def test_settings_are_refused_before_the_model_is_loaded(invoke, edits, tmp_path):

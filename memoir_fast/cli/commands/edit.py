@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from memoir_fast.cli.options import Device, Dtype, Json, Model, Quiet, console, require_writable, write_json
+from memoir_fast.cli.options import EDITS_FILE, Device, Dtype, Json, Model, Quiet, console, require_writable, write_json
 
 SOME_NOT_LEARNED = 3
 SHOWN = 20  # rows of a table
@@ -17,7 +17,7 @@ BEYOND = 8  # tokens after the target in which it shows that the model does not 
 
 def edit(
     model: Model,
-    edits: Annotated[Path, typer.Option("--edits", "-e", metavar="FILE", help='JSON lines with "prompt", "target".')],
+    edits: Annotated[Path, typer.Option("--edits", "-e", metavar="FILE", help=EDITS_FILE)],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder that the memory is saved to.")],
     memory: Annotated[str | None, typer.Option("--memory", metavar="DIR", help="Saved memory to go on from.")] = None,
     recipe: Annotated[
@@ -25,6 +25,7 @@ def edit(
         typer.Option("--recipe", help="fast-stop, fast or paper. Default: fast-stop, or the memory's own."),
     ] = None,
     tau: Annotated[float | None, typer.Option("--tau", help="Threshold on the overlap ratio, in (0, 1].")] = None,
+    format: Annotated[str | None, typer.Option("--format", help="Format of --edits, where it is mistaken.")] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     json_file: Json = None,
@@ -35,9 +36,9 @@ def edit(
     Exit code 3: some edit was not learned.
     """
     from memoir_fast.evaluation.answers import free_answers, says
-    from memoir_fast.io.jsonl import read_edits
+    from memoir_fast.io.readers import read_cases
 
-    wanted = read_edits(edits)
+    wanted = [case.edit for case in read_cases(edits, format)]
     _require_folder(out)
     require_writable(json_file)
     screen = console(json_file, quiet)

@@ -1,5 +1,6 @@
 """`memoir eval`: measures a model's edits as the papers do, with what to compare them with."""
 
+import dataclasses
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -8,14 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from memoir_fast.cli.options import Device, Dtype, Json, Model, Quiet, console, require_writable, write_json
-
-_FILE = "A JSON list or JSON lines: ZsRE, CounterFact, WISE, UnKE, KnowEdit, Natural Questions, or prompt and target."
+from memoir_fast.cli.options import EDITS_FILE, Device, Dtype, Json, Model, Quiet, console, require_writable, write_json
 
 
 def eval(
     model: Model,
-    data: Annotated[Path, typer.Option("--data", "-d", metavar="FILE", help=_FILE)],
+    data: Annotated[Path, typer.Option("--data", "-d", metavar="FILE", help=EDITS_FILE)],
     edits: Annotated[int, typer.Option("--edits", "-n", min=1, help="Take the file's first rows, so many.")] = 100,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a self-contained report.")] = None,
     plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="Write plots as PNG, SVG.")] = None,
@@ -48,7 +47,9 @@ def eval(
     layer: Annotated[str | None, typer.Option("--layer", help="Name of the edited layer.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the permutation.")] = 0,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Texts per forward pass when measuring.")] = 8,
-    every: Annotated[int, typer.Option("--checkpoint-every", min=1, help="Edits between checkpoints of --run.")] = 25,
+    checkpoint_every: Annotated[
+        int, typer.Option("--checkpoint-every", min=1, help="Edits between checkpoints of --run.")
+    ] = 25,
     free: Annotated[bool, typer.Option("--free/--no-free", help="Let the model answer freely too.")] = True,
     texts: Annotated[bool, typer.Option("--texts/--no-texts", help="Show prompts and targets in the results.")] = True,
     dtype: Dtype = "auto",
@@ -57,34 +58,15 @@ def eval(
     quiet: Quiet = False,
 ) -> None:
     """Teach a model the edits of a data set; measure reliability, generalization, locality and what goes with them."""
+    given = dict(locals())
     from memoir_fast.atomic import replace
     from memoir_fast.evaluation import baselines as compared
     from memoir_fast.evaluation.run import Settings, evaluate, load_data, milestones
     from memoir_fast.evaluation.run_folder import RunFolder
     from memoir_fast.hf.loading import load_model
 
-    settings = Settings(
-        model=model,
-        data=data,
-        edits=edits,
-        format=format,
-        skip_unusable=skip_unusable,
-        when=when,
-        recipe=recipe,
-        tau=_threshold(tau),
-        k=k,
-        layer=layer,
-        seed=seed,
-        batch=batch,
-        baselines=tuple(compared.names(baselines)),
-        baseline_edits=baseline_edits,
-        irrelevant=irrelevant,
-        text=text,
-        free=free,
-        checkpoint_every=every,
-        dtype=dtype,
-        device=device,
-    )
+    chosen = {one.name: given[one.name] for one in dataclasses.fields(Settings)}
+    settings = Settings(**chosen | {"tau": _threshold(tau), "baselines": tuple(compared.names(baselines))})
     settings.config  # noqa: B018  (checked before the model is loaded)
     for file, option in ((json_file, "--json"), (html, "--html")):
         require_writable(file, option)
