@@ -1,0 +1,60 @@
+"""Tests mirror the package: each file has `tests/<its folder>/test_<its name>.py`, or says here where it is tested."""
+
+from pathlib import Path
+
+import memoir_fast
+
+PACKAGE = Path(memoir_fast.__file__).parent
+TESTS = Path(__file__).parent
+
+ELSEWHERE = {
+    "_source_tree.py": "test_source_tree.py",
+    "checks.py": "ops",
+    "cli/commands": "cli/test_app.py",
+    "cli/demo_screen.py": "cli/test_demo.py",
+    "cli/options.py": "cli/test_app.py",
+    "core/calibration.py": "core/test_threshold.py",
+    "core/edit.py": "hf/test_joining.py",
+    "core/edited_model.py": "test_memoir.py",
+    "editing/batch.py": "editing/test_fast.py",
+    "editing/context.py": "editing/test_wordings.py",
+    "editing/dual.py": "editing/test_fast.py",
+    "editing/teacher.py": "test_memoir.py",
+    "errors.py": "test_public_api.py",
+    "evaluation/answers.py": "evaluation/test_scores.py",
+    "evaluation/baselines.py": "evaluation/test_run.py",
+    "evaluation/likelihood.py": "evaluation/test_scores.py",
+    "evaluation/measure.py": "evaluation/test_scores.py",
+    "evaluation/plots.py": "evaluation/test_run.py",
+    "evaluation/report.py": "evaluation/test_run.py",
+    "evaluation/roc.py": "evaluation/test_scores.py",
+    "evaluation/run_folder.py": "evaluation/test_killed.py",
+    "evaluation/tables.py": "evaluation/test_run.py",
+    "hf/answer.py": "cli/test_demo.py",
+    "hf/loading.py": "cli/test_app.py",
+    "hf/own_pass.py": "hf/test_partial_forward.py",
+    "hf/routing.py": "hf/routing",
+    "hf/sequence_state.py": "hf/routing/test_sequence_state.py",
+    "io/json_stream.py": "io/test_readers.py",
+    "modules/turns.py": "test_threads.py",
+    "modules/views.py": "test_threads.py",
+    "native.py": "native/test_registration.py",
+    "ops/linear_limits.py": "native/test_masked_linear.py",
+    "ops/registration.py": "test_backends.py",
+    "recipe.py": "test_config.py",
+    "reference": "ops",
+}
+
+
+def test_each_file_is_tested_where_it_is_looked_for():
+    files = [path.relative_to(PACKAGE) for path in sorted(PACKAGE.rglob("*.py")) if not path.name.startswith("__")]
+    used = set()
+    for file in files:
+        if file.parts[0] == "kernels" or (TESTS / file.parent / f"test_{file.name}").is_file():
+            continue
+        told = [name for name in map(str, (file, *file.parents)) if name in ELSEWHERE]
+        assert told, f"{file} has no tests/{file.parent}/test_{file.name}, and no place elsewhere"
+        used.add(told[0])
+    assert used == set(ELSEWHERE), f"these have a file of their own, or are gone: {set(ELSEWHERE) - used}"
+    for file, place in ELSEWHERE.items():
+        assert (TESTS / place).exists(), f"{file} is said to be tested in {place}"
