@@ -174,7 +174,8 @@ class Memoir(EditedModel):
             progress (bool): show a progress bar where there are several. Default: True.
 
         Returns:
-            EditResult for one, list of EditResult for several. `learned` is False for an edit that ended above the bar.
+            EditResult for one, list of EditResult for several. `learned` is False for an edit whose loss ended
+            above the loss threshold.
 
         Raises:
             TypeError, ValueError: an empty prompt or target, a target without tokens, a prompt longer than the model's

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 _REASON = Path(__file__).parent / "_build_failure.txt"
-_library = torch.library.Library("memoir_fast_native", "DEF")  # the extension implements, the ops' schemas define
+_AGAIN = "build it again: pip install --no-build-isolation -e ."
 _defined: set[str] = set()
 
 
@@ -32,6 +32,12 @@ def extension() -> Any:
         raise ImportError(f"the extension memoir_fast._C is missing: {_reason(hint)}") from None
 
 
+@functools.cache
+def _library() -> torch.library.Library:
+    """What the ops are defined in; made after the extension is loaded, since an old one defines them itself."""
+    return torch.library.Library("memoir_fast_native", "DEF")
+
+
 def load(op: str, backend: str, schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:
     """The extension's kernel for `op`; `backend` is `cpu` or `cuda`. Raises ImportError where there is none.
 
@@ -40,6 +46,8 @@ def load(op: str, backend: str, schema: str, fake: Callable[..., Any]) -> Callab
     """
     module = extension()
     built = module.ops(backend)
+    if not isinstance(built, dict):
+        raise ImportError(f"the extension is older than its sources: {_AGAIN}")
     if op not in built:
         if backend == "cuda" and not module.build_info()["cuda"]:
             raise ImportError(f"the extension was built without CUDA: {_reason('no reason was kept')}")
@@ -47,11 +55,10 @@ def load(op: str, backend: str, schema: str, fake: Callable[..., Any]) -> Callab
     wanted = ", ".join(str(argument.type) for argument in torch._C.parse_schema(op + schema).arguments)
     if built[op] != wanted:
         raise ImportError(
-            f"the extension is older than its sources: its {op} takes ({built[op]}), not ({wanted}); "
-            "build it again: pip install --no-build-isolation -e ."
+            f"the extension is older than its sources: its {op} takes ({built[op]}), not ({wanted}); {_AGAIN}"
         )
     if op not in _defined:
         _defined.add(op)
-        _library.define(op + schema)
-        torch.library.register_fake(f"memoir_fast_native::{op}", fake, lib=_library)
+        _library().define(op + schema)
+        torch.library.register_fake(f"memoir_fast_native::{op}", fake, lib=_library())
     return getattr(torch.ops.memoir_fast_native, op).default

@@ -23,7 +23,7 @@ class Recipe:
     learning_rate: float
 
     bar: float = 0.02
-    """An edit whose last loss is above this is reported as not learned; at or below it, learning may stop early."""
+    """The loss threshold. Above it, an edit is reported as not learned; at or below it, learning may stop early."""
 
     optimizer: str = "sgd"
     """ "sgd", or (fast only) "adam"."""

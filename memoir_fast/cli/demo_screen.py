@@ -67,7 +67,7 @@ def figures(screen: Console, values: dict[str, Any]) -> None:
     missed = f"{values['false_matches']} of {values['unrelated_prompts']} unrelated prompts matched an edit"
     rows = {
         "model": f"{values['model']}, {values['dtype']} on {values['device']}, {values['threads']} threads",
-        "edits": f"{values['edits']}, {values['learned']} learned below the bar, recipe {values['recipe']}",
+        "edits": f"{values['edits']}, {values['learned']} learned below the loss threshold, recipe {values['recipe']}",
         "said freely": f"{values['exact_match']:.3f} of the facts, when the model is asked without help",
         "reliability": f"{values['reliability']:.3f} of the targets' tokens, each after the right ones before it",
         "generalization": f"{values['generalization']:.3f} of them after paraphrases "

@@ -8,15 +8,16 @@ from memoir_fast.editing.context import EditContext, Learned, frozen
 from memoir_fast.editing.dual import Dual
 from memoir_fast.recipe import Recipe
 
-_DISTURBED = 1.5  # a learned edit is taken up again where the others in its batch raised its loss above this many bars
+# An edit of a batch is learned further where the others have raised its loss to more than so many times the threshold.
+_DISTURBED = 1.5
 
 
 def learn(context: EditContext, wanted: Wanted, recipe: Recipe) -> list[Learned]:
     """Learns a batch of edits as one joint problem, each with its own clip and early stop.
 
     The lower layers run once; every step runs only the upper ones, on the rows of the edits that are not yet learned,
-    with logits at target positions alone. An edit that was learned, and that the others then disturbed, is taken up
-    again. With one edit in the batch this is the sequential procedure.
+    with logits at target positions alone. An edit that was learned, and whose loss the others then raised, is learned
+    further. With one edit in the batch this is the sequential procedure.
     """
     batch = Batch(context, wanted)
     memory = context.layer.memory.weight
@@ -53,7 +54,7 @@ def _step(
 
 
 def _check(batch: Batch, rows: ActiveRows | Dual, recipe: Recipe, losses: list[list[float]]) -> list[int]:
-    """Notes every edit's loss as the rows are now; returns the edits above the bar that have steps left."""
+    """Notes every edit's loss as the rows are now; returns the edits above the loss threshold that have steps left."""
     everything = list(range(len(batch.a)))
     batch.choose(everything)
     with torch.no_grad():

@@ -27,7 +27,7 @@ class EditResult:
     prompt: str
     target: str
     learned: bool
-    """The loss on the target fell to the recipe's bar."""
+    """The loss on the target fell to the recipe's loss threshold, `bar`."""
     loss: float
     steps: int
     seconds: float

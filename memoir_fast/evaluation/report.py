@@ -94,7 +94,7 @@ def _facts(result: dict[str, Any]) -> str:
     status = result["status"]
     return (
         f"Measured at {result['when']}. tau {result['tau']:.3f}, k {status['k']} of {status['width']}, layer "
-        f"{status['layer']}, {status['dtype']}; {result['learned']} edits learned below the bar, in "
+        f"{status['layer']}, {status['dtype']}; {result['learned']} edits learned below the loss threshold, in "
         f"{result['steps_per_edit']:.1f} steps and {result['seconds_per_edit']:.2f} s each. {result['false_matches']} "
         f"of {result['irrelevant']} irrelevant prompts matched an edit.{area}{fluency} "
         f"{machine()}, {datetime.now(timezone.utc):%Y-%m-%d}."

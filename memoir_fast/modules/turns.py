@@ -9,7 +9,7 @@ from memoir_fast.errors import MemoirError
 
 
 class Turns:
-    """Who reads a memory goes on side by side; a change waits until nobody reads, and is whole before the next reads.
+    """Any number of threads read a memory at once. A change waits until none does, and is whole before the next reads.
 
     A change waits for one layer's forward pass at most, and no new reader goes before it. What has to be worked out
     first is worked out in a `learning` block: by one thread at a time, while others read. All three may be nested.

@@ -217,7 +217,7 @@ def test_exit_code_where_an_edit_was_not_learned(invoke, model, edits, tmp_path,
     monkeypatch.setitem(RECIPES, "paper", dataclasses.replace(RECIPES["paper"], steps=1, bar=0.0, prefixes=1))
     result = invoke("edit", "-m", model, "-e", edits, "-o", tmp_path / "out", "--recipe", "paper")
     assert result.exit_code == 3
-    assert "0 of 2 edits learned" in result.stdout and "not learned below the bar" in result.stdout
+    assert "0 of 2 edits learned" in result.stdout and "not learned below the loss threshold" in result.stdout
     assert len(checkpoint.read(tmp_path / "out").edits) == 2
 
 

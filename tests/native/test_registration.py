@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,6 +66,13 @@ def test_a_file_built_before_an_op_changed_is_refused(raw, op):
     with pytest.raises(ImportError, match=rf"its {op} takes \({', '.join(before)}\), not \(Tensor\); build it again"):
         native.load(op, "cpu", "(Tensor x) -> Tensor", lambda x: x)
     assert [str(argument.type) for argument in getattr(raw, op).default._schema.arguments] == before
+
+
+def test_a_file_that_defines_its_ops_itself_is_refused(extension, monkeypatch):
+    """As those did that were built before schemas were written once; it lists names alone."""
+    monkeypatch.setattr(native, "extension", lambda: SimpleNamespace(ops=lambda _: ["tophash"]))
+    with pytest.raises(ImportError, match="older than its sources: build it again: pip install"):
+        native.load("tophash", "cpu", "(Tensor x) -> Tensor", lambda x: x)
 
 
 def test_schema_and_fake_are_the_ops_own(raw):

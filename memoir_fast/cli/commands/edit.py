@@ -108,7 +108,7 @@ def _show(screen: Any, results: list[Any], learned: int, seconds: float, out: Pa
 
     failed = [result for result in results if not result.learned]
     if failed:
-        table = Table("id", "prompt", "target", "loss", "steps", title="not learned below the bar")
+        table = Table("id", "prompt", "target", "loss", "steps", title="not learned below the loss threshold")
         for result in failed[:SHOWN]:
             texts = Text(result.prompt), Text(result.target)
             table.add_row(str(result.edit_id), *texts, f"{result.loss:.3f}", str(result.steps))

@@ -121,7 +121,8 @@ def _show(screen: Any, result: dict[str, Any]) -> None:
     screen.print(table)
     lines = (
         f"tau {result['tau']:.3f}; {result['false_matches']} of {result['irrelevant']} irrelevant prompts were matched",
-        f"{result['learned']} of {result['edits']} learned below the bar, {result['seconds_per_edit']:.2f} s each",
+        f"{result['learned']} of {result['edits']} learned below the loss threshold, "
+        f"{result['seconds_per_edit']:.2f} s each",
         f"{len(result['conflicts'])} groups of rows contradict each other",
     )
     for line in (*lines, *(f"left out: {why}" for why in result["unusable"])):
