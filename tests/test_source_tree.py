@@ -29,7 +29,7 @@ def tree(folder, *, outside, inside=False):
         (folder / "kernels" / outside).write_text("WHERE = 'outside'\n")
     if inside:
         (package / "kernels").mkdir()
-        (package / "kernels" / "tophash.py").write_text("WHERE = 'inside'\n")
+        (package / "kernels" / "_launch.py").write_text("WHERE = 'inside'\n")
     return folder
 
 
@@ -46,16 +46,16 @@ def python(folder, code):
 
 
 def test_checkout_exposes_the_folder_beside(tmp_path):
-    root = tree(tmp_path, outside="tophash.py")
+    root = tree(tmp_path, outside="_launch.py")
     assert python(root, _PROBE) == f"['{root / 'kernels'}'] True False"
-    code = "import memoir_fast, memoir_fast.kernels.tophash as m; print(m.WHERE, 'kernels' in sys.modules)"
+    code = "import memoir_fast, memoir_fast.kernels._launch as m; print(m.WHERE, 'kernels' in sys.modules)"
     assert python(root, code) == "outside False"
 
 
 def test_installed_package_uses_its_own_folder(tmp_path):
-    root = tree(tmp_path, outside="tophash.py", inside=True)
+    root = tree(tmp_path, outside="_launch.py", inside=True)
     assert python(root, _PROBE) == "None False False"
-    assert python(root, "import memoir_fast.kernels.tophash as m; print(m.WHERE)") == "inside"
+    assert python(root, "import memoir_fast.kernels._launch as m; print(m.WHERE)") == "inside"
 
 
 @pytest.mark.parametrize("outside", ["", "layer.py"], ids=["no folder", "someone else's folder"])
