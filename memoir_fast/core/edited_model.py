@@ -22,7 +22,7 @@ _TAU_BEFORE_CALIBRATION = 0.5
 
 
 class EditedModel:
-    """What calibration, scoring and a memory's files need of a `Memoir`: the model, its layer, and who follows whom.
+    """A language model whose one layer has a memory, with the router that decides which edit each sequence follows.
 
     Args:
         model, tokenizer: a causal language model of transformers and its tokenizer.

@@ -11,7 +11,7 @@ from memoir_fast.modules import MemoirLinear
 
 
 class Gone(NamedTuple):
-    """An edit that was replaced or deleted after others had begun to make room for it."""
+    """A replaced or deleted edit whose inputs the interference still counts."""
 
     edit: Edit
     stop: bool

@@ -96,7 +96,7 @@ def choose(
 
 
 def prepare(memoir: EditedModel) -> None:
-    """Before an edit is written: sees to it that `follow`, during which others wait, needs no forward pass."""
+    """Before an edit is written: runs what `follow` would have to run through the model while others wait."""
     if memoir.config.tau == "auto" and memoir.background is None and len(memoir.edits) + 1 >= FIRST:
         memoir.background = prompt_masks(memoir)
 
@@ -115,7 +115,7 @@ def follow(memoir: EditedModel) -> None:
 
 
 def finish(memoir: EditedModel, last: Calibration | None) -> None:
-    """After an edit was written: asks of the first threshold, as `calibrate` does of any, what rewordings pass it.
+    """After an edit was written: notes what share of rewordings pass the first threshold that was chosen by itself.
 
     Args:
         last (Calibration, optional): what was in force before the edit.

@@ -18,7 +18,7 @@ _LENGTHS = 16  # on a GPU rows are padded to a multiple of this
 
 
 def _width(rows: list[Row], longest: int | None) -> int:
-    """Tokens to pad to, few different numbers for many lengths: the first product of a new shape costs milliseconds."""
+    """Tokens to pad to, rounded up: few shapes occur then, and the first product of a new shape costs milliseconds."""
     needed = max(len(row.ids) for row in rows)
     rounded = -(-needed // _LENGTHS) * _LENGTHS
     return rounded if longest is None or rounded <= longest else needed

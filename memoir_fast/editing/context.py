@@ -56,7 +56,7 @@ class EditContext:
 
     @property
     def upper(self) -> UpperLayers:
-        """The part of the model behind the edited layer; what it has found out about the model is kept."""
+        """The layers after the edited one, with what was found out about them."""
         if self._upper is None or not self._upper.fits():
             self._upper = UpperLayers(self.model, self.layer)
         return self._upper

@@ -16,7 +16,7 @@ class Interference:
         self._owners: torch.Tensor | None = None  # int32 [D], how many counted edits own a column
 
     def bytes_to_come(self, width: int) -> int:
-        """What the first edit of `width` columns that is counted will take; 0 once there is one."""
+        """Bytes that the first counted edit of `width` columns will take; 0 once there is one."""
         return 4 * width * width if self._moments is None else 0
 
     def add(self, width: int, columns: torch.Tensor, reads: torch.Tensor) -> None:

@@ -48,7 +48,7 @@ def counted(cache: Any) -> Any:
 
 
 def held(cache: Any) -> int:
-    """Positions in a cache that was filled while the model had no memory; what they were cannot be hashed any more."""
+    """Positions in a cache that was filled before the model had a memory; those tokens cannot be hashed any more."""
     length = counted(cache) if cache is not None else 0
     return length if isinstance(length, int) else 0  # a static cache counts on the device, where reading would wait
 

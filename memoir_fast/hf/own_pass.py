@@ -44,7 +44,7 @@ class OwnPass:
 
 
 class _Hook:
-    """A hook that no other pass notices."""
+    """A hook that runs in its owner's passes alone."""
 
     def __init__(self, owner: object, function: Callable[..., Any] | None) -> None:
         self._owner, self._function = owner, function
@@ -60,7 +60,7 @@ class _Hook:
 
 
 class _Detour:
-    """A module's `forward` that no other pass notices."""
+    """A replacement of a module's `forward` that runs in its owner's passes alone."""
 
     def __init__(self, owner: OwnPass, module: nn.Module, own: Any, instead: Callable[..., Any]) -> None:
         self._owner, self._module, self._own, self._instead = owner, module, own, instead

@@ -56,7 +56,7 @@ def _in_positions(given: Mapping[str, Any], mask: torch.Tensor | None, cache: An
 
 
 def _in_mask(mask: torch.Tensor | None, cache: Any) -> str | None:
-    """A mask in blocks: from some token on, none looks at a key before that token, though real ones came before."""
+    """Whether a mask parts a row: from some token on, none attends to a key before it, though real ones came before."""
     if not _of_prefill(mask, 4) or not _readable(mask, cache is None):
         return None
     allowed = allowed_keys(mask)

@@ -12,7 +12,7 @@ from memoir_fast.modules import MemoirLinear
 
 
 class LowerStates(NamedTuple):
-    """What an edit cannot change, for a batch of rows: run once, then read at every step."""
+    """What the lower layers give for a batch of rows: run once, since no edit changes it, and read at every step."""
 
     input_ids: torch.Tensor  # int64 [B, S]
     attention_mask: torch.Tensor  # int64 [B, S]
@@ -45,7 +45,7 @@ def layer_input(model: nn.Module, layer: nn.Module, **inputs: Any) -> torch.Tens
 
 
 class UpperLayers:
-    """The part of a model behind its edited layer.
+    """Runs the part of a model after its edited layer, by the model's own code.
 
     The decoder is called as ever, so that rotary embeddings, masks, windows and per-layer inputs are its own; its
     blocks before the edited layer are passed over, and the head sees only the positions asked for. Where the layer's
@@ -65,7 +65,7 @@ class UpperLayers:
         self._straight: bool | None = None
 
     def fits(self) -> bool:
-        """Whether the model's blocks are still those that it was made for."""
+        """Whether the model still has the blocks that this was made for."""
         blocks, index = _blocks_around(self._model, self._layer)
         return blocks is self._blocks and index == self._index
 
@@ -124,7 +124,7 @@ class UpperLayers:
         return output.logits[0]
 
     def _adds_up(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, seen: dict[str, torch.Tensor]) -> bool:
-        """Whether the layer's output is added to its block's as it is: then a change of one changes both alike."""
+        """Whether the layer's output is added to its block's unchanged, so that changing one changes both alike."""
         outputs: list[torch.Tensor] = []
 
         def leave(_: nn.Module, __: Any, output: Any) -> None:

@@ -223,7 +223,7 @@ class _Proof:
             self._fail(f"a change of the edited layer's output did not reach the model's output in a {where}")
 
     def _depends_on_neighbours(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
-        """Whether it is last bits alone that changed, as they do with the other row in this model without a memory."""
+        """Whether only the last bits changed, and another row changes them too in this model without a memory."""
         with self._layer.replacing_output(lambda x, y: y):
             others = (self._plain.run_prefill(neighbour).numbers[0] for neighbour in range(1, _NEIGHBOURS + 1))
             alone = all(_same(other, self._plain.prefill.numbers[0]) for other in others)

@@ -256,7 +256,7 @@ class Router:
         return manager
 
     def _generating(self, generate: Any, *args: Any, **kwargs: Any) -> Any:
-        """`model.generate`, which knows how many positions are prompt: no forward pass could tell."""
+        """Runs `model.generate`, noting how many positions are its prompt, which no forward pass can tell."""
         positions = prompt_positions(self._model, generate, args, kwargs)
         with self._layer.views.generation(), self.overridden(generate_prompt=positions):
             return generate(*args, **kwargs)

@@ -71,7 +71,7 @@ class SequenceState:
         del self.prompts[:-_PARTS_KEPT]
 
     def say(self, x: torch.Tensor) -> None:
-        """Takes tokens after the prompt into the mean, one by one: the layer's inputs x [B, tokens, D]."""
+        """Joins tokens after the prompt to the running mean, one by one: the layer's inputs x [B, tokens, D]."""
         if self.mean.is_inference() and not torch.is_inference_mode_enabled():
             self.mean, self.count = self.mean.clone(), self.count.clone()  # from a prefill in inference mode
         tokens = x.shape[1]
@@ -83,13 +83,13 @@ class SequenceState:
         self.length += tokens
 
     def read(self, mean: torch.Tensor, count: torch.Tensor) -> None:
-        """Takes tokens into the mean whose own mean float32 [B, D] and count float32 [B, 1] are given; none where 0."""
+        """Joins prompt tokens to the running mean, given their own mean float32 [B, D] and count float32 [B, 1]."""
         total = self.count + count
         joined = torch.where(self.count > 0, self.mean + (mean - self.mean) * (count / total), mean)
         self.mean, self.count = torch.where(count > 0, joined, self.mean), total
 
     def drop_deleted(self, masks: torch.Tensor, deletions: int) -> None:
-        """Sequences that follow an edit which was deleted since follow none from now on.
+        """Sequences whose edit has been deleted follow none from now on.
 
         Args:
             masks (Tensor): the store's, int32 [C, W]; a deleted edit's is zero.

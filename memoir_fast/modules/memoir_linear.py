@@ -249,7 +249,7 @@ class MemoirLinear(nn.Module):
             self.turns.leave()
 
     def _remember(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Adds to the base layer's output what the memory knows."""
+        """Adds the matched edits' product to the base layer's output."""
         tokens = x if x.dim() == 3 else x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
         route = self.router(tokens) if self.router else self.match(tokens)[0]
         store, memory = self.view

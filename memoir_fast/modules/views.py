@@ -112,14 +112,14 @@ class Views:
 
 
 def _twin(module: Module) -> Module:
-    """Another module with the same buffers: those of one can be exchanged without the other's."""
+    """Another module with the same buffers, of which each can be exchanged without changing the first module."""
     twin = copy.copy(module)
     twin._buffers = dict(module._buffers)
     return twin
 
 
 def _part(live: nn.Module, others: list[Any]) -> None:
-    """Gives modules that share buffers with `live` copies of them, one for all that do."""
+    """Gives the modules in `others` that share buffers with `live` copies of these, one copy for all of them."""
     for name, buffer in live._buffers.items():
         sharing = [other for other in others if other._buffers[name] is buffer]
         if sharing:
