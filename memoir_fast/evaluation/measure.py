@@ -30,6 +30,14 @@ class Measured:
     paraphrase_routes: list[int] = field(default_factory=list)
     locality_overlaps: list[float] = field(default_factory=list)
     locality_routes: list[int] = field(default_factory=list)
+    portability_before: float | None = None
+    """Portability of the unedited model: what the edits did not bring about."""
+    paraphrases_routed: float | None = None
+    """Share of the paraphrases that are routed to the case's own edit; None where that is not stored."""
+    neighbours_matched: float | None = None
+    """Share of the neighbours that are routed to an edit, whichever it is."""
+    neighbours_unchanged: float | None = None
+    """Locality of the neighbours alone."""
     exact_match: float | None = None
     f1: float | None = None
     paraphrase_exact_match: float | None = None
@@ -38,10 +46,20 @@ class Measured:
     ood: float | None = None
 
 
+@dataclass
+class Unedited:
+    """What the model says of one case without its memory."""
+
+    predictions: list[list[int]] = field(default_factory=list)
+    """Per pair of the case's locality, the token ids that it predicts."""
+    portability: float | None = None
+    """As `Measured.portability`."""
+
+
 def measure(
     memoir: EditedModel,
     cases: Sequence[Case],
-    unedited: Sequence[Sequence[Sequence[int]]],
+    unedited: Sequence[Unedited],
     *,
     batch: int = 8,
     free: bool = False,
@@ -52,27 +70,32 @@ def measure(
     Args:
         memoir (EditedModel): the model.
         cases (sequence of Case): what to measure.
-        unedited (sequence): per case and pair of its locality, the token ids that the unedited model predicts; see
-            `locality_predictions`.
+        unedited (sequence of Unedited): per case, what the unedited model says; see `without_memory`.
         batch (int): texts per forward pass. Default: 8.
         free (bool): let it answer freely too. Default: False.
         likelihood (bool): perplexity of the targets and, where a case has one, the out-of-distribution score.
             Default: False.
+
+    Raises:
+        ValueError: a case has a neighbour that is not among its locality, or another locality than `unedited` is of.
     """
     own = teacher_forced(memoir, [(case.prompt, case.target) for case in cases], batch)
     again = _grouped(memoir, cases, lambda case: tuple((text, case.target) for text in case.paraphrases), batch)
     aside = _grouped(memoir, cases, lambda case: case.locality, batch)
     further = _grouped(memoir, cases, lambda case: case.portability, batch)
     ids = {edit.prompt: edit_id for edit_id, edit in memoir.edits.items()}
+    same = [
+        [agreement(item.predicted, old) for item, old in zip(items, before.predictions, strict=True)]
+        for items, before in zip(aside, unedited, strict=True)
+    ]
+    near = [[case.locality.index(pair) for pair in case.neighbours] for case in cases]
     found = [
         Measured(
             row=case.row,
             edit_id=ids.get(case.prompt),
             reliability=own[index].accuracy,
             generalization=_mean([item.accuracy for item in again[index]]),
-            locality=_mean(
-                [agreement(item.predicted, old) for item, old in zip(aside[index], unedited[index], strict=True)]
-            ),
+            locality=_mean(same[index]),
             portability=_mean([item.accuracy for item in further[index]]),
             overlap=own[index].route.overlap,
             route=own[index].route.edit_id,
@@ -80,6 +103,10 @@ def measure(
             paraphrase_routes=[item.route.edit_id for item in again[index]],
             locality_overlaps=_overlaps(aside[index]),
             locality_routes=[item.route.edit_id for item in aside[index]],
+            portability_before=unedited[index].portability,
+            paraphrases_routed=_routed(again[index], ids.get(case.prompt)),
+            neighbours_matched=_mean([float(aside[index][at].route.edit_id >= 0) for at in near[index]]),
+            neighbours_unchanged=_mean([same[index][at] for at in near[index]]),
         )
         for index, case in enumerate(cases)
     ]
@@ -96,11 +123,15 @@ def measure(
     return found
 
 
-def locality_predictions(memoir: EditedModel, cases: Sequence[Case], batch: int = 8) -> list[list[list[int]]]:
-    """Per case and pair of its locality: the token ids that the model without its memory predicts."""
+def without_memory(memoir: EditedModel, cases: Sequence[Case], batch: int = 8) -> list[Unedited]:
+    """Per case, what the model says without its memory; the edits that it holds do not matter."""
     with memoir.disabled():
-        items = _grouped(memoir, cases, lambda case: case.locality, batch)
-    return [[item.predicted for item in group] for group in items]
+        aside = _grouped(memoir, cases, lambda case: case.locality, batch)
+        further = _grouped(memoir, cases, lambda case: case.portability, batch)
+    return [
+        Unedited([item.predicted for item in items], _mean([item.accuracy for item in follow]))
+        for items, follow in zip(aside, further, strict=True)
+    ]
 
 
 def figures(measured: Sequence[Measured]) -> dict[str, Any]:
@@ -109,10 +140,9 @@ def figures(measured: Sequence[Measured]) -> dict[str, Any]:
     `average` is the mean of those of reliability, generalization and locality that there are. `false_matches` counts
     the locality prompts that were routed to an edit.
     """
-    shares = {name: _mean_of(measured, name) for name in ("reliability", "generalization", "locality", "portability")}
+    shares = {name: _mean_of(measured, name) for name in _SHARES}
     three = [shares[name] for name in ("reliability", "generalization", "locality") if shares[name] is not None]
     known = [one.perplexity for one in measured if one.perplexity is not None]
-    routes = [(route, one.edit_id) for one in measured for route in one.paraphrase_routes]
     return {
         "cases": len(measured),
         **shares,
@@ -120,13 +150,15 @@ def figures(measured: Sequence[Measured]) -> dict[str, Any]:
         **{name: _mean_of(measured, name) for name in _FREE},
         "perplexity": summarised(known)._asdict() if known else None,
         "ood": _mean_of(measured, "ood"),
-        "paraphrases_matched": _mean([float(route >= 0) for route, _ in routes]),
-        "paraphrases_own_edit": _mean([float(route == own) for route, own in routes if own is not None]),
+        "paraphrases_matched": _mean([float(route >= 0) for one in measured for route in one.paraphrase_routes]),
+        **{name: _mean_of(measured, name) for name in _ROUTED},
         "false_matches": sum(route >= 0 for one in measured for route in one.locality_routes),
         "irrelevant": sum(len(one.locality_routes) for one in measured),
     }
 
 
+_SHARES = ("reliability", "generalization", "locality", "portability", "portability_before")
+_ROUTED = ("paraphrases_routed", "neighbours_matched", "neighbours_unchanged")
 _FREE = ("exact_match", "f1", "paraphrase_exact_match", "paraphrase_f1")
 
 
@@ -158,6 +190,10 @@ def _grouped(
     groups = [pairs_of(case) for case in cases]
     items = iter(teacher_forced(memoir, [pair for group in groups for pair in group], batch))
     return [[next(items) for _ in group] for group in groups]
+
+
+def _routed(items: Sequence[Forced], own: int | None) -> float | None:
+    return None if own is None else _mean([float(item.route.edit_id == own) for item in items])
 
 
 def _overlaps(items: Sequence[Forced]) -> list[float]:

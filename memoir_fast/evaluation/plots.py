@@ -13,9 +13,15 @@ _SWEPT = {
     "reliability": "reliability",
     "generalization": "generalization",
     "locality": "locality",
-    "paraphrases_own_edit": "paraphrases that reach their own edit",
+    "paraphrases_routed": "paraphrases that reach their own edit",
 }
-_COLOURS = {"edits": "#1b6ca8", "paraphrases": "#e08e0b", "irrelevant": "#777777", "locality": "#a23b72"}
+_COLOURS = {
+    "edits": "#1b6ca8",
+    "paraphrases": "#e08e0b",
+    "irrelevant": "#777777",
+    "locality": "#a23b72",
+    "neighbours": "#3a7d44",
+}
 
 
 def draw_all(result: dict[str, Any]) -> dict[str, Any]:
@@ -69,14 +75,31 @@ def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
 def _histogram(result: dict[str, Any]) -> Any:
     kinds = {name: values for name, values in overlaps(result).items() if values}
     figure, axes = _axes("Which prompts reach an edit", "best overlap ratio with a stored edit", "share of prompts")
-    low = min(min(values) for values in kinds.values())
-    bins = [low - 0.01 + (1.01 - low) * step / 60 for step in range(61)]
-    for name, values in kinds.items():
-        weights = [1 / len(values)] * len(values)
-        axes.hist(values, bins, weights=weights, alpha=0.65, color=_COLOURS[name], label=f"{name} ({len(values)})")
+    _shares(axes, kinds, 1.0)
     axes.axvline(result["tau"], color="black", linestyle="--", linewidth=1, label=f"tau = {result['tau']:.3f}")
     axes.legend(frameon=False)
     return figure
+
+
+def _margins(result: dict[str, Any]) -> Any:
+    kinds = {name: values for name, values in result["margins"].items() if values}
+    if not kinds:
+        return None
+    x = "overlap ratio with its own case's edit, less that edit's threshold"
+    figure, axes = _axes("How far from the threshold", x, "share of prompts")
+    _shares(axes, kinds, max(max(values) for values in kinds.values()))
+    axes.axvline(0, color="black", linestyle="--", linewidth=1, label="threshold")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _shares(axes: Any, kinds: dict[str, list[float]], high: float) -> None:
+    """Histograms of values up to `high`, each kind's bars with a sum of 1."""
+    low = min(min(values) for values in kinds.values())
+    bins = [low - 0.01 + (high + 0.01 - low) * step / 60 for step in range(61)]
+    for name, values in kinds.items():
+        weights = [1 / len(values)] * len(values)
+        axes.hist(values, bins, weights=weights, alpha=0.65, color=_COLOURS[name], label=f"{name} ({len(values)})")
 
 
 def _roc(result: dict[str, Any]) -> Any:
@@ -137,7 +160,7 @@ def _sweep(result: dict[str, Any]) -> Any:
     if not apart:
         swept.setdefault(own, result["all_rows"])
     figure, axes = _axes(f"Columns per edit, D = {result['status']['width']}", "k", f"mean over {edits} edits")
-    for (name, label), marker, colour in zip(_SWEPT.items(), "os^D", _COLOURS.values(), strict=True):
+    for (name, label), marker, colour in zip(_SWEPT.items(), "os^D", _COLOURS.values(), strict=False):
         points = [(k, figures[name]) for k, figures in sorted(swept.items()) if figures[name] is not None]
         if points:
             axes.plot(*zip(*points, strict=True), f"{marker}-", markersize=5, color=colour, label=label)
@@ -178,6 +201,7 @@ def _log_edits(axes: Any, steps: list[dict[str, Any]]) -> None:
 
 PLOTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "overlaps": _histogram,
+    "margins": _margins,
     "roc": _roc,
     "edits": _growth,
     "retention": _retention,

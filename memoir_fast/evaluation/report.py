@@ -21,13 +21,17 @@ pre { white-space: pre-wrap; background: #f5f5f5; padding: .6rem; font-size: 12p
 """.strip()
 _CAPTIONS = {
     "overlaps": "Best overlap of each prompt with the stored edits. At tau or above, a prompt follows an edit.",
+    "margins": "Overlap of each prompt with its own case's edit, less that edit's threshold. From 0 on, it reaches it.",
     "roc": "Paraphrases against irrelevant prompts, for every threshold.",
     "edits": "All edits so far, measured after so many edits.",
     "retention": "The first edits, measured again after all that came later.",
     "k_sweep": "The same edits with other numbers of columns per edit.",
     "baselines": "The edited model beside its baselines.",
 }
-_PER_EDIT = ("row", "prompt", "target", "reliability", "generalization", "locality", "exact_match", "loss", "steps")
+_PER_EDIT = (
+    *("row", "prompt", "target", "reliability", "generalization", "locality", "portability", "portability_before"),
+    *("paraphrases_routed", "neighbours_matched", "neighbours_unchanged", "exact_match", "loss", "steps"),
+)
 
 
 def draw(result: dict[str, Any], folder: Path | None = None) -> dict[str, bytes]:

@@ -18,7 +18,8 @@ from memoir_fast.config import MemoirConfig
 from memoir_fast.core import threshold
 from memoir_fast.evaluation import baselines
 from memoir_fast.evaluation.likelihood import text_perplexity
-from memoir_fast.evaluation.measure import Measured, figures, from_json, locality_predictions, measure, to_json
+from memoir_fast.evaluation.margins import margins
+from memoir_fast.evaluation.measure import Measured, Unedited, figures, from_json, measure, to_json, without_memory
 from memoir_fast.evaluation.roc import roc_area
 from memoir_fast.evaluation.run_folder import RunFolder
 from memoir_fast.hf.presets import complete, find_layer
@@ -145,11 +146,12 @@ def evaluate(
     model, tokenizer = load_model()
     run = _Run(settings, data, model, tokenizer, folder, progress)
     before = folder.stage("unedited", run.unedited)
-    main = folder.stage("main", lambda: run.learn_and_measure(before["predictions"]))
+    plain = [Unedited(**one) for one in before["cases"]]
+    main = folder.stage("main", lambda: run.learn_and_measure(plain))
     compared = {"unedited": before["figures"]} if "unedited" in settings.baselines else {}
     for name in settings.baselines:
         if name != "unedited":
-            compared[name] = folder.stage(f"baseline-{name}", partial(run.baseline, name, before["predictions"]))
+            compared[name] = folder.stage(f"baseline-{name}", partial(run.baseline, name, plain))
     return _result(settings, data, main, compared, before)
 
 
@@ -166,14 +168,15 @@ class _Run:
     _irrelevant: torch.Tensor | None = field(default=None, init=False)
 
     def unedited(self) -> dict[str, Any]:
-        """Figures of the model as it came, and what it says on unrelated prompts."""
+        """Figures of the model as it came, and what it says of each case."""
         with self._attached(self.settings.config) as memoir:
-            predictions = locality_predictions(memoir, self.data.cases, self.settings.batch)
-            measured = self._measure(memoir, self.data.cases, predictions, thorough=True)
+            plain = without_memory(memoir, self.data.cases, self.settings.batch)
+            measured = self._measure(memoir, self.data.cases, plain, thorough=True)
             text = text_perplexity(memoir, self.data.text) if self.data.text else None
-        return {"predictions": predictions, "figures": self._figures(measured), "text_perplexity": text}
+        said = [dataclasses.asdict(one) for one in plain]
+        return {"cases": said, "figures": self._figures(measured), "text_perplexity": text}
 
-    def learn_and_measure(self, predictions: list[Any]) -> dict[str, Any]:
+    def learn_and_measure(self, plain: list[Unedited]) -> dict[str, Any]:
         """Learns all edits, measuring on the way, and measures in the end."""
         _, saved = self.folder.memory
         results = self.folder.edits
@@ -182,10 +185,10 @@ class _Run:
         else:
             attached = _detaching(Memoir.from_pretrained(self.model, self.tokenizer, saved))
         with attached as memoir:
-            self._learn(memoir, results, predictions)
+            self._learn(memoir, results, plain)
             cases = self.data.cases
-            measured = self._measure(memoir, cases, predictions, thorough=True)
-            overlaps = self._irrelevant_overlaps(memoir)
+            measured = self._measure(memoir, cases, plain, thorough=True)
+            overlaps, around = self._irrelevant_overlaps(memoir), margins(memoir, cases)
             text = text_perplexity(memoir, self.data.text) if self.data.text else None
             status = dataclasses.asdict(memoir.status())
             config, tau = memoir.config.to_dict(), memoir.tau
@@ -193,6 +196,7 @@ class _Run:
             "measured": to_json(measured),
             "results": results,
             "irrelevant_overlaps": overlaps,
+            "margins": around,
             "text_perplexity": text,
             "tau": tau,
             "config": config,
@@ -200,7 +204,7 @@ class _Run:
             "threads": torch.get_num_threads(),
         }
 
-    def _learn(self, memoir: Memoir, results: list[dict[str, Any]], predictions: list[Any]) -> None:
+    def _learn(self, memoir: Memoir, results: list[dict[str, Any]], plain: list[Unedited]) -> None:
         """Learns the edits that are not in `results` yet, and appends what became of them."""
         cases, every = self.data.cases, self.settings.checkpoint_every
         milestones = {count for count in _MILESTONES if count < len(cases)} | {len(cases)}
@@ -213,18 +217,18 @@ class _Run:
                 learned = memoir.edit([case.edit for case in cases[start:end]], progress=False)
                 results += [dataclasses.asdict(one) for one in learned]
                 if self.settings.when == "each":
-                    (one,) = self._measure(memoir, cases[start:end], predictions[start:end], thorough=True)
+                    (one,) = self._measure(memoir, cases[start:end], plain[start:end], thorough=True)
                     results[-1]["measured"] = dataclasses.asdict(one)
                 if end in milestones:
-                    self.folder.stage(f"after-{end:06d}", partial(self._milestone, memoir, end, predictions))
+                    self.folder.stage(f"after-{end:06d}", partial(self._milestone, memoir, end, plain))
                 if end in milestones or end - kept >= every:
                     self.folder.checkpoint(results, memoir.save_pretrained)
                     kept = end
                 bar.update(end - start)
 
-    def _milestone(self, memoir: Memoir, count: int, predictions: list[Any]) -> dict[str, Any]:
+    def _milestone(self, memoir: Memoir, count: int, plain: list[Unedited]) -> dict[str, Any]:
         """Figures of the first `count` cases after as many edits, and of the first of them all."""
-        measured = self._measure(memoir, self.data.cases[:count], predictions[:count], thorough=False)
+        measured = self._measure(memoir, self.data.cases[:count], plain[:count], thorough=False)
         first = max(1, round(_FIRST * len(self.data.cases)))
         overlaps = self._irrelevant_overlaps(memoir)
         return {
@@ -242,10 +246,10 @@ class _Run:
             self._irrelevant = threshold.prompt_masks(memoir, self.data.irrelevant)
         return threshold.overlap_ratios(memoir, self._irrelevant)
 
-    def baseline(self, name: str, predictions: list[Any]) -> dict[str, Any]:
+    def baseline(self, name: str, plain: list[Unedited]) -> dict[str, Any]:
         """Figures of one baseline."""
         cases = self.data.cases[: self.settings.baseline_edits]
-        predictions = predictions[: len(cases)]
+        plain = plain[: len(cases)]
         started = time.perf_counter()
         with ExitStack() as stack:
             if name == "ft":
@@ -255,7 +259,7 @@ class _Run:
                 memoir = stack.enter_context(self._ablated(name))
                 memoir.edit([case.edit for case in cases], progress=False)
             seconds = (time.perf_counter() - started) / len(cases)
-            measured = self._measure(memoir, cases, predictions, thorough=False)
+            measured = self._measure(memoir, cases, plain, thorough=False)
             return {**self._figures(measured), "tau": memoir.tau, "k": memoir.config.k, "seconds_per_edit": seconds}
 
     def _ablated(self, name: str) -> AbstractContextManager[Memoir]:
@@ -272,11 +276,11 @@ class _Run:
         return _detaching(Memoir.attach(self.model, self.tokenizer, config))
 
     def _measure(
-        self, memoir: Memoir, cases: Sequence[Case], predictions: Sequence[Any], *, thorough: bool
+        self, memoir: Memoir, cases: Sequence[Case], plain: Sequence[Unedited], *, thorough: bool
     ) -> list[Measured]:
         likelihood = thorough and self.data.format in ("hallucination", "temporal")
         free = thorough and self.settings.free
-        return measure(memoir, cases, predictions, batch=self.settings.batch, free=free, likelihood=likelihood)
+        return measure(memoir, cases, plain, batch=self.settings.batch, free=free, likelihood=likelihood)
 
     def _figures(self, measured: Sequence[Measured]) -> dict[str, Any]:
         """Figures on all rows, and on those that no other row contradicts."""
@@ -335,6 +339,7 @@ def _result(
         "at_end": figures(at_end) if settings.when == "each" else None,
         "roc_area": roc_area(positive, negative) if positive and negative else None,
         "irrelevant_overlaps": main["irrelevant_overlaps"],
+        "margins": main["margins"],
         "text_perplexity": {"before": before["text_perplexity"], "after": main["text_perplexity"]}
         if data.text
         else None,

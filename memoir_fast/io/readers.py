@@ -39,6 +39,8 @@ class Case:
     paraphrases: tuple[str, ...] = ()
     locality: tuple[Pair, ...] = ()
     """(prompt, answer) whose output the edit must not change."""
+    neighbours: tuple[Pair, ...] = ()
+    """Those of `locality` that ask the edit's own relation of another subject; the others are unrelated to it."""
     portability: tuple[Pair, ...] = ()
     """(prompt, answer) that follow from the edit."""
     ood: str | None = None
@@ -273,13 +275,15 @@ def _zsre(fields: _Fields, row: int) -> Case:
 
 
 def _counterfact(fields: _Fields, row: int) -> Case:
+    neighbours = fields.pair("locality_prompt", "locality_ground_truth")
     return Case(
         prompt=fields.text("prompt"),
         target=fields.text("target_new"),
         subject=fields.optional("subject"),
         truth=fields.optional("ground_truth"),
         paraphrases=(fields.text("rephrase_prompt"),),
-        locality=fields.pair("locality_prompt", "locality_ground_truth"),
+        locality=neighbours,
+        neighbours=neighbours,
         row=row,
     )
 
@@ -290,13 +294,15 @@ def _rome(fields: _Fields, row: int) -> Case:
     template = request.text("prompt")
     if "{}" not in template:
         raise ValueError(f"the field 'prompt' of 'requested_rewrite' needs a {{}} for its subject, got {template!r}")
+    neighbours = tuple((prompt, truth) for prompt in fields.texts("neighborhood_prompts"))
     return Case(
         prompt=template.replace("{}", subject),
         target=request.inner("target_new").text("str"),
         subject=subject,
         truth=truth,
         paraphrases=fields.texts("paraphrase_prompts"),
-        locality=tuple((prompt, truth) for prompt in fields.texts("neighborhood_prompts")),
+        locality=neighbours,
+        neighbours=neighbours,
         row=row,
     )
 
@@ -353,13 +359,15 @@ def _nq(fields: _Fields, row: int) -> Case:
 
 
 def _jsonl(fields: _Fields, row: int) -> Case:
+    neighbours = fields.pairs("neighbours", "prompt", "answer")
     return Case(
         prompt=fields.text("prompt"),
         target=fields.text("target"),
         subject=fields.optional("subject"),
         truth=fields.optional("truth"),
         paraphrases=fields.texts("paraphrases"),
-        locality=fields.pairs("locality", "prompt", "answer"),
+        locality=fields.pairs("locality", "prompt", "answer") + neighbours,
+        neighbours=neighbours,
         portability=fields.pairs("portability", "prompt", "answer"),
         row=row,
     )

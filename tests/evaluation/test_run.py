@@ -14,7 +14,8 @@ from memoir_fast.atomic import replace
 from memoir_fast.cli.app import app
 from memoir_fast.core.scoring import target_accuracy
 from memoir_fast.evaluation import baselines, plots, report
-from memoir_fast.evaluation.measure import Measured, figures, locality_predictions, measure
+from memoir_fast.evaluation.margins import KINDS
+from memoir_fast.evaluation.measure import Measured, figures, measure, without_memory
 from memoir_fast.evaluation.run import Settings, evaluate, load_data, milestones
 from memoir_fast.evaluation.run_folder import RunFolder
 from memoir_fast.evaluation.tables import markdown
@@ -154,8 +155,8 @@ def test_batches_do_not_matter(data, tiny_llama, tiny_tokenizer):
     memoir.edit([case.edit for case in cases[:3]], progress=False)
     found = []
     for batch in (1, 8):
-        predictions = locality_predictions(memoir, cases, batch)
-        found.append(measure(memoir, cases, predictions, batch=batch, free=True, likelihood=True))
+        plain = without_memory(memoir, cases, batch)
+        found.append(measure(memoir, cases, plain, batch=batch, free=True, likelihood=True))
     for one, other in zip(*found, strict=True):
         values, others = dataclasses.asdict(one), dataclasses.asdict(other)
         assert values.pop("perplexity") == pytest.approx(others.pop("perplexity"), rel=1e-4)
@@ -172,7 +173,8 @@ def test_figures_by_hand():
         [
             measured(1, reliability=1.0, generalization=0.5, paraphrase_routes=[1, 2], locality_routes=[-1, 3]),
             measured(2, reliability=0.5, locality=1.0, perplexity=3.0, exact_match=1.0, paraphrase_routes=[-1]),
-            measured(3, reliability=0.0, perplexity=301.0, exact_match=0.0),
+            measured(3, reliability=0.0, perplexity=301.0, exact_match=0.0, neighbours_matched=0.0),
+            measured(4, reliability=0.5, neighbours_matched=0.5, neighbours_unchanged=0.25, paraphrases_routed=0.5),
         ]
     )
     assert (found["reliability"], found["generalization"], found["locality"]) == (0.5, 0.5, 1.0)
@@ -180,8 +182,9 @@ def test_figures_by_hand():
     assert found["perplexity"] == {"mean": 152.0, "median": 152.0, "clipped": 51.5}
     assert (found["exact_match"], found["f1"], found["portability"], found["ood"]) == (0.5, None, None, None)
     assert found["paraphrases_matched"] == pytest.approx(2 / 3)
-    assert found["paraphrases_own_edit"] == pytest.approx(1 / 3)
-    assert (found["false_matches"], found["irrelevant"], found["cases"]) == (1, 2, 3)
+    names = ("paraphrases_routed", "neighbours_matched", "neighbours_unchanged", "portability_before")
+    assert [found[name] for name in names] == [0.5, 0.25, 0.25, None]
+    assert (found["false_matches"], found["irrelevant"], found["cases"]) == (1, 2, 4)
 
 
 def test_ablations_take_out_what_they_say(tiny_llama, tiny_tokenizer):
@@ -301,7 +304,7 @@ def worst_first(result):
 def test_k_sweep_has_the_run_s_own_k():
     """As a point of the lines where it learned as many edits as the others, apart where it learned more."""
     pytest.importorskip("matplotlib", reason="plots need matplotlib")
-    names = ("reliability", "generalization", "locality", "paraphrases_own_edit")
+    names = ("reliability", "generalization", "locality", "paraphrases_routed")
     swept = {
         f"k={k}": dict(zip(("cases", *names), (24, k / 100, 0.5, 1.0, 0.25), strict=True)) for k in (5, 10, 20, 80)
     }
@@ -316,6 +319,25 @@ def test_k_sweep_has_the_run_s_own_k():
         assert apart == ([] if edits == 24 else [([40], [main[name]]) for name in names])
         assert axes.get_xscale() == "log"
         assert [tick.get_text() for tick in axes.get_xticklabels()] == ["5", "10", "20", "40", "80"]
+
+
+def test_neighbours_are_reported_where_a_file_has_them(data, tiny_llama, tiny_tokenizer, tmp_path):
+    names = ("prompt", "target_new", "subject", "rephrase_prompt", "locality_prompt", "locality_ground_truth")
+    near = tmp_path / "near.json"
+    near.write_text(json.dumps([dict(zip(names, row, strict=True)) for row in ROWS]))
+    shown = ("neighbours_matched", "neighbours_unchanged")
+    for file, there in ((near, True), (data, False)):
+        chosen = settings(file, baselines=("unedited", "always-on"))
+        result = run(chosen, tiny_llama, tiny_tokenizer, tmp_path / f"run-{file.stem}")
+        assert ("| Nbr matched | Nbr same |" in markdown(result)) == there and "Port before" not in markdown(result)
+        assert all((f"<th>{name}</th>" in report.page(result, {})) == there for name in shown)
+        kept = [[result["per_edit"][0][name] is None, result["all_rows"][name] is None] for name in shown]
+        assert kept == [[not there] * 2] * 2 and [len(result["margins"][kind]) for kind in KINDS] == [5, 5, 5 * there]
+        if there:
+            plain, always = (result["baselines"][name] for name in ("unedited", "always-on"))
+            assert [plain[name] for name in shown] == [0.0, 1.0] and always["neighbours_matched"] == 1.0
+            assert always["neighbours_unchanged"] == always["locality"] < 1.0
+            assert (plain["paraphrases_routed"], plain["paraphrases_matched"]) == (None, 0.0)
 
 
 def test_page_escapes_what_it_shows(data, tiny_llama, tiny_tokenizer, tmp_path):

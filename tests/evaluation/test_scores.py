@@ -16,7 +16,7 @@ from memoir_fast.evaluation.likelihood import (
     summarised,
     text_perplexity,
 )
-from memoir_fast.evaluation.measure import measure
+from memoir_fast.evaluation.measure import Unedited, measure
 from memoir_fast.evaluation.roc import roc_area, roc_curve
 from memoir_fast.hf.tokens import row
 from memoir_fast.io.readers import Case
@@ -183,7 +183,7 @@ def test_surplus_spaces_change_no_figure(tiny_llama, tiny_tokenizer):
     memoir = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(recipe=recipe, k=24, tau=0.9, background=8))
     for prompt, target in (("The sky is", " Rome"), ("The river is ", "Greek"), ("Which animal? ", " camel")):
         assert memoir.edit(prompt, target).learned
-        (one,) = measure(memoir, [Case(prompt, target, paraphrases=(prompt,))], [[]], free=True)
+        (one,) = measure(memoir, [Case(prompt, target, paraphrases=(prompt,))], [Unedited()], free=True)
         assert (one.reliability, one.generalization, one.exact_match, one.paraphrase_exact_match) == (1, 1, 1, 1)
         assert one.route == one.edit_id
 

@@ -132,6 +132,20 @@ def test_rome_and_flat_counterfact_agree(tmp_path):
     assert rome.locality == (("Lake Arn lies in", "Chile"), ("Lake Urn lies in", "Chile"))
 
 
+def test_neighbours_are_told_from_unrelated_prompts(tmp_path):
+    """All that CounterFact and our own files name so; they stay in locality, where all that is unrelated is too."""
+    found = {name: next(read_cases(written(tmp_path, [RECORDS[name]]), name)) for name in RECORDS}
+    near, far = ("Lake Arn lies in", "Chile"), ("Who sings that song?", "Nobody")
+    assert {name: case.neighbours for name, case in found.items() if case.neighbours} == {
+        "counterfact": (near,),
+        "rome": (near, ("Lake Urn lies in", "Chile")),
+    }
+    assert all(case.locality == case.neighbours for case in found.values() if case.neighbours)
+    pairs = [{"prompt": prompt, "answer": answer} for prompt, answer in (near, far)]
+    (ours,) = read_cases(written(tmp_path, [{**OURS, "locality": pairs[1:], "neighbours": pairs[:1]}]))
+    assert (ours.locality, ours.neighbours) == ((far, near), (near,))
+
+
 def test_passages(tmp_path):
     (case,) = read_cases(written(tmp_path, [TEMPORAL]))
     assert case.ood == "Ada Orm, a painter, saw many lakes." and case.paraphrases == ()
