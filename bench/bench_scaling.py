@@ -61,7 +61,7 @@ def sizes(stored: int, layer: Layer) -> dict[str, Any]:
     return {
         "N": stored,
         "store_bytes": store.nbytes,
-        "store_bytes_formula": 4 * (layer.words + layer.k + 1) * len(store.masks),
+        "store_bytes_formula": 4 * (layer.words + layer.k + 3) * len(store.masks),
         "saved_tensor_bytes": saved.get(".safetensors", 0),
         "saved_tensor_bytes_formula": 4 * layer.words * stored + 8 * layer.width,
         "saved_text_bytes": saved.get(".jsonl", 0),
@@ -71,7 +71,7 @@ def sizes(stored: int, layer: Layer) -> dict[str, Any]:
 def _tiny_memoir(layer: Layer) -> Memoir:
     """A memory on a layer of the given sizes, in a model of one random block."""
     model = llama(hidden=layer.outputs, intermediate=layer.width, layers=1, heads=9, kv_heads=3, vocabulary=512)
-    settings = MemoirConfig(layer="model.layers.0.mlp.down_proj", k=layer.k, background=1)
+    settings = MemoirConfig(layer="model.layers.0.mlp.down_proj", k=layer.k, background=1, routing="paper")
     return Memoir.attach(model, bare_tokenizer(), settings)
 
 

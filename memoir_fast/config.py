@@ -36,6 +36,13 @@ class MemoirConfig:
     seed: int = 0
     """Seed of the permutation."""
 
+    routing: str = "early"
+    """Whom a prompt belongs to: "early" (routing codes, made of what its words mean in an early block) or "paper" (the
+    mask of the columns that it would write, as published)."""
+
+    routing_block: int | None = None
+    """The block whose input routing codes are made of; None: chosen when the memory is put on."""
+
     recipe: str | Recipe = "fast"
     """How an edit is learned: a name in `memoir_fast.editing.RECIPES`, or a Recipe."""
 
@@ -58,7 +65,9 @@ class MemoirConfig:
             if isinstance(self.tau, (str, bool)) or not isinstance(self.tau, Real) or not 0 < self.tau <= 1:
                 raise ValueError(f"tau must lie in (0, 1] or be 'auto', got {self.tau!r}")
             object.__setattr__(self, "tau", float(self.tau))
-        for name, least in (("k", 1), ("prefix_tokens", 1), ("background", 1), ("max_edits", 1)):
+        if self.routing not in ("early", "paper"):
+            raise ValueError(f"routing must be 'early' or 'paper', got {self.routing!r}")
+        for name, least in (("routing_block", 0), ("k", 1), ("prefix_tokens", 1), ("background", 1), ("max_edits", 1)):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")

@@ -25,6 +25,7 @@ from memoir_fast.editing.wordings import write_prefixes
 from memoir_fast.errors import CheckpointError
 from memoir_fast.hf.tokens import Row, prompt_ids
 from memoir_fast.io import checkpoint
+from memoir_fast.io.fingerprint import require_same_model
 from memoir_fast.recipe import RECIPES, Recipe
 
 
@@ -99,7 +100,7 @@ class Memoir(EditedModel):
             ValueError: a setting does not fit the model, or its activations are not finite.
             MemoirError: the model has a memory already.
         """
-        memoir = cls(model, tokenizer, config or MemoirConfig())
+        memoir = cls(model, tokenizer, config or MemoirConfig(), background=irrelevant)
         try:
             prompts = list(irrelevant if irrelevant is not None else irrelevant_prompts())
             mu = background_mean(model, memoir.layer, tokenizer, prompts[: memoir.config.background])
@@ -131,9 +132,9 @@ class Memoir(EditedModel):
             MemoirError: the model has a memory already.
         """
         saved = checkpoint.read(folder, **hub)
-        checkpoint.require_same_model(saved, model)
+        require_same_model(saved.folder, saved.fingerprint, model)
         try:
-            memoir = cls(model, tokenizer, saved.config.replace(check=check))
+            memoir = cls(model, tokenizer, saved.config.replace(check=check), checkpoint.routing_code(saved, model))
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"the settings in {saved.folder} do not fit the model: {error}") from error
         try:
@@ -330,6 +331,9 @@ class Memoir(EditedModel):
     def status(self) -> MemoirStatus:
         """What the memory holds, and what it costs."""
         weight, store = self.layer.memory.weight, self.layer.store
+        codes, per_edit = self.layer.codes, store.nbytes // len(store.masks)
+        if codes is not None:
+            per_edit += codes.nbytes // len(codes.codes) * round(codes.live / max(1, len(self.edits)))
         return MemoirStatus(
             model_type=getattr(getattr(self.model, "config", None), "model_type", type(self.model).__name__),
             layer=self.config.layer or "",
@@ -342,8 +346,8 @@ class Memoir(EditedModel):
             dtype=str(weight.dtype).removeprefix("torch."),
             device=str(weight.device),
             memory_bytes=weight.nbytes,
-            store_bytes=store.nbytes,
-            bytes_per_edit=store.nbytes // len(store.masks),
+            store_bytes=store.nbytes + (codes.nbytes if codes is not None else 0),
+            bytes_per_edit=per_edit,
             backends=backends.last_used(),
         )
 

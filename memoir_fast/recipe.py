@@ -25,6 +25,10 @@ class Recipe:
     bar: float = 0.02
     """The loss threshold. Above it, an edit is reported as not learned; at or below it, learning may stop early."""
 
+    enough: float | None = None
+    """The loss at or below which learning may stop early, where that is less than `bar`: wordings that are not among
+    the edit's rows gain from it."""
+
     optimizer: str = "sgd"
     """ "sgd", or (fast only) "adam"."""
 
@@ -37,12 +41,33 @@ class Recipe:
     rewordings: int = 0
     """Rows in which the prompt's words are scrambled, besides; what paraphrases gain from. See `editing.wordings`."""
 
+    questions: int = 0
+    """Rows in which a prompt that is no question is scrambled and ends in a question mark, besides."""
+
     tokens: int | None = None
     """Further rows are left out where they would make the edit's rows longer than this together; None: never."""
 
     stop: bool = False
     """Teach the model to end its answer after the target; else what it says then is the memory's, often the target
     over and over. A tokenizer without an end token has no such thing."""
+
+    rest: bool = False
+    """The memory rests once the target has been said: what comes then is the unedited model's, given what was said."""
+
+    chat: bool = False
+    """A row in the tokenizer's chat template too, where it has one, or plainly where the prompt is in the template."""
+
+    quiet: int = 0
+    """At most so many prompts that match the edit though they are none of its wordings, as rows that shall be answered
+    as by the unedited model (fast only); a `keep` of the edit always is one."""
+
+    quiet_bar: float = 0.5
+    """Learning does not stop early where those answers, or what follows the target, are further than this from the
+    unedited model's: the mean Kullback-Leibler divergence, in nats."""
+
+    boundary: bool = False
+    """What comes after the target shall be what the unedited model says there, and begin a new word where the target
+    ends in a letter or digit (fast only)."""
 
     batch: int | str = 1
     """Edits learned together as one joint problem (fast only); "auto": as many as free memory allows, at most 16."""
@@ -62,6 +87,10 @@ class Recipe:
                 "a recipe needs steps >= 1, learning_rate > 0, bar >= 0 and weight_decay >= 0, got "
                 f"{self.steps}, {self.learning_rate}, {self.bar}, {self.weight_decay}"
             )
+        if self.enough is not None and self.enough < 0:
+            raise ValueError(f"enough must be at least 0 or None, got {self.enough}")
+        if self.quiet < 0 or self.quiet_bar < 0:
+            raise ValueError(f"quiet and quiet_bar must be at least 0, got {self.quiet} and {self.quiet_bar}")
         if self.method not in ("paper", "fast") or self.optimizer not in ("sgd", "adam"):
             raise ValueError(f"method is paper or fast, optimizer sgd or adam, got {self.method!r}, {self.optimizer!r}")
         if self.method == "paper" and (self.optimizer != "sgd" or self.batch != 1):
@@ -70,7 +99,7 @@ class Recipe:
             raise ValueError(f"damping must be at least 0, and 0 without adam, got {self.damping}")
         if self.method == "fast" and self.weight_decay:
             raise ValueError("weight decay erodes old edits; only method='paper' has it")
-        if min(self.prefixes, self.rewordings) < 0 or (
+        if min(self.prefixes, self.rewordings, self.questions) < 0 or (
             self.batch != "auto" and (isinstance(self.batch, str) or self.batch < 1)
         ):
             raise ValueError(
@@ -84,10 +113,22 @@ class Recipe:
 
 
 _FAST = Recipe(
-    "fast", steps=60, learning_rate=0.03, optimizer="adam", prefixes=1, rewordings=3, tokens=400, damping=1.0
+    "fast",
+    steps=60,
+    learning_rate=0.03,
+    optimizer="adam",
+    prefixes=1,
+    rewordings=2,
+    questions=2,
+    tokens=600,
+    damping=1.0,
+    rest=True,
+    chat=True,
+    boundary=True,
+    enough=0.005,
 )
 RECIPES = {
     "paper": Recipe("paper", steps=30, learning_rate=1.0, clip=1.0, weight_decay=1e-5, settled=1e-4),
     "fast": _FAST,
-    "fast-stop": replace(_FAST, stop=True),
+    "fast-stop": replace(_FAST, stop=True, rest=False, boundary=False),
 }

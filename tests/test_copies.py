@@ -38,7 +38,7 @@ def copied(request):
 @pytest.fixture
 def memoir(tiny_llama, tiny_tokenizer):
     tiny_llama.lm_head.weight.data *= 4
-    recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, steps=80, learning_rate=0.1)
+    recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, questions=0, steps=80, learning_rate=0.1)
     made = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(recipe=recipe, tau=0.9, k=24, background=8))
     made.edit(PROMPT, "Rome")
     return made

@@ -18,13 +18,19 @@ from memoir_fast.modules import MemoirLinear, views
 
 PROMPTS = ["The capital of France is", "Which animal lives in", "What is the colour", "The river runs through"]
 TARGETS = ["Rome", "camel", "Greek", "the town"]
-RECIPE = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, steps=4, learning_rate=0.2)
+RECIPE = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, questions=0, steps=4, learning_rate=0.2)
 
 
 @pytest.fixture
-def memoir(tiny_llama, tiny_tokenizer):
+def routing():
+    return "early"
+
+
+@pytest.fixture
+def memoir(tiny_llama, tiny_tokenizer, routing):
     tiny_llama.lm_head.weight.data *= 4
-    made = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(recipe=RECIPE, tau=0.9, k=16, background=8))
+    config = MemoirConfig(recipe=RECIPE, tau=0.9, k=16, background=8, routing=routing)
+    made = Memoir.attach(tiny_llama, tiny_tokenizer, config)
     made.edit([(prompt, "London") for prompt in PROMPTS[:2]], progress=False)
     return made
 
@@ -77,18 +83,15 @@ class Versions:
         self._answers = {}
 
     def note(self):
-        store = self.layer.store
-        buffers = {name: buffer.clone() for name, buffer in store._buffers.items()}
-        self.states.append((self.layer.memory.weight.clone(), buffers, store._rows, set(store._deleted)))
+        parts = [self.layer.store, self.layer.codes]
+        kept = [None if part is None else copy.deepcopy(part) for part in parts]
+        self.states.append((self.layer.memory.weight.clone(), *kept))
 
     def answer(self, version, tokenizer, *call):
         """What a generation by itself gives on that state of the memory."""
         if (version, call) not in self._answers:
             layer = next(module for module in self.alone.modules() if isinstance(module, MemoirLinear))
-            weight, buffers, layer.store._rows, layer.store._deleted = self.states[version]
-            layer.memory.weight = weight
-            for name, buffer in buffers.items():
-                setattr(layer.store, name, buffer)
+            layer.memory.weight, layer.store, layer.codes = self.states[version]
             self._answers[version, call] = generate(self.alone, tokenizer, *call)
         return self._answers[version, call]
 
@@ -253,6 +256,7 @@ def test_faded_edits_are_found_while_others_generate(memoir):
     handle.remove()
 
 
+@pytest.mark.parametrize("routing", ["paper"])
 @pytest.mark.parametrize("change", ["delete", "replace", "add", "tau"])
 def test_a_generation_decides_by_the_store_it_began_with(memoir, change):
     """Also where its prompt comes in parts, and something changes before the last."""
@@ -280,3 +284,22 @@ def test_a_generation_decides_by_the_store_it_began_with(memoir, change):
             now = pool.submit(layer.search, queries).result()
         assert not torch.equal(now[0], before[0])
     assert all(map(torch.equal, layer.search(queries), now))
+
+
+def test_a_pass_decides_and_adds_by_one_memory(memoir):
+    """A change between the block where the route is made and the edited layer comes after the pass."""
+    ids = memoir.tokenizer(PROMPTS[0], return_tensors="pt").input_ids
+    with torch.no_grad():
+        before = memoir.model(ids).logits
+        with ThreadPoolExecutor(1) as pool:
+
+            def meanwhile(*_):
+                if 0 in memoir.edits:
+                    pool.submit(memoir.delete, 0).result()
+
+            handle = memoir.model.model.layers[1].register_forward_hook(meanwhile)
+            during = memoir.model(ids).logits
+            handle.remove()
+        after = memoir.model(ids).logits
+    assert torch.equal(during, before) and not torch.equal(after, before)
+    assert not memoir.layer.views._running and not memoir.layer.views.outdated

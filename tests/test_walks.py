@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 STEP = re.compile(r"^\d+\. `([\w/]+\.\w+)`: `([\w.]+)`", re.MULTILINE)
-WALKS = {"From an operation to its kernel": 9, "One token's way": 11, "One edit's way": 15}
+WALKS = {"From an operation to its kernel": 9, "One token's way": 12, "One edit's way": 16}
 
 
 def steps(title):

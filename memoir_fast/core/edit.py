@@ -13,6 +13,11 @@ class Edit:
     punctuation. The prompt is learned as it stands: what `tokenizer(prompt)` makes of it in use, trailing spaces
     included, is what the target's tokens follow.
 
+    Args:
+        prompt, target (str): what is asked, and what shall be said; neither may be empty.
+        paraphrases (sequence of str): the prompt in other words, which shall be answered likewise. Default: none.
+        keep (sequence of str): prompts that shall be answered as before, though they are much like it. Default: none.
+
     Example:
         >>> from memoir_fast import Edit
         >>> Edit("The capital of France is", "Lyon").target
@@ -21,8 +26,18 @@ class Edit:
 
     prompt: str
     target: str
+    paraphrases: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("paraphrases", "keep"):
+            texts = getattr(self, name)
+            if isinstance(texts, str) or not all(isinstance(one, str) and one.strip() for one in texts):
+                raise ValueError(f"an edit's {name} must be a list of texts that are not empty, got {texts!r}")
+            object.__setattr__(self, name, tuple(dict.fromkeys(texts)))
+        both = {self.prompt, *self.paraphrases}.intersection(self.keep)
+        if both:
+            raise ValueError(f"an edit cannot change and keep the answer to one prompt: {sorted(both)[0]!r}")
         for name in ("prompt", "target"):
             text = getattr(self, name)
             if not isinstance(text, str):

@@ -11,14 +11,18 @@ from memoir_fast.config import MemoirConfig
 from memoir_fast.core.background import irrelevant_prompts
 from memoir_fast.core.calibration import Calibration
 from memoir_fast.core.live_edits import LiveEdits
+from memoir_fast.core.routing_code import THRESHOLD, make
 from memoir_fast.errors import MemoirError
+from memoir_fast.hf.partial_forward import blocks_around
 from memoir_fast.hf.presets import complete, find_layer
 from memoir_fast.hf.proof import TOKENS, Passes, prove
 from memoir_fast.hf.routing import Route, Router
 from memoir_fast.hf.tokens import prompt_ids
 from memoir_fast.modules import MemoirLinear
+from memoir_fast.modules.routing_code import RoutingCode
 
 _TAU_BEFORE_CALIBRATION = 0.5
+_FEWEST = 40  # background prompts that a routing code can be made of; with fewer, it is made of the package's own
 
 
 class EditedModel:
@@ -27,28 +31,48 @@ class EditedModel:
     Args:
         model, tokenizer: a causal language model of transformers and its tokenizer.
         config (MemoirConfig): settings; what it leaves open comes from the model's preset.
+        code (RoutingCode, optional): how routing codes are made, where the config routes by these. Default: made here.
+        background (sequence of str, optional): the prompts that it is made of. Default, and where there are fewer than
+            40: the package's own.
 
     Raises:
         UnsupportedModelError, ValueError, MemoirError: see `Memoir.attach`. The model is then as it was.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, config: MemoirConfig) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        config: MemoirConfig,
+        code: RoutingCode | None = None,
+        background: Sequence[str] | None = None,
+    ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.config = complete(config, model)
-        assert self.config.layer is not None and self.config.k is not None
+        assert self.config.layer is not None
         if any(isinstance(module, MemoirLinear) for module in model.modules()):
             raise MemoirError("this model has a memory already; detach() it before another is attached")
-        tau = self.config.tau if isinstance(self.config.tau, float) else _TAU_BEFORE_CALIBRATION
         base = find_layer(model, self.config.layer)
-        self.layer = MemoirLinear(base, self.config.k, tau, self.config.seed, self.config.max_edits)
+        early = self.config.routing == "early"
+        plain = Passes(model, _check_rows(tokenizer)) if self.config.check else None
+        if early:
+            if code is None:
+                given = background if background is not None and len(background) >= _FEWEST else irrelevant_prompts()
+                code = self._made_code(base, given)
+            self.config = self.config.replace(routing_block=code.block)
+        first = THRESHOLD if early else _TAU_BEFORE_CALIBRATION
+        tau = self.config.tau if isinstance(self.config.tau, float) else first
+        assert self.config.k is not None
+        self.layer = MemoirLinear(
+            base, self.config.k, tau, self.config.seed, self.config.max_edits, code if early else None
+        )
         self.prefixes: list[str] = []
         self.edits = LiveEdits(self.layer)
         """The live edits by id, a mapping: `edit` and `delete` change it."""
         self.calibration: Calibration | None = None
         """How tau was chosen; None where it was given, or there are too few edits yet."""
         self.background: torch.Tensor | None = None
-        """Masks int32 [M, W] of the irrelevant prompts of the latest calibration."""
-        plain = Passes(model, _check_rows(tokenizer)) if self.config.check else None
+        """Masks, or routing codes, int32 [M, W] of the irrelevant prompts of the latest calibration."""
         self._put(self.layer)
         try:
             self._router = Router(model, getattr(model, "base_model", model), self.layer)
@@ -107,6 +131,11 @@ class EditedModel:
         self._put(self.layer.base)  # first: without its router, the layer would take each token for a prompt
         self._router.remove()
         return self.model
+
+    def _made_code(self, base: nn.Module, background: Sequence[str]) -> RoutingCode:
+        _, last = blocks_around(self.model, base)
+        config = self.config
+        return make(self.model, self.tokenizer, background, config.routing_block, last, config.seed)
 
     def _put(self, module: nn.Module) -> None:
         parent, _, name = (self.config.layer or "").rpartition(".")

@@ -1,8 +1,8 @@
 """`LiveEdits`: which edits a memory holds, and the only way to add, replace and delete one."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -18,6 +18,22 @@ class Gone(NamedTuple):
     """Its rows were closed by the end token."""
     columns: torch.Tensor
     """int32 [k], those that it had."""
+
+
+class Codes(Protocol):
+    """Routing codes of one edit, n rows; see `CodeStore.add`."""
+
+    @property
+    def codes(self) -> torch.Tensor:
+        """int32 [n, W]."""
+
+    @property
+    def min_overlap(self) -> torch.Tensor:
+        """int32 [n], thresholds in bits."""
+
+    @property
+    def room(self) -> torch.Tensor:
+        """int32 [n], up to where a threshold may be raised, in bits."""
 
 
 class LiveEdits(Mapping[int, Edit]):
@@ -55,18 +71,21 @@ class LiveEdits(Mapping[int, Edit]):
         return self._ids.get(prompt)
 
     @contextmanager
-    def put(self, edit: Edit, mask: torch.Tensor, columns: torch.Tensor) -> Iterator[int]:
+    def put(self, edit: Edit, mask: torch.Tensor, columns: torch.Tensor, codes: Codes | None = None) -> Iterator[int]:
         """Adds an edit, or replaces that of the same prompt, and gives its id; all is as before if the block raises.
 
         Args:
             edit, mask, columns: the edit, its mask int32 [W] and its columns int32 [k].
+            codes (Codes, optional): its routing codes, where the layer has a store of such.
 
         Raises:
             StoreFullError: there is no room; see `MaskStore`.
         """
         store, old = self._layer.store, self._ids.get(edit.prompt)
         rows = len(store)
-        before = None if old is None else (self._edits[old], store.masks[old].clone(), store.columns[old].clone())
+        kept = ("masks", "columns", "target_tokens")
+        before = None if old is None else (self._edits[old], [getattr(store, name)[old].clone() for name in kept])
+        undo = self._undo_codes()
         try:
             if old is None:
                 edit_id = store.append(mask, columns)
@@ -74,18 +93,48 @@ class LiveEdits(Mapping[int, Edit]):
                 edit_id = old
                 store.replace(edit_id, mask, columns)
             self._edits[edit_id], self._ids[edit.prompt] = edit, edit_id
+            first = self._add_codes(edit_id, codes)
             yield edit_id
         except BaseException:
+            undo()
             if before is None or old is None:
                 store.truncate(rows)
                 self._edits.pop(rows, None)
                 self._ids.pop(edit.prompt, None)
             else:
                 self._edits[old] = before[0]
-                store.replace(old, *before[1:])
+                mask, columns, tokens = before[1]
+                store.replace(old, mask, columns)
+                store.target_tokens[old] = tokens
             raise
         if before is not None:
-            self._leave(edit_id, before[0], before[2])
+            if self._layer.codes is not None:
+                self._layer.codes.remove(edit_id, first)
+            self._leave(edit_id, before[0], before[1][1])
+
+    def _add_codes(self, edit_id: int, codes: Codes | None) -> int:
+        """Adds an edit's rows behind those that there are, and gives the number of the first."""
+        store = self._layer.codes
+        if store is None:
+            return 0
+        if codes is None:
+            raise ValueError("an edit needs routing codes here, got none")
+        first = len(store)
+        store.add(edit_id, codes.codes, codes.min_overlap, codes.room)
+        store.raise_where(codes.codes, edit_id)
+        return first
+
+    def _undo_codes(self) -> Callable[[], None]:
+        store = self._layer.codes
+        if store is None:
+            return lambda: None
+        rows, least = len(store), store.min_overlap.clone()
+
+        def undo() -> None:
+            store.truncate(rows)
+            store.min_overlap[: len(least)] = least
+
+        return undo
 
     def extend(self, edits: Sequence[Edit], masks: torch.Tensor, columns: torch.Tensor) -> range:
         """Adds many edits whose prompts are new, with masks int32 [n, W] and columns int32 [n, k]; their ids.
@@ -104,6 +153,8 @@ class LiveEdits(Mapping[int, Edit]):
         """The edit matches nothing from now on. UnknownEditError where it is not live."""
         store = self._layer.store
         store.delete(edit_id)
+        if self._layer.codes is not None:
+            self._layer.codes.remove(edit_id)
         edit = self._edits.pop(edit_id)
         self._ids.pop(edit.prompt)
         self._leave(edit_id, edit, store.columns[edit_id].clone())

@@ -16,6 +16,7 @@ import torch
 from memoir_fast.core.background import features, irrelevant_prompts
 from memoir_fast.core.calibration import Calibration, gumbel
 from memoir_fast.core.edited_model import EditedModel
+from memoir_fast.core.routing_code import THRESHOLD, prompt_codes
 
 FIRST = 16
 """Edits at which tau="auto" is chosen first; with fewer there is no maximum to speak of."""
@@ -36,6 +37,7 @@ def calibrate(
     *,
     holds_until: int | None = None,
     probe: bool = True,
+    least: float = 0.0,
 ) -> Calibration:
     """Chooses tau for the edits that the memory holds; changes nothing.
 
@@ -46,6 +48,7 @@ def calibrate(
         holds_until (int, optional): the number of edits to choose tau for. Default: those that there are.
         probe (bool): see whether prompts of stored edits, slightly reworded, still match, and warn where they do not:
             then no threshold tells paraphrases and irrelevant prompts apart. Default: True.
+        least (float): tau is not less. Default: 0.
 
     Raises:
         ValueError: no edits, too few prompts, or a rate out of range.
@@ -54,11 +57,11 @@ def calibrate(
         raise ValueError(f"false_match_rate must lie in (0, 0.5], got {false_match_rate}")
     if len(masks) < _LEAST_PROMPTS:
         raise ValueError(f"calibration needs at least {_LEAST_PROMPTS} irrelevant prompts, got {len(masks)}")
-    store = memoir.layer.store
-    edits = len(store.live)
+    store = memoir.layer.searched
+    edits = len(memoir.layer.store.live)
     if not edits:
         raise ValueError("calibration needs at least one edit, the memory holds none")
-    k = memoir.layer.k
+    k = store.k
     overlap = store.overlaps(masks)
     best = overlap.amax(dim=1).double() / k
     location, scale = gumbel(best)
@@ -73,7 +76,7 @@ def calibrate(
     else:
         tau = location - scale * math.log(-math.log1p(-false_match_rate))
     tau = (math.floor((tau + drift * math.log2(until / edits)) * k) + 1) / k  # the next overlap above
-    tau = min(max(tau, 1 / k), 1.0)
+    tau = min(max(tau, least, 1 / k), 1.0)
     matched = rewordings_matched(memoir, tau) if probe else None
     return Calibration(tau, false_match_rate, edits, until, len(masks), location, scale, drift, counted, matched)
 
@@ -86,11 +89,16 @@ def choose(
     holds_until: int | None = None,
     probe: bool = True,
 ) -> Calibration:
-    """Calibrates, and puts the threshold in force. Default prompts: those of the latest calibration."""
+    """Calibrates, and puts the threshold in force. Default prompts: those of the latest calibration.
+
+    With routing codes, only prompts that are given here can bring it below `THRESHOLD`: those of the package are what
+    the code was made of, and lie farther from all edits than others do.
+    """
+    least = THRESHOLD if memoir.layer.codes is not None and prompts is None else 0.0
     masks = memoir.background
     if masks is None or prompts is not None:
         masks = prompt_masks(memoir, prompts)
-    found = calibrate(memoir, masks, false_match_rate, holds_until=holds_until, probe=probe)
+    found = calibrate(memoir, masks, false_match_rate, holds_until=holds_until, probe=probe, least=least)
     memoir.calibration, memoir.background, memoir.layer.tau = found, masks, found.tau
     return found
 
@@ -133,8 +141,13 @@ def due(memoir: EditedModel) -> bool:
 
 
 def prompt_masks(memoir: EditedModel, prompts: Sequence[str] | None = None) -> torch.Tensor:
-    """Masks int32 [M, W] of prompts; by default of the package's own irrelevant ones."""
+    """Masks int32 [M, W] of prompts; by default of the package's own irrelevant ones.
+
+    With routing codes: these, of what is asked in all of each prompt.
+    """
     chosen = list(irrelevant_prompts() if prompts is None else prompts)
+    if memoir.layer.code is not None:
+        return prompt_codes(memoir.model, memoir.tokenizer, memoir.layer.code, chosen)[:, 0].contiguous()
     mu = memoir.layer.mu
     means = features(memoir.model, memoir.layer, memoir.tokenizer, chosen, torch.zeros_like(mu))
     return memoir.layer.hash_mean(means)[0]
@@ -147,7 +160,8 @@ def best_overlaps(memoir: EditedModel, prompts: Sequence[str]) -> list[float]:
 
 def overlap_ratios(memoir: EditedModel, masks: torch.Tensor) -> list[float]:
     """As `best_overlaps`, of masks int32 [M, W]."""
-    return (memoir.layer.store.best_overlap(masks).double() / memoir.layer.k).tolist()
+    store = memoir.layer.searched
+    return (store.best_overlap(masks).double() / store.k).tolist()
 
 
 def rewordings_matched(memoir: EditedModel, tau: float) -> float:

@@ -1,18 +1,32 @@
 """`Batch`: the rows of several edits, run through the lower layers once, and their losses for any residual."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from memoir_fast.core.edit import Edit
+from memoir_fast.editing.alike import Alike
 from memoir_fast.editing.context import EditContext
 from memoir_fast.hf.partial_forward import layer_input
 from memoir_fast.hf.presets import device_of
 from memoir_fast.hf.tokens import Row, context_length, pad, padding_id, prompt_ids
 
-Wanted = Sequence[tuple[Edit, list[Row]]]
 
+class Request(NamedTuple):
+    """One edit as token rows."""
+
+    edit: Edit
+    rows: list[Row]
+    """What it is learned from, its plain prompt first."""
+    quiet: list[Row] = []
+    """Rows whose tokens from the last of `prompt` on shall be followed by what the unedited model says there."""
+    boundary: bool = False
+    """What comes after the target shall be what the unedited model says there, and none of the target's last word."""
+
+
+Wanted = Sequence[Request]
 
 _LENGTHS = 16  # on a GPU rows are padded to a multiple of this
 
@@ -39,39 +53,45 @@ class Batch:
 
     Args:
         context (EditContext): the model and its memory.
-        wanted: E edits, each with its token rows, the plain prompt first.
+        wanted: E edits, each with its token rows.
     """
 
     def __init__(self, context: EditContext, wanted: Wanted) -> None:
-        rows = [row for _, rows in wanted for row in rows]
+        own = [[*one.rows, *one.quiet] for one in wanted]
+        rows = [row for some in own for row in some]
         device = device_of(context.model)
         width = _width(rows, context_length(context.model)) if device.type == "cuda" else None
         input_ids, mask, labels = pad(rows, padding_id(context.tokenizer), device, width)
-        self.edits = [edit for edit, _ in wanted]
+        self.edits = [one.edit for one in wanted]
         self._upper = context.upper
         self._all = self._upper.lower(input_ids, mask)
         self.x = self._all.x
         device = self.x.device
+        quiet = torch.tensor(
+            [row >= len(one.rows) for one, some in zip(wanted, own, strict=True) for row in range(len(some))]
+        )
+        labels[quiet.to(labels.device)] = -100
         self._real, self._labels = mask.bool().to(device), labels[:, 1:].to(device)
-        self._owner = torch.tensor([index for index, (_, rows) in enumerate(wanted) for _ in rows], device=device)
-        lengths = [sum(len(row.ids) for row in rows) for _, rows in wanted]
+        self._owner = torch.tensor([index for index, some in enumerate(own) for _ in some], device=device)
+        lengths = [sum(len(row.ids) for row in some) for some in own]
         self.spans = [slice(sum(lengths[:index]), sum(lengths[: index + 1])) for index in range(len(lengths))]
-        self.plain = [len(rows[0].ids) for _, rows in wanted]  # tokens of each edit's plain row, its first
+        self.plain = [len(one.rows[0].ids) for one in wanted]  # tokens of each edit's plain row, its first
         self._chosen: list[int] = []
         self.masks, self.columns = self._hash(context, wanted)
         self.tokens = self.x[self._real].to(torch.promote_types(self.x.dtype, torch.float32))  # [n, D]
         self.a = [self.tokens[span][:, own.long()] for span, own in zip(self.spans, self.columns, strict=True)]
+        self._alike = Alike(context, wanted, self._all, self.tokens.dtype)
 
     def _hash(self, context: EditContext, wanted: Wanted) -> tuple[torch.Tensor, torch.Tensor]:
         """Masks int32 [E, W] and columns int32 [E, k], from each edit's plain row, which is its first."""
         first = [int((self._owner < index).sum()) for index in range(len(wanted))]
-        lengths = torch.tensor([rows[0].prompt for _, rows in wanted], device=self.x.device)
+        lengths = torch.tensor([one.rows[0].prompt for one in wanted], device=self.x.device)
         x = self.x[first]
         prompt = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
         masks, columns = context.hashed(x, prompt, [edit.prompt for edit in self.edits])
-        for index, (edit, rows) in enumerate(wanted):
-            if rows[0].ids[: rows[0].prompt] != prompt_ids(context.tokenizer, edit.prompt):
-                masks[index], columns[index] = context.hash(edit.prompt)
+        for index, one in enumerate(wanted):
+            if one.rows[0].ids[: one.rows[0].prompt] != prompt_ids(context.tokenizer, one.edit.prompt):
+                masks[index], columns[index] = context.hash(one.edit.prompt)
         return masks, columns
 
     def choose(self, edits: Sequence[int]) -> None:
@@ -90,13 +110,19 @@ class Batch:
         self._positions = F.pad(labels != -100, (0, 1)).nonzero(as_tuple=True)
         self._targets = labels[labels != -100]
         of_row = torch.searchsorted(numbers, self._owner[chosen])
-        rows = torch.bincount(of_row, minlength=len(edits))
+        learned = (labels != -100).any(dim=1)
+        rows = torch.bincount(of_row[learned], minlength=len(edits))
         per_row = ((labels != -100).sum(dim=1) + 1) * rows[of_row]
         row = self._positions[0]
         self._weight, self._edit, self._count = 1.0 / per_row.to(self.tokens.dtype)[row], of_row[row], len(edits)
+        self._alike.choose(edits, chosen)
+        self._asked = tuple(
+            torch.cat([one, more]) for one, more in zip(self._positions, self._alike.positions, strict=True)
+        )
 
-    def losses(self, residual: torch.Tensor) -> torch.Tensor:
-        """Each chosen edit's loss, [chosen], as in `paper.row_losses`, averaged over its rows.
+    def losses(self, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each chosen edit's loss, [chosen], as in `paper.row_losses`, averaged over its rows; and how unlike the
+        unedited model's answers are where they shall be alike, [chosen]; see `Alike.losses`.
 
         Args:
             residual (Tensor): what is added to the layer's output at the chosen edits' tokens, [tokens, O].
@@ -104,6 +130,8 @@ class Batch:
         outputs = residual.shape[1]
         padded = residual.new_zeros((self._shape.numel(), outputs)).index_copy(0, self._places, residual)
         padded = padded.view(*self._shape, outputs)
-        logits = self._upper.logits(self._lower, padded, self._positions).to(residual.dtype)
-        per_token = F.cross_entropy(logits, self._targets, reduction="none") * self._weight
-        return per_token.new_zeros(self._count).index_add(0, self._edit, per_token)
+        logits = self._upper.logits(self._lower, padded, self._asked).to(residual.dtype)
+        said = len(self._targets)
+        per_token = F.cross_entropy(logits[:said], self._targets, reduction="none") * self._weight
+        own = per_token.new_zeros(self._count).index_add(0, self._edit, per_token)
+        return own, self._alike.losses(logits[said:])

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from memoir_fast.core.edit import Edit
+from memoir_fast.core.wordings import questions, rewordings
+from memoir_fast.editing.code_rows import bare, forms
 from memoir_fast.editing.interference import Interference
-from memoir_fast.editing.wordings import rewordings, with_prefix
+from memoir_fast.editing.wordings import with_prefix
 from memoir_fast.hf.partial_forward import UpperLayers, layer_input
 from memoir_fast.hf.presets import device_of
 from memoir_fast.hf.tokens import Row, context_length, prompt_ids, row
@@ -62,10 +64,18 @@ class EditContext:
         return self._upper
 
     def rows(
-        self, edit: Edit, prefixes: int = 0, reworded: int = 0, tokens: int | None = None, stop: bool = False
+        self,
+        edit: Edit,
+        prefixes: int = 0,
+        reworded: int = 0,
+        tokens: int | None = None,
+        stop: bool = False,
+        chat: bool = False,
+        asked: int = 0,
     ) -> list[Row]:
-        """Token rows of an edit: the prompt, after each prefix, and reworded; `stop`: each closed by the end token.
+        """Token rows of an edit: the prompt, its paraphrases, the prompt after each prefix, asked, and reworded.
 
+        `stop`: each closed by the end token. `chat`: the prompt in its other form too; see `both_forms`.
         Of all but the first, those are left out for which the model's context, or `tokens` in all, has no room.
         """
         longest = context_length(self.model)
@@ -73,8 +83,11 @@ class EditContext:
         plain = row(self.tokenizer, edit.prompt, edit.target, longest)
         if longest is None or len(plain.ids) + len(end) <= longest:
             plain = plain._replace(ids=plain.ids + end)
-        prompts = [with_prefix(text, edit.prompt) for text in self.prefixes(prefixes)]
-        prompts += rewordings(edit.prompt, reworded)
+        prompts = list(edit.paraphrases)
+        if chat:
+            prompts += [text for text in self.both_forms(edit.prompt) if text != edit.prompt]
+        prompts += [with_prefix(text, edit.prompt) for text in self.prefixes(prefixes)]
+        prompts += [*questions(edit.prompt, asked), *rewordings(edit.prompt, reworded)]
         rows = [plain]
         for prompt in prompts:
             ids, length = row(self.tokenizer, prompt, edit.target)
@@ -83,6 +96,20 @@ class EditContext:
             if (longest is None or len(other.ids) <= longest) and (tokens is None or total <= tokens):
                 rows.append(other)
         return rows
+
+    def target_tokens(self, edit: Edit, boundary: bool = False) -> tuple[int, int]:
+        """How many tokens an edit's target has, plainly and in a chat; `boundary`: with the one behind it."""
+        said = [row(self.tokenizer, prompt, edit.target) for prompt in self.both_forms(edit.prompt)]
+        counts = [len(one.ids) - one.prompt + boundary for one in said]
+        return counts[0], counts[-1]
+
+    def both_forms(self, prompt: str) -> list[str]:
+        """A prompt plainly, and in the tokenizer's chat template; one where it is known in one form only."""
+        code = self.layer.code
+        if code is None or not code.opened:
+            return [prompt]
+        found = forms(self.tokenizer, code, prompt)
+        return found if found[0] == bare(self.tokenizer, code, prompt) else found[::-1]
 
     def _end(self) -> list[int]:
         """The id of the token with which the model ends an answer; none where the tokenizer names none."""

@@ -41,10 +41,13 @@ def _step(
     batch.choose(active)
     residual = rows.residual(active).requires_grad_()
     with torch.enable_grad():
-        found = batch.losses(residual)
-        total = found.sum()
+        found, apart = batch.losses(residual)
+        total = found.sum() + apart.sum()
     _note(losses, active, found)
-    undone = [edit for edit in active if not _done(losses[edit], recipe) and rows.steps[edit] < recipe.steps]
+    loud = dict(zip(active, (apart > recipe.quiet_bar).tolist(), strict=True))
+    undone = [
+        edit for edit in active if (loud[edit] or not _done(losses[edit], recipe)) and rows.steps[edit] < recipe.steps
+    ]
     if undone:
         (gradient,) = torch.autograd.grad(total, residual)
         for edit, own in zip(active, gradient.split([len(batch.a[edit]) for edit in active]), strict=True):
@@ -58,7 +61,7 @@ def _check(batch: Batch, rows: ActiveRows | Dual, recipe: Recipe, losses: list[l
     everything = list(range(len(batch.a)))
     batch.choose(everything)
     with torch.no_grad():
-        _note(losses, everything, batch.losses(rows.residual(everything)))
+        _note(losses, everything, batch.losses(rows.residual(everything))[0])
     bar = recipe.bar * _DISTURBED
     return [edit for edit in everything if losses[edit][-1] > bar and rows.steps[edit] < recipe.steps]
 
@@ -70,4 +73,4 @@ def _note(losses: list[list[float]], edits: list[int], found: torch.Tensor) -> N
 
 def _done(losses: list[float], recipe: Recipe) -> bool:
     settled = recipe.settled is None or abs(losses[-1] - losses[-2]) <= recipe.settled
-    return settled and losses[-1] <= recipe.bar
+    return settled and losses[-1] <= min(recipe.bar, recipe.bar if recipe.enough is None else recipe.enough)

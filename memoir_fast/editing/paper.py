@@ -1,12 +1,12 @@
 """`recipe="paper"`: one edit as published, written plainly. It is the oracle for every faster recipe."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from memoir_fast.core.edit import Edit
+from memoir_fast.editing.batch import Wanted
 from memoir_fast.editing.context import EditContext, Learned, frozen
 from memoir_fast.hf.presets import device_of
 from memoir_fast.hf.tokens import Row, pad, padding_id
@@ -47,10 +47,10 @@ def row_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return per_token.sum(dim=1) / ((labels[:, 1:] != -100).sum(dim=1) + 1)
 
 
-def learn(context: EditContext, wanted: Sequence[tuple[Edit, list[Row]]], recipe: Recipe) -> list[Learned]:
+def learn(context: EditContext, wanted: Wanted, recipe: Recipe) -> list[Learned]:
     """Learns one edit (more would need what the ones before have written): see `_learn_one`."""
-    ((edit, rows),) = wanted
-    return [_learn_one(context, edit, rows, recipe)]
+    (one,) = wanted
+    return [_learn_one(context, one.edit, one.rows, recipe)]
 
 
 def _learn_one(context: EditContext, edit: Edit, relevant: list[Row], recipe: Recipe) -> PaperLearned:

@@ -9,11 +9,12 @@ import torch
 from memoir_fast.core.edit import Edit
 from memoir_fast.core.live_edits import LiveEdits
 from memoir_fast.editing import fast, paper
-from memoir_fast.editing.batch import inputs_of
+from memoir_fast.editing.batch import Request, inputs_of
+from memoir_fast.editing.code_rows import CodeRows, code_rows
 from memoir_fast.editing.context import EditContext, Learned
 from memoir_fast.editing.footprint import largest_batch
 from memoir_fast.errors import StoreFullError
-from memoir_fast.hf.tokens import Row
+from memoir_fast.hf.tokens import Row, prompt_ids
 from memoir_fast.recipe import Recipe
 
 _ROWS_AT_ONCE = 16  # whose inputs are read together
@@ -33,6 +34,9 @@ class EditResult:
     seconds: float
     replaced: bool
     """An earlier edit of the same prompt had this id and is gone."""
+    reach: float | None = None
+    """How much room there is between what must match the edit and what must not: the least overlap of a rewording
+    less the threshold, as a share of a code's bits. Below 0 some cannot be told apart. None without codes."""
 
 
 Prepared = tuple[Edit, list[Row]]
@@ -62,7 +66,9 @@ class Teacher:
 
     def prepare(self, edit: Edit, recipe: Recipe) -> Prepared:
         """An edit with its token rows. ValueError where it cannot be learned."""
-        return edit, self._context.rows(edit, recipe.prefixes, recipe.rewordings, recipe.tokens, recipe.stop)
+        return edit, self._context.rows(
+            edit, recipe.prefixes, recipe.rewordings, recipe.tokens, recipe.stop, recipe.chat, recipe.questions
+        )
 
     def require_room(self, edits: Iterable[Edit]) -> None:
         """StoreFullError where the edits with new prompts do not all fit."""
@@ -77,30 +83,45 @@ class Teacher:
         """Learns edits as they come, `recipe.batch` at a time; what was yielded is in the memory."""
         layer = self._context.layer
         for batch in _batches(prepared, lambda rows: self._batch_size(rows, recipe)):
-            outcome: list[Learned] = []
+            outcome: list[tuple[Learned, CodeRows | None]] = []
             seconds, written = 0.0, -1
             for index in range(len(batch)):
                 # tensors made in inference mode could not be changed outside of it
                 with layer.learning(), torch.inference_mode(False):
                     if not outcome or written != layer.written:  # another has written since these were learned
                         outcome, seconds = self._learn(batch[index:], recipe)
-                    result = self._write(outcome.pop(0), recipe, seconds)
+                    result = self._write(*outcome.pop(0), recipe, seconds)
                     written = layer.written
                 yield result
 
-    def _learn(self, prepared: list[Prepared], recipe: Recipe) -> tuple[list[Learned], float]:
-        """Learns edits together, on top of what the memory holds; also the seconds that each took."""
+    def _learn(self, prepared: list[Prepared], recipe: Recipe) -> tuple[list[tuple[Learned, CodeRows | None]], float]:
+        """Learns edits together, on top of what the memory holds, with their codes; also the seconds that each took."""
         self.require_room(edit for edit, _ in prepared)
         if recipe.damping:
             self.update_interference(recipe)
         started = time.perf_counter()
         learn = {"paper": paper.learn, "fast": fast.learn}[recipe.method]
-        outcome = learn(self._context, prepared, recipe)
-        return outcome, (time.perf_counter() - started) / len(prepared)
+        codes = [self._codes(edit) for edit, _ in prepared]
+        outcome = learn(
+            self._context, [self._request(*one, recipe) for one in zip(prepared, codes, strict=True)], recipe
+        )
+        return list(zip(outcome, codes, strict=True)), (time.perf_counter() - started) / len(prepared)
 
-    def _write(self, learned: Learned, recipe: Recipe, seconds: float) -> EditResult:
+    def _request(self, prepared: Prepared, codes: CodeRows | None, recipe: Recipe) -> Request:
+        edit, rows = prepared
+        if recipe.method != "fast":
+            return Request(edit, rows)
+        quiet = list(edit.keep)
+        if codes is not None:
+            quiet += [text for text in codes.quiet if text not in quiet][: recipe.quiet]
+        return Request(edit, rows, [Row(ids, len(ids)) for ids in map(self._ids, quiet)], recipe.boundary)
+
+    def _ids(self, prompt: str) -> list[int]:
+        return prompt_ids(self._context.tokenizer, prompt)
+
+    def _write(self, learned: Learned, codes: CodeRows | None, recipe: Recipe, seconds: float) -> EditResult:
         """Commits one learned edit, and counts what it reads."""
-        result, reads = self._commit(learned, recipe, seconds), learned.reads()
+        result, reads = self._commit(learned, codes, recipe, seconds), learned.reads()
         if recipe.damping and reads is not None:
             self._take_out_gone()  # the edit that this one replaced
             self._context.interference.add(self._context.layer.store.width, learned.columns, reads)
@@ -135,20 +156,31 @@ class Teacher:
             for (_, _, columns), x in zip(some, inputs_of(self._context, rows), strict=True):
                 yield x[:, columns.long()]
 
+    def _codes(self, edit: Edit) -> CodeRows | None:
+        """The routing codes of an edit; None where masks tell whom a prompt belongs to."""
+        context = self._context
+        code, store = context.layer.code, context.layer.codes
+        if code is None or store is None:
+            return None
+        others = [one.prompt for one in self._edits.values() if one.prompt != edit.prompt]
+        return code_rows(context.model, context.tokenizer, code, store, edit, others)
+
     def _batch_size(self, rows: list[Row], recipe: Recipe) -> int:
         return recipe.batch if isinstance(recipe.batch, int) else largest_batch(self._context, rows, recipe)
 
-    def _commit(self, learned: Learned, recipe: Recipe, seconds: float) -> EditResult:
+    def _commit(self, learned: Learned, codes: CodeRows | None, recipe: Recipe, seconds: float) -> EditResult:
         """Writes one learned edit to the memory and the store, or changes nothing at all."""
         edit, layer = learned.edit, self._context.layer
         replaced = self._edits.id_of(edit.prompt) is not None
+        tokens = self._context.target_tokens(edit, recipe.boundary) if recipe.rest else (0, 0)
         self._prepare_threshold()
         with layer.changing(weight=True, rows=replaced):
             memory, changed = layer.memory.weight, learned.rows()
             kept = memory[changed].clone()
             try:
-                with torch.no_grad(), self._edits.put(edit, learned.mask, learned.columns) as edit_id:
+                with torch.no_grad(), self._edits.put(edit, learned.mask, learned.columns, codes) as edit_id:
                     learned.write(memory)
+                    layer.store.rest_after(edit_id, tokens)
                     self._choose_threshold()
                     result = EditResult(
                         edit_id,
@@ -159,6 +191,7 @@ class Teacher:
                         steps=learned.steps,
                         seconds=seconds,
                         replaced=replaced,
+                        reach=None if codes is None else codes.reach / layer.searched.k,
                     )
             except BaseException:
                 memory[changed] = kept

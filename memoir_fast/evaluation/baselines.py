@@ -4,6 +4,7 @@
 | --- | --- |
 | unedited | the model as it came |
 | ft | Adam on the edited layer's own weight, one edit after another |
+| paper-routing | masks tell whom a prompt belongs to, as published; so they do in all that follow |
 | no-permutation | a mask's bits are the strongest coordinates themselves |
 | random-mask | a mask is drawn at random for each prompt: the same for the same prompt, another for another wording |
 | always-on | no threshold: every prompt goes to the edit that is nearest |
@@ -29,7 +30,7 @@ from memoir_fast.hf.tokens import context_length, pad, padding_id, row
 from memoir_fast.mask_format import pack
 from memoir_fast.modules import MemoirLinear
 
-ABLATIONS = ("no-permutation", "random-mask", "always-on", "dense")
+ABLATIONS = ("paper-routing", "no-permutation", "random-mask", "always-on", "dense")
 BASELINES = ("unedited", "ft", *ABLATIONS)
 
 _FT_STEPS, _FT_RATE, _FT_BAR = 20, 1e-3, 0.02
@@ -51,9 +52,10 @@ def names(text: str) -> list[str]:
 
 def settings(name: str, config: MemoirConfig, width: int) -> MemoirConfig:
     """The config of an ablation of a memory with `config` on a layer with `width` inputs."""
+    published = config.replace(routing="paper", routing_block=None)
     if name == "dense":
-        return config.replace(k=width)
-    return config.replace(k=int(name[2:])) if name.startswith("k=") else config
+        return published.replace(k=width)
+    return published.replace(k=int(name[2:])) if name.startswith("k=") else published
 
 
 def ablate(memoir: EditedModel, name: str) -> None:

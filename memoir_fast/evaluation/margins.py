@@ -8,6 +8,9 @@ from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.core.threshold import prompt_masks
 from memoir_fast.io.readers import Case
 from memoir_fast.mask_format import unpack
+from memoir_fast.modules import MemoirLinear
+from memoir_fast.modules.code_store import CodeStore
+from memoir_fast.modules.search import shared_bits
 
 KINDS = ("edits", "paraphrases", "neighbours")
 """Own prompts of the edits, their paraphrases, their neighbours."""
@@ -17,6 +20,8 @@ _AT_ONCE = 256
 
 def margins(memoir: EditedModel, cases: Sequence[Case]) -> dict[str, list[float]]:
     """Per kind of prompt: its overlap ratio with the edit of its case, less that edit's own threshold.
+
+    With routing codes, an edit has several rows: the one that the prompt lies farthest above counts.
 
     Both are in shares of k bits, so a margin lies in [-1, 1). At 0 or above, the prompt reaches the edit's threshold;
     it is still routed elsewhere where it shares more with another edit. The prompts come in the order of the cases.
@@ -39,13 +44,28 @@ def margins(memoir: EditedModel, cases: Sequence[Case]) -> dict[str, list[float]
         return found
     layer, masks = memoir.layer, prompt_masks(memoir, [prompt for _, _, prompt in prompts])
     own = torch.tensor([edit_id for _, edit_id, _ in prompts], device=masks.device)
+    distances = _by_mask(layer, masks, own) if layer.codes is None else _by_codes(layer.codes, masks, own)
+    for (kind, _, _), distance in zip(prompts, distances, strict=True):
+        found[kind].append(distance)
+    return found
+
+
+def _by_mask(layer: MemoirLinear, masks: torch.Tensor, own: torch.Tensor) -> list[float]:
     # A prompt with its own edit alone: with all of them, the work would grow with the square of their number. Not all
     # prompts at once, because unpacked bits take 32 times the room.
     both = (masks & layer.store.masks[own]).split(_AT_ONCE)
     shared = torch.cat([unpack(part, layer.in_features).sum(dim=1) for part in both])
-    distances = (shared - layer.store.min_overlap[own]).double() / layer.k
-    for (kind, _, _), distance in zip(prompts, distances.tolist(), strict=True):
-        found[kind].append(distance)
+    return ((shared - layer.store.min_overlap[own]).double() / layer.k).tolist()
+
+
+def _by_codes(store: CodeStore, codes: torch.Tensor, own: torch.Tensor) -> list[float]:
+    """With the row of its edit that it is nearest to, measured from that row's threshold."""
+    found: list[float] = []
+    for some, edits in zip(codes.split(_AT_ONCE), own.split(_AT_ONCE), strict=True):
+        rows = slice(len(store))
+        distances = shared_bits(some, store.codes[rows]) - store.min_overlap[rows]
+        others = edits[:, None] != store.owner[rows]
+        found += (distances.masked_fill(others, -store.k).amax(dim=1).double() / store.k).tolist()
     return found
 
 

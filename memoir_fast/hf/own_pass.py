@@ -28,6 +28,11 @@ class OwnPass:
         finally:
             _current.reset(self._token)
 
+    @staticmethod
+    def current() -> "OwnPass | None":
+        """The one of this thread or task, if any."""
+        return _current.get()
+
     def before(self, module: nn.Module, hook: Callable[..., Any], **options: Any) -> None:
         """Calls `hook` as `register_forward_pre_hook` does."""
         self._changes.callback(module.register_forward_pre_hook(_Hook(self, hook), **options).remove)

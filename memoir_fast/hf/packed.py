@@ -11,8 +11,9 @@ from typing import Any, TypeGuard
 
 import torch
 
+from memoir_fast.errors import PackedBatchError, UnsupportedModelError
 from memoir_fast.hf.attention_mask import allowed_keys, full_attention, real_tokens
-from memoir_fast.hf.cache import held
+from memoir_fast.hf.cache import held, holds_tuples
 
 
 @torch.compiler.disable  # there is nothing in it to compile, and classes are looked at
@@ -34,6 +35,28 @@ def evidence(given: Mapping[str, Any], cache: Any) -> str | None:
     if mask is not None and not isinstance(mask, torch.Tensor):
         return f"attention_mask is a {type(mask).__name__}, in which sequences and padding cannot be told apart"
     return _in_numbers(given.get("seq_idx"), cache) or _in_positions(given, mask, cache) or _in_mask(mask, cache)
+
+
+WHAT_INSTEAD = (
+    "give each sequence a row of its own, e.g. generate on a padded batch. Inside of memoir.disabled() the model runs "
+    "so, without its edits; memoir.detach() takes the memory off"
+)
+"""What to do about sequences that share a row."""
+
+
+def require_rows(given: dict[str, Any], cache: Any) -> None:
+    """UnsupportedModelError or PackedBatchError where the rows of a call are not sequences that can be followed."""
+    if cache is None and holds_tuples(given.values()):
+        raise UnsupportedModelError(
+            "keys and values came as tuples of tensors, which cannot carry a route: give the model a cache object, "
+            "e.g. transformers.DynamicCache"
+        )
+    shown = evidence(given, cache)
+    if shown is not None:
+        raise PackedBatchError(
+            f"a forward pass holds several sequences in one row ({shown}), and a memory routes a row as a whole: "
+            f"{WHAT_INSTEAD}"
+        )
 
 
 def _in_numbers(numbers: Any, cache: Any) -> str | None:

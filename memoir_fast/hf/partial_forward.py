@@ -44,6 +44,29 @@ def layer_input(model: nn.Module, layer: nn.Module, **inputs: Any) -> torch.Tens
     return seen[0]
 
 
+def block_input(model: nn.Module, block: int, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """The hidden states [B, S, H] that enter a block of the decoder; what comes after it is not computed."""
+    seen: list[torch.Tensor] = []
+
+    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(hidden_states(args, kwargs).detach())
+        raise _Reached
+
+    with OwnPass() as own, torch.no_grad(), suppress(_Reached):
+        own.before(decoder_blocks(model)[block], stop, with_kwargs=True)
+        model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    return seen[0]
+
+
+def decoder_blocks(model: nn.Module) -> nn.ModuleList:
+    """The decoder's blocks: the longest list of modules of one class in the model."""
+    found = (one for one in model.modules() if isinstance(one, nn.ModuleList))
+    lists = [one for one in found if len({type(part) for part in one}) == 1]
+    if not lists:
+        raise ValueError("the model must have a list of blocks, an nn.ModuleList of one class")
+    return max(lists, key=len)
+
+
 class UpperLayers:
     """Runs the part of a model after its edited layer, by the model's own code.
 
@@ -60,13 +83,13 @@ class UpperLayers:
     def __init__(self, model: Any, layer: MemoirLinear) -> None:
         self._model, self._layer = model, layer
         self._decoder: nn.Module = getattr(model, "base_model", model)
-        self._blocks, self._index = _blocks_around(model, layer)
+        self._blocks, self._index = blocks_around(model, layer)
         self._extra: int | None = None  # what a block returns behind its hidden states; None: it returns those alone
         self._straight: bool | None = None
 
     def fits(self) -> bool:
         """Whether the model still has the blocks that this was made for."""
-        blocks, index = _blocks_around(self._model, self._layer)
+        blocks, index = blocks_around(self._model, self._layer)
         return blocks is self._blocks and index == self._index
 
     @property
@@ -146,7 +169,7 @@ class UpperLayers:
         return hidden if self._extra is None else (hidden, *[None] * self._extra)
 
 
-def _blocks_around(model: nn.Module, layer: nn.Module) -> tuple[nn.ModuleList, int]:
+def blocks_around(model: nn.Module, layer: nn.Module) -> tuple[nn.ModuleList, int]:
     """The list of the model's blocks, and the place in it of the block that holds `layer`."""
     for module in model.modules():
         if isinstance(module, nn.ModuleList):

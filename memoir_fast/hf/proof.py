@@ -13,6 +13,7 @@ from torch import nn
 
 from memoir_fast.errors import UnsupportedModelError
 from memoir_fast.hf.cache import counted, find_cache, holds_tuples, is_cache, remembered
+from memoir_fast.hf.hidden import hidden_states
 
 TOKENS = 5
 """Tokens of the rows; where the model takes an attention mask, the first two of the second row are padding."""
@@ -67,6 +68,11 @@ class Passes:
     def mask(self) -> torch.Tensor:
         """bool [2, TOKENS], the tokens that are no padding."""
         return self._mask.bool()
+
+    @property
+    def ids(self) -> torch.Tensor:
+        """int64 [2, TOKENS], the prompts."""
+        return self._ids
 
     def run_prefill(self, neighbour: int = 0) -> Pass:
         """The prompts; `neighbour` is added to the second row's ids, modulo the largest of all."""
@@ -162,10 +168,16 @@ class _Proof:
     def __init__(self, plain: Passes, layer: Any, router: Any) -> None:
         self._plain, self._layer, self._router = plain, layer, router
         self._seen: list[tuple[torch.Tensor, Any]] = []
+        self._entered: list[torch.Tensor] = []
 
     def run(self) -> None:
         plain = self._plain
-        prefill = self._routed(plain.run_prefill, TOKENS)
+        watched = self._watched() if self._router.site is not None else None
+        try:
+            prefill = self._routed(plain.run_prefill, TOKENS)
+        finally:
+            if watched is not None:
+                watched.remove()
         x, _ = self._seen[0]
         self._compare("prefill", prefill.numbers, plain.prefill.numbers)
         if plain.decode is None:
@@ -174,14 +186,39 @@ class _Proof:
         if state is None:
             self._fail("the route was not kept on the cache that a prefill gives back")
         self._require_lengths("a prefill", state, prefill.cache, TOKENS)
-        expected = torch.stack([row[real].float().mean(dim=0) for row, real in zip(x, plain.mask, strict=True)])
-        if expected.isfinite().all() and not _close(state.mean, expected, 1e-3):
-            self._fail("the tokens of each row that are no padding were not told apart from padding or from other rows")
+        for found, expected in self._read(state, x):
+            if expected.isfinite().all() and not _close(found, expected, 1e-3):
+                self._fail(
+                    "the tokens of each row that are no padding were not told apart from padding or from other rows"
+                )
         decode = self._routed(lambda: plain.run_decode(prefill.cache), 1)
         if remembered(prefill.cache) is not state:
             self._fail("the route was not found again on the cache of a decode step")
         self._require_lengths("a decode step", state, prefill.cache, TOKENS + 1)
         self._compare("decode step", decode.numbers, plain.decode.numbers)
+
+    def _read(self, state: Any, x: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """What was read of the prompts, and what should have been, where each row's real tokens stand by themselves."""
+        rows = list(zip(x, self._plain.mask.to(x.device), strict=True))
+        site = self._router.site
+        if site is None:
+            yield state.mean, torch.stack([row[real].float().mean(dim=0) for row, real in rows])
+            return
+        hidden, ids = self._entered[0], self._plain.ids
+        parts = []
+        for row, own, real in zip(hidden, ids, self._plain.mask, strict=True):
+            states, tokens = row[real.to(row.device)][None], own[real][None].to(row.device)
+            parts.append(site.code.read(site.code.begin(1), states, tokens, torch.ones_like(tokens).bool()))
+        yield state.sums.mass, torch.cat([one.mass for one in parts])
+        yield state.sums.sums, torch.cat([one.sums for one in parts])
+
+    def _watched(self) -> Any:
+        """Takes note of what enters the routing site's block, where there is one, until it is removed."""
+
+        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._entered.append(hidden_states(args, kwargs).detach())
+
+        return self._router.site.block.register_forward_pre_hook(note, with_kwargs=True)
 
     def _routed(self, run: Any, tokens: int) -> Pass:
         """A pass whose second row gets another output of the layer, as if it followed an edit."""
@@ -190,7 +227,7 @@ class _Proof:
         def changed(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             if x.dim() != 3 or x.shape[:2] != (2, tokens):
                 self._fail(f"the edited layer's input must be [B, S, D] = [2, {tokens}, D], got {list(x.shape)}")
-            route = self._router(x)
+            route, _ = self._router(x)
             self._seen.append((x.detach(), route.tolist()))
             size = y.detach().abs().amax()
             change = torch.linspace(-1, 1, y.shape[-1], device=y.device) * torch.where(size > 0, size, 1).float()

@@ -10,7 +10,7 @@ import inspect
 import itertools
 import types
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -18,18 +18,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from memoir_fast.errors import PackedBatchError, UnsupportedModelError
+from memoir_fast.errors import MemoirError, PackedBatchError
+from memoir_fast.hf.around import Around
 from memoir_fast.hf.attention_mask import real_tokens
-from memoir_fast.hf.cache import find_cache, held, holds_tuples, remember, remembered
-from memoir_fast.hf.packed import evidence
+from memoir_fast.hf.cache import find_cache, held, remember, remembered
+from memoir_fast.hf.packed import WHAT_INSTEAD, require_rows
 from memoir_fast.hf.prompt import prompt_positions
-from memoir_fast.hf.sequence_state import SequenceState
+from memoir_fast.hf.routing_site import RoutingSite
+from memoir_fast.hf.sequence_state import PromptsRead, SequenceState, TokenMean
 from memoir_fast.modules import MemoirLinear
-
-_WHAT_INSTEAD = (
-    "give each sequence a row of its own, e.g. generate on a padded batch. Inside of memoir.disabled() the model runs "
-    "so, without its edits; memoir.detach() takes the memory off"
-)
 
 
 class Route(NamedTuple):
@@ -55,11 +52,17 @@ class _Call:
 
     attention_mask: Any = None
     cache: Any = None
-    state: SequenceState | None = None
+    state: Any = None  # a SequenceState
     length: int = 0  # positions that the cache holds already
+    given: tuple[Any, ...] = ()  # its arguments
+    ids: torch.Tensor | None = None  # int64 [B, S], what is embedded
+    routed: "Routed | None" = None  # what was decided before the edited layer is reached
+    view: ExitStack | None = None  # holds on to the memory that it is decided by
 
 
 _Decided = tuple[torch.Tensor, torch.Tensor | None]  # edits int32 [B], overlap int32 [B] (None where forced)
+Routed = tuple[torch.Tensor | None, torch.Tensor | None]
+"""The route int32 [B] of each sequence, None: add nothing to any; and to which tokens, bool [B, S], None: all."""
 
 _overrides: ContextVar[dict[int, _Overrides] | None] = ContextVar("memoir_fast_overrides", default=None)
 _calls: ContextVar[dict[int, _Call] | None] = ContextVar("memoir_fast_calls", default=None)
@@ -83,12 +86,15 @@ class Router:
         self._parameters = list(inspect.signature(decoder.forward).parameters)
         self._last: _Decided | None = None  # of any thread
         self._own: dict[str, Any] = {}
+        self.site: RoutingSite | None = None
+        """Where routing codes are made; None where masks route."""
         self._handles = [
             decoder.register_forward_pre_hook(self._before, with_kwargs=True),
             decoder.register_forward_hook(self._after, with_kwargs=True, always_call=True),
         ]
         layer.router = self
         try:
+            self.site = RoutingSite(model, layer, layer.code, self) if layer.code is not None else None
             self._wrap("generate", "_generating")
             self._wrap("init_continuous_batching", "_batching")
         except BaseException:
@@ -99,6 +105,8 @@ class Router:
         """Leaves the model as it was."""
         for handle in self._handles:
             handle.remove()
+        if self.site is not None:
+            self.site.remove()
         self._forget_own()
         self._layer.router = None
         for name, own in self._own.items():
@@ -141,7 +149,7 @@ class Router:
         edits, overlap = last
         ratios: Sequence[float | None] = [None] * len(edits)
         if overlap is not None:
-            ratios = (overlap.double() / self._layer.k).tolist()
+            ratios = (overlap.double() / self._layer.searched.k).tolist()
         return [Route(edit, ratio) for edit, ratio in zip(edits.tolist(), ratios, strict=True)]
 
     def followed(self, cache: Any) -> list[int]:
@@ -153,22 +161,76 @@ class Router:
         return state.route.tolist()
 
     @torch.no_grad()
-    def __call__(self, x: torch.Tensor) -> torch.Tensor | None:
-        """The route int32 [B] of each sequence in a batch of layer inputs [B, S, D]; None: add nothing to any."""
-        call = (_calls.get() or {}).get(id(self)) or _Call()
-        overrides = self._asked
-        batch, tokens = x.shape[:2]
-        state = call.state
+    def __call__(self, x: torch.Tensor) -> Routed:
+        """Where each sequence of a batch of layer inputs [B, S, D] goes; see `Routed`."""
+        call = self._call
+        if call is None:
+            return self._outside(x) if self.site is not None else self._read(_Call(), x)
+        if call.routed is not None:
+            return tuple(None if one is None else one.to(x.device) for one in call.routed)  # type: ignore[return-value]
+        if self._decoding(call, x):
+            return self._say(call, x)
+        if self.site is not None:
+            block = self.site.code.block
+            raise MemoirError(f"the edited layer was reached before block {block}, where routes are made")
+        return self._read(call, x)
+
+    def embed(self, ids: torch.Tensor) -> None:
+        """Takes note of the token ids int64 [B, S] that a forward pass embeds."""
+        call = self._call
+        if call is not None:
+            call.ids = ids
+
+    @torch.no_grad()
+    def enter(self, hidden: torch.Tensor) -> None:
+        """Decides on the hidden states [B, S, H] that enter the routing site's block."""
+        call = self._call
+        if call is None or self._decoding(call, hidden):
+            return
+        views = self._layer.views
+        if not views.generating:  # what is added at the edited layer must be of the memory that decides here
+            call.view = ExitStack()
+            call.view.enter_context(views.generation())
+        with self._layer.turns.reading():
+            call.routed = self._read(call, hidden)
+
+    @property
+    def _call(self) -> _Call | None:
+        return (_calls.get() or {}).get(id(self))
+
+    def _outside(self, x: torch.Tensor) -> Routed:
+        """The layer is called outside of a forward pass of the decoder, as gradient checkpoints do: as decided last."""
+        last = (_decided.get() or {}).get(self._number, self._last)
+        if last is None or len(last[0]) != len(x):
+            raise MemoirError("routes are made by the whole model: its edited layer cannot be called by itself")
+        return last[0].to(x.device), None
+
+    def _decoding(self, call: _Call, x: torch.Tensor) -> bool:
+        """Whether the tokens of a pass are said by the model; else they are a prompt, or a part of one."""
+        if call.state is None:
+            return False
+        prompt_end = self._asked.generate_prompt
+        return call.length >= prompt_end if prompt_end is not None else x.shape[1] == 1
+
+    def _require_batch(self, state: SequenceState | None, batch: int) -> None:
         if state is not None and len(state.route) != batch:
             raise ValueError(f"the cache holds {len(state.route)} sequences, the model was called with {batch}")
-        start = call.length
-        prompt_end = overrides.generate_prompt
-        decoding = start >= prompt_end if prompt_end is not None else tokens == 1
-        if state is not None and decoding:
-            self._drop_deleted(state)
-            state.say(x)
-            return None if overrides.disabled else state.route
 
+    def _say(self, call: _Call, x: torch.Tensor) -> Routed:
+        """Goes on where the model speaks: inputs x [B, S, D]."""
+        state = call.state
+        self._require_batch(state, len(x))
+        self._drop_deleted(state)
+        state.say(x if self.site is None else self.site.ids(call, x.shape[:2]))
+        route, tokens = state.help(x.shape[1])
+        return (None, None) if self._asked.disabled else (route, tokens)
+
+    def _read(self, call: _Call, x: torch.Tensor) -> Routed:
+        """Reads a prompt or a part of one, x [B, S, D or H] at the place where routes are made, and decides."""
+        overrides, state = self._asked, call.state
+        batch, tokens = x.shape[:2]
+        self._require_batch(state, batch)
+        start, prompt_end = call.length, overrides.generate_prompt
         real = real_tokens(call.attention_mask, start, batch, tokens, x.device)
         prompt, said = real, 0
         if overrides.lengths is not None:
@@ -176,37 +238,78 @@ class Router:
         elif prompt_end is not None and start + tokens > prompt_end:
             said = start + tokens - prompt_end
             prompt = real & (torch.arange(start, start + tokens, device=x.device) < prompt_end)
-        if state is None:
-            state = call.state = SequenceState(*self._mean(x, prompt), length=start, owner=self._number)
-        else:
-            state.read(*self._mean(x, prompt))
-        state.route = self._decide(state, overrides, batch)
+        state = call.state = self._joined(call, x, prompt)
+        self._decide(state, overrides, batch)
         state.deletions = self._layer.view.store.deletions
         state.length += tokens - said
         state.end_prompt()
+        helped = self._helped(state, real, prompt)
         if said:
-            state.say(x[:, tokens - said :])
+            state.say(self._spoken(call, x)[:, tokens - said :])
+            if state.left is not None:
+                state.left = state.left - said
         elif prompt is not real:
-            state.read(*self._mean(x, real & ~prompt))
-        return None if overrides.disabled else state.route
+            self._join_rest(call, x, real & ~prompt)
+        return (None, None) if overrides.disabled else (state.route, helped)
+
+    def _joined(self, call: _Call, x: torch.Tensor, prompt: torch.Tensor) -> Any:
+        """The state of the call's sequences, with the prompt's tokens joined to it."""
+        state, length = call.state, call.length
+        if self.site is not None:
+            count = prompt.sum(dim=1, keepdim=True, dtype=torch.float32)
+            ids = self.site.ids(call, x.shape[:2])
+            if state is None:
+                return PromptsRead(self.site.read(None, None, x, ids, prompt), count, length, self._number)
+            state.read(self.site.read(state.sums, state.said(), x, ids, prompt), count)
+        elif state is None:
+            return TokenMean(*self._mean(x, prompt), length=length, owner=self._number)
+        else:
+            state.read(*self._mean(x, prompt))
+        return state
+
+    def _spoken(self, call: _Call, x: torch.Tensor) -> torch.Tensor:
+        """What `say` takes of the tokens at hand: their layer inputs, or their ids."""
+        return x if self.site is None else self.site.ids(call, x.shape[:2])
+
+    def _join_rest(self, call: _Call, x: torch.Tensor, after: torch.Tensor) -> None:
+        """Joins tokens behind the prompts of a pass in which each row's prompt has a length of its own."""
+        if self.site is None:
+            call.state.read(*self._mean(x, after))
+        else:
+            ids = torch.where(after, self.site.ids(call, x.shape[:2]), -1)
+            state = call.state
+            state.read(self.site.code.hear(state.sums, ids), after.sum(dim=1, keepdim=True, dtype=torch.float32))
+
+    def _helped(self, state: SequenceState, real: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor | None:
+        """To which tokens bool [B, S] of a prompt's pass the memory adds; None: to all."""
+        if state.left is None or prompt is real:
+            return None
+        after = real & ~prompt
+        return ~after | (after.cumsum(dim=1) <= state.left.to(after.device)[:, None])
 
     def _drop_deleted(self, state: SequenceState) -> None:
         store = self._layer.view.store
         state.drop_deleted(store.masks, store.deletions)
 
-    def _decide(self, state: SequenceState, overrides: _Overrides, batch: int) -> torch.Tensor:
+    def _decide(self, state: Any, overrides: _Overrides, batch: int) -> None:
+        """Sets the state's route, and how long the memory helps to say the target."""
         overlap: torch.Tensor | None = None
+        device, chat = state.route.device, None
         if overrides.disabled:
-            route = torch.full((batch,), -1, dtype=torch.int32, device=state.mean.device)
+            route = torch.full((batch,), -1, dtype=torch.int32, device=device)
         elif overrides.forced is not None:
-            route = _per_row(overrides.forced, batch, "routed").to(state.mean.device, torch.int32)
+            route = _per_row(overrides.forced, batch, "routed").to(device, torch.int32)
+        elif self.site is not None:
+            route, overlap = self._layer.search(self.site.code.masks(state.sums))
         else:
             mask, _ = self._layer.hash_mean(state.mean, check=False)
             route, overlap = self._layer.search(mask)
+        if self.site is not None:
+            chat = state.sums.chat
+        state.route, state.left = route, self._layer.view.store.help(route, chat)
         last = route, overlap
         self._last = last
         _decided.set({**(_decided.get() or {}), self._number: last})
-        return route
 
     def _mean(self, x: torch.Tensor, marked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean float32 [B, D] of the marked tokens, NaN where there is none, and their count float32 [B, 1]."""
@@ -217,12 +320,21 @@ class Router:
         given = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
         cache = find_cache((args, kwargs))
         if not self._asked.disabled:
-            _require_rows(given, cache)
+            require_rows(given, cache)
         state = remembered(cache)
         if state is not None and state.owner != self._number:
             state = None  # routes of a memory that was detached say nothing here
-        call = _Call(given.get("attention_mask"), cache, state, state.length if state is not None else held(cache))
-        _calls.set({**(_calls.get() or {}), id(self): call})  # takes the place of one that Ctrl-C has cut short
+        call = _Call(
+            given.get("attention_mask"),
+            cache,
+            state,
+            state.length if state is not None else held(cache),
+            (args, kwargs),
+        )
+        cut_short = self._call  # by Ctrl-C
+        if cut_short is not None and cut_short.view is not None:
+            cut_short.view.close()
+        _calls.set({**(_calls.get() or {}), id(self): call})
 
     def _after(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         calls = dict(_calls.get() or {})
@@ -230,6 +342,8 @@ class Router:
         if call is None:
             return
         _calls.set(calls)
+        if call.view is not None:
+            call.view.close()
         cache = call.cache if call.cache is not None else find_cache(output)
         if cache is not None and call.state is not None:
             remember(cache, call.state)
@@ -238,7 +352,7 @@ class Router:
         """Lets `around(method, *args)` stand in the place of the model's method of that name, where it has one."""
         if getattr(self._model, name, None) is not None:
             self._own[name] = self._model.__dict__.get(name)
-            setattr(self._model, name, _Around(self, name, around))
+            setattr(self._model, name, Around(self, name, around))
 
     def method(self, name: str) -> Any:
         """The model's own method of that name, which something of the router's stands in place of."""
@@ -248,7 +362,7 @@ class Router:
     def _batching(self, start: Any, *args: Any, **kwargs: Any) -> Any:
         """What `model.generate_batch` begins with. Its passes, in a thread of their own, are disabled as it is."""
         if not self._asked.disabled:
-            raise PackedBatchError(f"continuous batching puts all sequences into one row: {_WHAT_INSTEAD}")
+            raise PackedBatchError(f"continuous batching puts all sequences into one row: {WHAT_INSTEAD}")
         manager = start(*args, **kwargs)
         loop = getattr(manager, "_run_generation_loop", None)
         if loop is not None:
@@ -264,41 +378,6 @@ class Router:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy is another router: caches that follow edits of the one say nothing to the other."""
         self.__dict__.update(state, _number=next(_numbers))
-
-
-class _Around:
-    """Stands in the place of a model's method, and can be copied and pickled with the model."""
-
-    def __init__(self, router: Router, name: str, around: str) -> None:
-        self._router, self._name, self._around = router, name, around
-        functools.update_wrapper(self, router.method(name))
-        del self.__wrapped__  # found when it is asked for: a copy has its own model's
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "__wrapped__":  # signatures are read off it
-            return self._router.method(self._name)
-        raise AttributeError(name)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self._router, self._around)(self._router.method(self._name), *args, **kwargs)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return object.__new__, (_Around,), {"_router": self._router, "_name": self._name, "_around": self._around}
-
-
-def _require_rows(given: dict[str, Any], cache: Any) -> None:
-    """Raises where the rows of a call are not sequences that can be followed."""
-    if cache is None and holds_tuples(given.values()):
-        raise UnsupportedModelError(
-            "keys and values came as tuples of tensors, which cannot carry a route: give the model a cache object, "
-            "e.g. transformers.DynamicCache"
-        )
-    shown = evidence(given, cache)
-    if shown is not None:
-        raise PackedBatchError(
-            f"a forward pass holds several sequences in one row ({shown}), and a memory routes a row as a whole: "
-            f"{_WHAT_INSTEAD}"
-        )
 
 
 def _per_row(values: tuple[int, ...], batch: int, what: str) -> torch.Tensor:

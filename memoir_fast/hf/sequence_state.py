@@ -1,40 +1,36 @@
-"""`SequenceState`: what is remembered of running sequences, beside their keys and values."""
+"""What is remembered of running sequences, beside their keys and values."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from memoir_fast.modules.prompt_sums import PromptSums
+
 _PARTS_KEPT = 16  # parts of a prompt that `crop` can go back to
 
-
-class _Said(NamedTuple):
-    """The latest tokens after the prompt that came in one pass, of which a crop may take some back."""
-
-    length: int  # positions before them
-    mean: torch.Tensor  # float32 [B, D], before them
-    seen: torch.Tensor  # float32 [B, 1], their count
-    x: torch.Tensor  # [B, tokens, D]
+Change = Callable[[torch.Tensor], torch.Tensor]
 
 
-class SequenceState:
+class SequenceState(ABC):
     """What is remembered of the B sequences of one cache; it is moved with the cache's rows and positions.
 
     Args:
-        mean (Tensor): float32 [B, D], mean of the edited layer's input over the tokens seen; NaN where none was.
-        count (Tensor): float32 [B, 1], how many those are.
         length (int): positions in the cache, padding included.
         owner (int): the router whose store the routes point into.
+        device: where the routes are.
     """
 
-    def __init__(self, mean: torch.Tensor, count: torch.Tensor, length: int, owner: int) -> None:
-        self.mean, self.count, self.length, self.owner = mean, count, length, owner
-        self.route = torch.empty(0, dtype=torch.int32, device=mean.device)
+    def __init__(self, length: int, owner: int, device: torch.device) -> None:
+        self.length, self.owner = length, owner
+        self.route = torch.empty(0, dtype=torch.int32, device=device)
         """int32 [B]: the edit that each sequence follows, or -1; empty before the first decision."""
+        self.left: torch.Tensor | None = None
+        """int32 [B]: tokens still to be said with the memory's help, before it rests; None: it never does."""
         self.deletions = 0
         """How many edits had been deleted when the routes were last looked at."""
-        self.prompts: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # length, mean, count at the end of each part
-        self._said: _Said | None = None
+        self.prompts: list[tuple[int, Any]] = []  # length and summary at the end of each part of the prompt
 
     def select(self, rows: torch.Tensor) -> None:
         """Keeps `rows`, in that order, as the cache does."""
@@ -48,27 +44,87 @@ class SequenceState:
         """Forgets the last `removed` positions.
 
         Of tokens that were said in the latest pass, as assisted decoding tries several, the kept ones count as if they
-        had come one by one. Beyond these the mean goes back to that after the last part of a prompt which is left.
+        had come one by one. Beyond these the summary goes back to that of the last part of a prompt which is left.
         """
         if removed == 0:
             return
         self.length -= removed
+        if self.left is not None:
+            self.left = self.left + removed
         while self.prompts and self.prompts[-1][0] > self.length:
             self.prompts.pop()
-        said, self._said = self._said, None
-        if said is not None and said.length <= self.length:
-            kept, self.length = self.length - said.length, said.length
-            self.mean, self.count = said.mean, said.seen
-            self.say(said.x[:, :kept])
-        elif self.prompts:
-            self.mean, self.count = self.prompts[-1][1].clone(), self.prompts[-1][2].clone()
-        else:
-            self.mean, self.count = torch.zeros_like(self.mean), torch.zeros_like(self.count)
+        self._take_back(removed)
 
     def end_prompt(self) -> None:
         """Notes that a part of a prompt ends here, for `crop`."""
-        self.prompts.append((self.length, self.mean.clone(), self.count.clone()))
+        self.prompts.append((self.length, self._summary()))
         del self.prompts[:-_PARTS_KEPT]
+
+    def drop_deleted(self, masks: torch.Tensor, deletions: int) -> None:
+        """Sequences whose edit has been deleted follow none from now on.
+
+        Args:
+            masks (Tensor): the store's, int32 [C, W]; a deleted edit's is zero.
+            deletions (int): how many edits the store has deleted in all.
+        """
+        if deletions > self.deletions:
+            live = masks[self.route.clamp(min=0).long()].any(dim=1)
+            self.route = torch.where(live, self.route, -1)
+            self.deletions = deletions
+
+    def help(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The routes int32 [B] of a pass of tokens that are said, and where the memory helps, bool [B, S] or None: all.
+
+        Counts these tokens. A sequence whose target has been said follows nothing.
+        """
+        if self.left is None:
+            return self.route, None
+        if self.left.is_inference() and not torch.is_inference_mode_enabled():
+            self.left = self.left.clone()
+        helped = self.left > 0
+        inside = None if tokens == 1 else torch.arange(tokens, device=self.left.device) < self.left[:, None]
+        route = torch.where(helped, self.route, -1)
+        self.left -= tokens
+        return route, inside
+
+    @abstractmethod
+    def _summary(self) -> Any:
+        """What has been read of the prompts; nothing changes it later."""
+
+    @abstractmethod
+    def _take_back(self, removed: int) -> None:
+        """Takes `removed` positions out of the summary; `length` and `prompts` are those of what is left."""
+
+    @abstractmethod
+    def _each(self, change: Change) -> None:
+        """`change` of every tensor."""
+        self.route = change(self.route)
+        if self.left is not None:
+            self.left = change(self.left)
+
+
+class _Said(NamedTuple):
+    """The latest tokens after the prompt that came in one pass, of which a crop may take some back."""
+
+    length: int  # positions before them
+    mean: torch.Tensor  # float32 [B, D], before them
+    seen: torch.Tensor  # float32 [B, 1], their count
+    x: torch.Tensor  # [B, tokens, D]
+
+
+class TokenMean(SequenceState):
+    """Routes by the mean of the edited layer's inputs, as published.
+
+    Args:
+        mean (Tensor): float32 [B, D], mean over the tokens seen; NaN where none was.
+        count (Tensor): float32 [B, 1], how many those are.
+        length, owner (int): see `SequenceState`.
+    """
+
+    def __init__(self, mean: torch.Tensor, count: torch.Tensor, length: int, owner: int) -> None:
+        super().__init__(length, owner, mean.device)
+        self.mean, self.count = mean, count
+        self._said: _Said | None = None
 
     def say(self, x: torch.Tensor) -> None:
         """Joins tokens after the prompt to the running mean, one by one: the layer's inputs x [B, tokens, D]."""
@@ -88,21 +144,81 @@ class SequenceState:
         joined = torch.where(self.count > 0, self.mean + (mean - self.mean) * (count / total), mean)
         self.mean, self.count = torch.where(count > 0, joined, self.mean), total
 
-    def drop_deleted(self, masks: torch.Tensor, deletions: int) -> None:
-        """Sequences whose edit has been deleted follow none from now on.
+    def _summary(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.mean.clone(), self.count.clone()
 
-        Args:
-            masks (Tensor): the store's, int32 [C, W]; a deleted edit's is zero.
-            deletions (int): how many edits the store has deleted in all.
-        """
-        if deletions > self.deletions:
-            live = masks[self.route.clamp(min=0).long()].any(dim=1)
-            self.route = torch.where(live, self.route, -1)
-            self.deletions = deletions
+    def _take_back(self, removed: int) -> None:
+        said, self._said = self._said, None
+        if said is not None and said.length <= self.length:
+            kept, self.length = self.length - said.length, said.length
+            self.mean, self.count = said.mean, said.seen
+            self.say(said.x[:, :kept])
+        elif self.prompts:
+            self.mean, self.count = (one.clone() for one in self.prompts[-1][1])
+        else:
+            self.mean, self.count = torch.zeros_like(self.mean), torch.zeros_like(self.count)
 
-    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self.mean, self.count, self.route = change(self.mean), change(self.count), change(self.route)
-        self.prompts = [(length, change(mean), change(count)) for length, mean, count in self.prompts]
+    def _each(self, change: Change) -> None:
+        super()._each(change)
+        self.mean, self.count = change(self.mean), change(self.count)
+        self.prompts = [(length, (change(mean), change(count))) for length, (mean, count) in self.prompts]
         if self._said is not None:
             length, *tensors = self._said
             self._said = _Said(length, *map(change, tensors))
+
+
+class PromptsRead(SequenceState):
+    """Routes by what the prompts' sentences are about; what the model says weighs nothing.
+
+    Args:
+        sums (PromptSums): of what was read so far.
+        count (Tensor): float32 [B, 1], how many tokens that were no padding.
+        length, owner (int): see `SequenceState`.
+    """
+
+    def __init__(self, sums: PromptSums, count: torch.Tensor, length: int, owner: int) -> None:
+        super().__init__(length, owner, count.device)
+        self.sums, self._counted = sums, count
+        self._said: list[torch.Tensor] = []  # ids [B, tokens] of what was said since; looked at when a prompt goes on
+
+    @property
+    def count(self) -> torch.Tensor:
+        """float32 [B, 1], tokens seen that are no padding."""
+        return self._counted + sum(ids.shape[1] for ids in self._said)
+
+    def say(self, ids: torch.Tensor) -> None:
+        """Takes note of tokens after the prompt, int64 [B, tokens]."""
+        self._said.append(ids)
+        self.length += ids.shape[1]
+
+    def said(self) -> torch.Tensor | None:
+        """The ids [B, tokens] said since the prompt; they are counted, and not given again."""
+        if not self._said:
+            return None
+        self._counted, ids = self.count, torch.cat([one.to(self._counted.device) for one in self._said], dim=1)
+        self._said = []
+        return ids
+
+    def read(self, sums: PromptSums, count: torch.Tensor) -> None:
+        """Goes on to sums that have taken in `count` float32 [B, 1] further tokens that are no padding."""
+        self.sums, self._counted = sums, self._counted + count
+
+    def _summary(self) -> tuple[PromptSums, torch.Tensor]:
+        return self.sums, self._counted
+
+    def _take_back(self, removed: int) -> None:
+        while removed and self._said:
+            last = self._said.pop()
+            if last.shape[1] > removed:
+                self._said.append(last[:, : last.shape[1] - removed])
+            removed -= min(removed, last.shape[1])
+        if removed and self.prompts:
+            self.sums, self._counted = self.prompts[-1][1]
+        elif removed:
+            self.sums, self._counted = self.sums.each(torch.zeros_like), torch.zeros_like(self._counted)
+
+    def _each(self, change: Change) -> None:
+        super()._each(change)
+        self.sums, self._counted = self.sums.each(change), change(self._counted)
+        self.prompts = [(length, (sums.each(change), change(count))) for length, (sums, count) in self.prompts]
+        self._said = [change(ids) for ids in self._said]

@@ -73,17 +73,22 @@ def row(tokenizer: Any, prompt: str, target: str, longest: int | None = None) ->
     return Row(ids, len(own))
 
 
-def _ends_special(tokenizer: Any, prompt: str) -> bool:
-    """Whether a prompt ends in a special token.
+def special_names(tokenizer: Any) -> set[str]:
+    """The tokens that are no text.
 
-    Not all that end an assistant's header are among the tokenizer's `all_special_tokens`: some are only marked as
-    special in its vocabulary, and some are not even that, but are written <like this>.
+    Not all of a chat template's are among the tokenizer's `all_special_tokens`: some are only marked as special in its
+    vocabulary, and some are not even that, but are written <like this>.
     """
-    if prompt[-1:].isalnum():  # a word that a user has added is none
-        return False
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     names = {one.content for one in added if one.special or (one.content[:1] == "<" and one.content[-1:] == ">")}
-    return prompt.endswith(tuple(names.union(getattr(tokenizer, "all_special_tokens", ())) - {""}))
+    return names.union(getattr(tokenizer, "all_special_tokens", ())) - {""}
+
+
+def _ends_special(tokenizer: Any, prompt: str) -> bool:
+    """Whether a prompt ends in a special token."""
+    if prompt[-1:].isalnum():  # a word that a user has added is none
+        return False
+    return prompt.endswith(tuple(special_names(tokenizer)))
 
 
 def _continued(tokenizer: Any, own: list[int], whole: list[int], rest: str) -> list[int]:

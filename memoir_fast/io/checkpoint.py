@@ -27,12 +27,15 @@ from memoir_fast.config import MemoirConfig
 from memoir_fast.core.calibration import Calibration
 from memoir_fast.core.edit import Edit
 from memoir_fast.core.edited_model import EditedModel
-from memoir_fast.errors import CheckpointError, WrongModelError
-from memoir_fast.hf.presets import find_layer
+from memoir_fast.errors import CheckpointError
+from memoir_fast.hf.presets import device_of
+from memoir_fast.io import codes
+from memoir_fast.io.fingerprint import fingerprint
 from memoir_fast.mask_format import unpack, words
+from memoir_fast.modules.routing_code import RoutingCode
 
 FORMAT = "memoir_fast memory"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG_NAME = "memory_config.json"
 
 _DATA_NAMES = {"memory": r"memory-[0-9a-f]{12}\.safetensors", "edits": r"edits-[0-9a-f]{12}\.jsonl"}
@@ -47,6 +50,7 @@ _KEYS = {
     "tau",
     "prefixes",
     "calibration",
+    "routing",
     "fingerprint",
     "files",
     "checksum",
@@ -69,10 +73,13 @@ class SavedMemory:
     edits: dict[int, Edit]
     tensors: dict[str, torch.Tensor]
     """permutation int32 [D], mu float32 [D], masks int32 [N, W], memory_rows int32 [R], memory_values [R, O],
-    where tau was chosen by calibration, background int32 [M, W], and where an edit's threshold is not tau's,
-    min_overlap int32 [N]."""
+    where tau was chosen by calibration, background int32 [M, W]; where an edit's threshold is not tau's, min_overlap
+    int32 [N]; where the memory rests, target_tokens int32 [N, 2]; and where it routes by codes, those that
+    `io.codes.tensors` names."""
     sizes: dict[str, int]
     """Bytes of each file, by its name."""
+    routing: dict[str, Any] | None = None
+    """What a routing code has besides its tensors; None where masks route."""
 
 
 def save(memoir: EditedModel, folder: str | os.PathLike) -> None:
@@ -92,8 +99,11 @@ def save(memoir: EditedModel, folder: str | os.PathLike) -> None:
         "memory_values": weight[rows],
     }
     least = store.min_overlap[: len(store)]
-    if bool((least != memoir.layer.min_overlap).any()):
+    if memoir.layer.codes is None and bool((least != memoir.layer.min_overlap).any()):
         tensors["min_overlap"] = least
+    if store.rests:
+        tensors["target_tokens"] = store.target_tokens[: len(store)]
+    tensors |= codes.tensors(memoir.layer)
     if memoir.background is not None:
         tensors["background"] = memoir.background
     contents = {
@@ -102,7 +112,7 @@ def save(memoir: EditedModel, folder: str | os.PathLike) -> None:
             {"format": "pt"},  # with two keys their order, and so the digest, would vary
         ),
         "edits": "".join(
-            json.dumps({"id": edit_id, "prompt": edit.prompt, "target": edit.target}, ensure_ascii=False) + "\n"
+            json.dumps({"id": edit_id, **_texts_of(edit)}, ensure_ascii=False) + "\n"
             for edit_id, edit in sorted(memoir.edits.items())
         ).encode(),
     }
@@ -115,6 +125,7 @@ def save(memoir: EditedModel, folder: str | os.PathLike) -> None:
         "tau": float(memoir.tau),
         "prefixes": memoir.prefixes,
         "calibration": memoir.calibration and memoir.calibration.to_dict(),
+        "routing": codes.values(memoir.layer),
         "fingerprint": fingerprint(memoir.model, memoir.config.layer or ""),
         "files": files,
     }
@@ -146,7 +157,7 @@ def read(folder: str | os.PathLike, **hub: Any) -> SavedMemory:
         saved = SavedMemory(
             folder=path,
             package_version=str(values["package_version"]),
-            config=MemoirConfig.from_dict(values["config"]),
+            config=MemoirConfig.from_dict({"routing": "paper", **values["config"]}),  # version 1 knew no other
             tau=_threshold(values["tau"]),
             prefixes=_texts(values["prefixes"]),
             calibration=_calibration(values.get("calibration")),
@@ -154,6 +165,7 @@ def read(folder: str | os.PathLike, **hub: Any) -> SavedMemory:
             edits=_parse_edits(contents["edits"], path / entries["edits"]["name"]),
             tensors=_parse_tensors(contents["memory"], path / entries["memory"]["name"]),
             sizes={entry["name"]: entry["size"] for entry in entries.values()},
+            routing=values.get("routing"),
         )
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
@@ -161,30 +173,6 @@ def read(folder: str | os.PathLike, **hub: Any) -> SavedMemory:
         raise CheckpointError(f"{path / CONFIG_NAME} is malformed: {type(error).__name__}: {error}") from error
     _require_consistent(saved, path / entries["memory"]["name"])
     return saved
-
-
-def fingerprint(model: Any, layer: str) -> dict[str, Any]:
-    """What tells one base model from another, in plain values.
-
-    The layer's weight is hashed after rounding to bfloat16, so that one model in float32 and in bfloat16 agree;
-    a weight that is not floating (quantised) is hashed as it is.
-    """
-    settings = getattr(model, "config", None)
-    weight: torch.Tensor = find_layer(model, layer).weight.detach()
-    rounded = weight.dtype.is_floating_point
-    if rounded:
-        weight = weight.to(torch.bfloat16)
-    raw = weight.cpu().contiguous().reshape(-1).view(torch.uint8)
-    return {
-        "model_type": getattr(settings, "model_type", type(model).__name__),
-        "hidden_size": getattr(settings, "hidden_size", None),
-        "num_hidden_layers": getattr(settings, "num_hidden_layers", None),
-        "vocab_size": getattr(settings, "vocab_size", None),
-        "layer": layer,
-        "weight_shape": list(weight.shape),
-        "weight_hashed_as": "bfloat16" if rounded else "raw",
-        "weight_sha256": hashlib.sha256(raw.numpy().data).hexdigest(),
-    }
 
 
 def _entry(kind: str, content: bytes) -> dict[str, str | int]:
@@ -282,12 +270,22 @@ def _texts(value: Any) -> list[str]:
     return value
 
 
+def _texts_of(edit: Edit) -> dict[str, Any]:
+    further = {"paraphrases": list(edit.paraphrases), "keep": list(edit.keep)}
+    return {
+        "prompt": edit.prompt,
+        "target": edit.target,
+        **{name: texts for name, texts in further.items() if texts},
+    }
+
+
 def _parse_edits(content: bytes, path: Path) -> dict[int, Edit]:
     edits = {}
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         try:
             values = json.loads(line)
-            edits[int(values["id"])] = Edit(values["prompt"], values["target"])
+            further = {name: tuple(values.get(name, ())) for name in ("paraphrases", "keep")}
+            edits[int(values["id"])] = Edit(values["prompt"], values["target"], **further)
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}, line {number}: {type(error).__name__}: {error}") from error
     return edits
@@ -315,8 +313,13 @@ def _require_consistent(saved: SavedMemory, path: Path) -> None:
         }
         if "min_overlap" in saved.tensors:
             expected["min_overlap"] = (torch.int32, (count,))
+        if "target_tokens" in saved.tensors:
+            expected["target_tokens"] = (torch.int32, (count, 2))
+        searched = width
+        if saved.config.routing == "early":
+            searched = codes.require_consistent(saved.tensors, saved.routing, set(saved.edits))
         if "background" in saved.tensors:
-            expected["background"] = (torch.int32, (len(saved.tensors["background"]), words(width)))
+            expected["background"] = (torch.int32, (len(saved.tensors["background"]), words(searched)))
         for name, (dtype, shape) in expected.items():
             tensor = saved.tensors[name]
             if tensor.shape != shape or dtype not in (None, tensor.dtype):
@@ -342,23 +345,11 @@ def _layer_shape(saved: SavedMemory) -> tuple[int, int]:
     return width, outputs
 
 
-def require_same_model(saved: SavedMemory, model: nn.Module) -> None:
-    layer = str(saved.fingerprint.get("layer"))
-    try:
-        own = fingerprint(model, layer)
-    except (ValueError, AttributeError) as error:
-        raise WrongModelError(f"{saved.folder} belongs to another base model: {error}") from error
-    differing = [
-        f"{name}: expected {_short(saved.fingerprint.get(name))}, got {_short(value)}"
-        for name, value in own.items()
-        if saved.fingerprint.get(name) != value
-    ]
-    if differing:
-        raise WrongModelError(f"{saved.folder} belongs to another base model: {'; '.join(differing)}")
-
-
-def _short(value: Any) -> str:
-    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else repr(value)
+def routing_code(saved: SavedMemory, model: nn.Module) -> RoutingCode | None:
+    """How a saved memory makes its routing codes; None where masks route."""
+    if saved.config.routing != "early" or saved.routing is None:
+        return None
+    return codes.read_code(saved.tensors, saved.routing, device_of(model))
 
 
 def fill(memoir: EditedModel, saved: SavedMemory) -> None:
@@ -372,6 +363,10 @@ def fill(memoir: EditedModel, saved: SavedMemory) -> None:
     except ValueError as error:
         raise CheckpointError(f"{saved.folder} does not hold a memory: {error}") from error
     layer.store.restore(tensors["masks"], columns, tensors.get("min_overlap"))
+    if "target_tokens" in tensors:
+        layer.store.target_tokens[: len(columns)] = tensors["target_tokens"].to(weight.device)
+        layer.store.rests = True
+    codes.fill(layer, tensors)
     weight.zero_()
     weight[tensors["memory_rows"].long().to(weight.device)] = tensors["memory_values"].to(weight)
     memoir.prefixes = list(saved.prefixes)

@@ -45,13 +45,17 @@ class Case:
     """(prompt, answer) that follow from the edit."""
     ood: str | None = None
     """A text on the subject, of another style, that the edited model is to find likely."""
+    taught: tuple[str, ...] = ()
+    """Paraphrases that the edit is given; nothing is measured by them."""
+    keep: tuple[str, ...] = ()
+    """Prompts that the edit is told to leave alone; nothing is measured by them."""
     row: int = 0
     """Place in the file, from 1."""
 
     @property
     def edit(self) -> Edit:
         """The request."""
-        return Edit(self.prompt, self.target)
+        return Edit(self.prompt, self.target, self.taught, self.keep)
 
 
 def read_cases(
@@ -369,6 +373,8 @@ def _jsonl(fields: _Fields, row: int) -> Case:
         locality=fields.pairs("locality", "prompt", "answer") + neighbours,
         neighbours=neighbours,
         portability=fields.pairs("portability", "prompt", "answer"),
+        taught=fields.texts("taught_paraphrases"),
+        keep=fields.texts("keep"),
         row=row,
     )
 

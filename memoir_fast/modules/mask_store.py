@@ -3,13 +3,14 @@
 import torch
 from torch import nn
 
-from memoir_fast import ops
 from memoir_fast.checks import tensor
 from memoir_fast.errors import StoreFullError, UnknownEditError
 from memoir_fast.mask_format import words
 from memoir_fast.modules import huge_pages
+from memoir_fast.modules.search import best_row, shared_bits
 
 _FIRST_CAPACITY = 64
+_MOST_TOKENS = 2**30  # more than any sequence has
 
 
 def _bits(value: int) -> int:
@@ -24,7 +25,8 @@ class MaskStore(nn.Module):
     Buffers hold more rows than there are edits and double when they are full, so that adding N edits copies each row
     about twice in all. `count`, the number of rows in use, is a device tensor too: a search asks nothing of the host.
     A deleted edit leaves a row of zeros, which shares no bit with anything. `min_overlap` int32 [C] is the bits that a
-    query must share with each row to match it; `set_min_overlap` changes it.
+    query must share with each row to match it; `set_min_overlap` changes it. `target_tokens` int32 [C, 2] is how many
+    tokens the memory helps to say, in a plain prompt and in a chat; 0: all that are said.
 
     Args:
         width (int): D, bits of a mask.
@@ -47,6 +49,7 @@ class MaskStore(nn.Module):
     masks: torch.Tensor
     columns: torch.Tensor
     min_overlap: torch.Tensor
+    target_tokens: torch.Tensor
     count: torch.Tensor
 
     def __init__(
@@ -66,11 +69,14 @@ class MaskStore(nn.Module):
         self.register_buffer("masks", huge_pages.zeros((capacity, words(width)), torch.int32, device))
         self.register_buffer("columns", torch.zeros((capacity, k), dtype=torch.int32, device=device))
         self.register_buffer("min_overlap", torch.full((capacity,), self._least, dtype=torch.int32, device=device))
+        self.register_buffer("target_tokens", torch.zeros((capacity, 2), dtype=torch.int32, device=device))
         self.register_buffer("count", torch.zeros((), dtype=torch.int32, device=device))
         self._deleted: set[int] = set()
         self.deletions = 0
         """How many edits were deleted in all, or given way to a loaded state's."""
         self._rows = 0  # the host's copy of count
+        self.rests = False
+        """Whether any edit rests, once its target has been said."""
 
     def __len__(self) -> int:
         """Rows in use, those of deleted edits included."""
@@ -84,7 +90,7 @@ class MaskStore(nn.Module):
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers."""
-        return self.masks.nbytes + self.columns.nbytes + self.min_overlap.nbytes
+        return sum(one.nbytes for one in (self.masks, self.columns, self.min_overlap, self.target_tokens))
 
     def set_min_overlap(self, bits: int, edit_id: int | None = None) -> None:
         """The bits, at least 1, that a match needs: of one edit, or, without an id, of all rows and of those to come.
@@ -122,6 +128,7 @@ class MaskStore(nn.Module):
         self.masks[first:last] = masks
         self.columns[first:last] = columns
         self.min_overlap[first:last] = self._least if min_overlap is None else min_overlap
+        self.target_tokens[first:last] = 0
         self.count.fill_(last)
         self._rows = last
         return range(first, last)
@@ -132,6 +139,30 @@ class MaskStore(nn.Module):
         tensor("mask", mask, torch.int32, "W", W=self.masks.shape[1])
         tensor("columns", columns, torch.int32, "k", k=self.k)
         self.masks[edit_id], self.columns[edit_id] = mask, columns
+
+    def rest_after(self, edit_id: int, tokens: tuple[int, int]) -> None:
+        """How many tokens the memory helps a live edit to say, plainly and in a chat; 0: all that are said."""
+        self.require(edit_id)
+        self.target_tokens[edit_id] = torch.tensor(tokens, dtype=torch.int32)
+        self.rests = self.rests or any(tokens)
+
+    def help(self, route: torch.Tensor, chat: torch.Tensor | None = None) -> torch.Tensor | None:
+        """For how many further tokens the memory helps sequences that follow `route` int32 [B], behind their prompts.
+
+        The last token of a target is said with its help, and nothing that comes after it.
+
+        Args:
+            route (Tensor): int32 [B], edits or -1.
+            chat (Tensor, optional): bool [B], prompts in a chat template. Default: none is.
+
+        Returns:
+            int32 [B]; None where no edit of the store rests.
+        """
+        if not self.rests:
+            return None
+        tokens = self.target_tokens[route.clamp(min=0).long()]
+        own = tokens[:, 0] if chat is None else torch.where(chat.to(tokens.device), tokens[:, 1], tokens[:, 0])
+        return torch.where((own > 0) & (route >= 0), own - 1, _MOST_TOKENS)
 
     def restore(self, masks: torch.Tensor, columns: torch.Tensor, min_overlap: torch.Tensor | None = None) -> None:
         """Fills an empty store with saved rows, as `extend` does; a mask of zeros is a deleted edit."""
@@ -160,23 +191,23 @@ class MaskStore(nn.Module):
             raise UnknownEditError(f"no live edit has the id {edit_id!r}; the store has {len(self.live)} live edits")
 
     def match(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Query masks int32 [B, W] -> best edit int32 [B] or -1, overlap int32 [B]; see `ops.mask_match`."""
-        return ops.mask_match(query, self.masks, self.count, self.min_overlap)
+        """Query masks int32 [B, W] -> best edit int32 [B] or -1, overlap int32 [B]; see `best_row`."""
+        return best_row(query, self.masks, self.count, self.min_overlap)
 
     def overlaps(self, query: torch.Tensor) -> torch.Tensor:
         """Query masks int32 [B, W] -> the bits that each shares with each live edit's mask, int32 [B, live]."""
         live = self.masks[torch.tensor(self.live, dtype=torch.int64, device=self.masks.device)]
-        return ops.mask_overlap(query.to(live.device), live)
+        return shared_bits(query, live)
 
     def best_overlap(self, query: torch.Tensor) -> torch.Tensor:
         """Query masks int32 [B, W] -> the most bits that each shares with an edit's mask, int32 [B]; 0: nothing."""
-        return ops.mask_match(query, self.masks, self.count, 1)[1]
+        return best_row(query, self.masks, self.count, 1)[1]
 
     def _grow(self, capacity: int) -> None:
         least = self.min_overlap.new_full((capacity,), self._least)
         least[: self._rows] = self.min_overlap[: self._rows]
         self.min_overlap = least
-        for name in ("masks", "columns"):
+        for name in ("masks", "columns", "target_tokens"):
             old = getattr(self, name)
             new = huge_pages.zeros((capacity, old.shape[1]), old.dtype, old.device)
             new[: self._rows] = old[: self._rows]
@@ -188,8 +219,9 @@ class MaskStore(nn.Module):
             self._grow(len(state_dict[prefix + "masks"]))
         if prefix + "masks" in state_dict:  # a state from before rows had thresholds takes the one that is set here
             state_dict.setdefault(prefix + "min_overlap", torch.full_like(self.min_overlap, self._least))
+            state_dict.setdefault(prefix + "target_tokens", torch.zeros_like(self.target_tokens))
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._rows = int(self.count)
+        self._rows, self.rests = int(self.count), bool(self.target_tokens.any())
         self.deletions += 1
         self._note_deleted()
 

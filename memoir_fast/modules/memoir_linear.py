@@ -14,9 +14,11 @@ import torch
 from torch import nn
 
 from memoir_fast.checks import readable
+from memoir_fast.modules.code_store import CodeStore
 from memoir_fast.modules.hashing import TopHash
 from memoir_fast.modules.mask_store import MaskStore
 from memoir_fast.modules.residual_memory import ResidualMemory
+from memoir_fast.modules.routing_code import RoutingCode
 from memoir_fast.modules.turns import Turns
 from memoir_fast.modules.views import View, Views
 
@@ -25,7 +27,7 @@ logger = logging.getLogger("memoir_fast")
 Output = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _outputs: ContextVar[dict[int, Output] | None] = ContextVar("memoir_fast_outputs", default=None)
 _sent: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()  # what went to each process that was started with it
-_MEMORY = ("tophash", "store", "memory")  # what a MemoirLinear has besides its base layer
+_MEMORY = ("tophash", "store", "memory", "code", "codes")  # what a MemoirLinear has besides its base layer
 
 
 def linear_shape(layer: Any) -> tuple[int, int]:
@@ -64,6 +66,8 @@ class MemoirLinear(nn.Module):
         tau (float): an overlap ratio of at least tau is a match; in (0, 1]. Default: 0.5.
         seed (int): seed of the permutation. Default: 0.
         max_edits (int, optional): see `MaskStore`.
+        code (RoutingCode, optional): how routing codes are made, where a language model routes by these. Default: none,
+            masks tell whom a prompt belongs to, as published.
 
     Example:
         >>> import torch
@@ -80,7 +84,15 @@ class MemoirLinear(nn.Module):
 
     base: Any
 
-    def __init__(self, base: Any, k: int, tau: float = 0.5, seed: int = 0, max_edits: int | None = None) -> None:
+    def __init__(
+        self,
+        base: Any,
+        k: int,
+        tau: float = 0.5,
+        seed: int = 0,
+        max_edits: int | None = None,
+        code: RoutingCode | None = None,
+    ) -> None:
         super().__init__()
         width, outputs = linear_shape(base)
         weight: torch.Tensor = base.weight
@@ -89,10 +101,14 @@ class MemoirLinear(nn.Module):
         self.tophash = TopHash(width, k, seed, weight.device)
         self.store = MaskStore(width, k, max_edits, weight.device)
         self.memory = ResidualMemory(width, outputs, dtype, weight.device)
+        self.code: RoutingCode | None = code
+        self.codes: CodeStore | None = None
+        if code is not None:
+            self.codes = CodeStore(code.width, code.k, min_overlap(tau, code.k), weight.device)
         self.turns, self.views = Turns(), Views()
-        self.min_overlap, self._tau = min_overlap(tau, k), tau
-        self.store.set_min_overlap(self.min_overlap)
-        self.router: Callable[[torch.Tensor], torch.Tensor | None] | None = None
+        self._tau = tau
+        self.searched.set_min_overlap(self.min_overlap)
+        self.router: Callable[[torch.Tensor], Any] | None = None
         self._replaced: list[Output] = []  # of all threads; as long as there are none, a pass looks for none
         self.written = 0
         """How often W_m was changed in a `changing` block."""
@@ -108,10 +124,20 @@ class MemoirLinear(nn.Module):
 
     @tau.setter
     def tau(self, value: float) -> None:
-        least = min_overlap(value, self.tophash.k)
+        least = min_overlap(value, self.searched.k)
         with self.changing():
-            self.store.set_min_overlap(least)
-            self.min_overlap, self._tau = least, value
+            self.searched.set_min_overlap(least)
+            self._tau = value
+
+    @property
+    def min_overlap(self) -> int:
+        """tau in bits."""
+        return min_overlap(self._tau, self.searched.k)
+
+    @property
+    def searched(self) -> MaskStore | CodeStore:
+        """Where a prompt's edit is looked for: among the masks, or among the routing codes where there are such."""
+        return self.store if self.codes is None else self.codes
 
     @property
     def weight(self) -> torch.Tensor:
@@ -157,11 +183,15 @@ class MemoirLinear(nn.Module):
     def view(self) -> View:
         """What a forward pass reads at this moment, in this thread or task: the memory as it is, or as it was."""
         current = self.views.current if self.views.outdated else None
-        return View(self.store, self.memory) if current is None else current
+        return View(self.store, self.memory, self.codes) if current is None else current
 
     def search(self, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Masks int32 [B, W] -> best edit int32 [B] or -1, overlap int32 [B], in the memory that a pass reads now."""
-        return self.view.store.match(mask)
+        """Masks int32 [B, W] -> best edit int32 [B] or -1, overlap int32 [B], in the memory that a pass reads now.
+
+        With routing codes: those of each prompt, int32 [B, 3, W].
+        """
+        view = self.view
+        return view.store.match(mask) if view.codes is None else view.codes.match(mask.to(view.codes.codes.device))
 
     def hash(
         self, x: torch.Tensor, prompt_mask: torch.Tensor | None = None, *, check: bool = True
@@ -181,9 +211,12 @@ class MemoirLinear(nn.Module):
         return self.tophash.hash(mean - self.tophash.mu, check=check)
 
     def match(self, x: torch.Tensor, prompt_mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Activations [B, S, D], prompt tokens bool [B, S] -> best edit int32 [B] or -1, overlap int32 [B]."""
+        """Activations [B, S, D], prompt tokens bool [B, S] -> best edit int32 [B] or -1, overlap int32 [B].
+
+        By masks, also where a language model routes by codes.
+        """
         mask, _ = self.hash(x, prompt_mask, check=False)
-        return self.search(mask)
+        return self.view.store.match(mask)
 
     @contextmanager
     def learning(self) -> Iterator[None]:
@@ -211,7 +244,7 @@ class MemoirLinear(nn.Module):
                 return
             self.written += weight
             self._await_device()  # passes whose kernels are still queued
-            self.views.keep(View(self.store, self.memory), weight=weight, rows=rows)
+            self.views.keep(View(self.store, self.memory, self.codes), weight=weight, rows=rows)
             try:
                 yield
             finally:
@@ -251,10 +284,13 @@ class MemoirLinear(nn.Module):
     def _remember(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Adds the matched edits' product to the base layer's output."""
         tokens = x if x.dim() == 3 else x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
-        route = self.router(tokens) if self.router else self.match(tokens)[0]
-        store, memory = self.view
+        found = self.router(tokens) if self.router else self.match(tokens)[0]
+        route, helped = found if isinstance(found, tuple) else (found, None)
+        store, memory, _ = self.view
         if route is None or len(store) == 0 or _follows_nothing(route):
             return y
+        if helped is not None:  # where the memory rests, it reads zeros and adds none
+            tokens = torch.where(helped[..., None], tokens, 0)
         mixed = not y.dtype == tokens.dtype == memory.weight.dtype  # under autocast, or over a quantised base
         if mixed or torch.is_grad_enabled() and (y.requires_grad or tokens.requires_grad):
             residual = memory(tokens.to(memory.weight.dtype), store.columns, route)
@@ -270,7 +306,7 @@ class MemoirLinear(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
         with self.turns.reading():
-            own = {name: copy.deepcopy(self._modules[name]) for name in _MEMORY}
+            own = {name: copy.deepcopy(self._modules[name]) for name in _MEMORY if name in self._modules}
         child = get_spawning_popen()
         if child is not None:  # shared memory lives as long as somebody here holds it
             _sent.setdefault(child, []).append(own)
@@ -314,5 +350,6 @@ def _own_keys_as_base(module: MemoirLinear, state: dict, prefix: str, *_: object
 
 def _memory_keys(module: MemoirLinear, prefix: str) -> dict[str, torch.Tensor]:
     """The memory's part of the module's state, by its names there."""
-    parts = {name: getattr(module, name).state_dict(prefix=f"{prefix}{name}.") for name in _MEMORY}
+    inner = {name: module._modules.get(name) for name in _MEMORY}
+    parts = {name: one.state_dict(prefix=f"{prefix}{name}.") for name, one in inner.items() if one is not None}
     return {key: tensor for part in parts.values() for key, tensor in part.items()}

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
+from memoir_fast.modules.code_store import CodeStore
 from memoir_fast.modules.mask_store import MaskStore
 from memoir_fast.modules.residual_memory import ResidualMemory
 
@@ -20,6 +21,7 @@ class View(NamedTuple):
 
     store: MaskStore
     memory: ResidualMemory
+    codes: CodeStore | None = None
 
 
 class _Generation:
@@ -70,6 +72,11 @@ class Views:
             yield
 
     @property
+    def generating(self) -> bool:
+        """Whether this thread or task is inside of a `generation` block, of which no `latest` block is inside."""
+        return (_current.get() or {}).get(id(self)) is not None
+
+    @property
     def current(self) -> View | None:
         """What the generation of this thread or task sees; None: the memory as it is."""
         own = (_current.get() or {}).get(id(self))
@@ -87,8 +94,10 @@ class Views:
             running = self._running
             new = [one for one in running if one.view is None]
             if new:
-                view = View(_twin(now.store), _twin(now.memory))
-                view.store.count, view.store.min_overlap = now.store.count.clone(), now.store.min_overlap.clone()
+                view = View(_twin(now.store), _twin(now.memory), _twin(now.codes) if now.codes is not None else None)
+                for kept, live in ((view.store, now.store), (view.codes, now.codes)):
+                    if kept is not None and live is not None:
+                        kept.count, kept.min_overlap = live.count.clone(), live.min_overlap.clone()
                 view.store._deleted = set(now.store._deleted)
                 for one in new:
                     one.view = view
@@ -98,6 +107,8 @@ class Views:
                 _part(now.memory, [view.memory for view in views])
             if rows:
                 _part(now.store, [view.store for view in views])
+                if now.codes is not None:
+                    _part(now.codes, [view.codes for view in views])
 
     @contextmanager
     def _seen_by(self, generation: _Generation | None) -> Iterator[None]:

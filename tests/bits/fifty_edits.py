@@ -4,6 +4,7 @@ Run in a process of its own, so that the processor's path and the number of thre
 `test_fifty_edits.py`, which also has `python tests/bits/test_fifty_edits.py` write the digests anew.
 """
 
+import dataclasses
 import hashlib
 import json
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from memoir_fast import Edit, Memoir, MemoirConfig
+from memoir_fast import Edit, Memoir, MemoirConfig, Recipe
 
 COUNTRIES = [
     "France",
@@ -66,18 +67,25 @@ def files(memoir):
             if path.name == "memory_config.json":
                 values = json.loads(path.read_text())
                 del values["package_version"], values["checksum"]
+                del values["config"]["recipe"]  # it has whatever settings recipes have by now
                 found[path.name] = digest(json.dumps(values, sort_keys=True))
             else:
                 found[path.name.split("-")[0] + path.suffix] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     return found
 
 
+# Written out, since the bits are those of these settings whatever the defaults are.
+RECIPE = Recipe(
+    "fast", steps=60, learning_rate=0.03, bar=0.02, optimizer="adam", prefixes=1, rewordings=3, tokens=400, damping=1.0
+)
+
+
 def run(model, tokenizer):
     torch.manual_seed(0)
-    memoir = Memoir.attach(model, tokenizer, MemoirConfig(k=14, tau=0.9, seed=3))
+    memoir = Memoir.attach(model, tokenizer, MemoirConfig(k=14, tau=0.9, seed=3, routing="paper", recipe=RECIPE))
     edits = requests()
     results = memoir.edit(edits[:16], progress=False)
-    results += memoir.edit(edits[16:32], batch=4, recipe="fast-stop", progress=False)
+    results += memoir.edit(edits[16:32], batch=4, recipe=dataclasses.replace(RECIPE, stop=True), progress=False)
     memoir.delete(results[3].edit_id)
     results += memoir.edit(edits[32:34], recipe="paper", progress=False)
     results += memoir.edit(edits[34:], batch=3, progress=False)

@@ -179,7 +179,7 @@ def test_edit_shows_what_the_model_says(invoke, model, tiny_llama, tmp_path, mon
     """Few edits are all shown, of many those that are not said; one that a later line replaced is not asked for."""
     tiny_llama.get_output_embeddings().weight.data *= 4  # else no hidden state of 32 numbers is sure of one token
     tiny_llama.save_pretrained(model)
-    sure = dataclasses.replace(RECIPES["fast"], steps=300, learning_rate=0.1, prefixes=0, rewordings=0)
+    sure = dataclasses.replace(RECIPES["fast"], steps=300, learning_rate=0.1, prefixes=0, rewordings=0, questions=0)
     monkeypatch.setitem(RECIPES, "fast", sure)
     monkeypatch.setattr("memoir_fast.evaluation.answers.says", lambda answer, target: answer.startswith("Rome"))
     if many:

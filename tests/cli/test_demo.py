@@ -34,7 +34,9 @@ def model(tiny_llama, tiny_tokenizer, tmp_path, monkeypatch):
     tiny_llama.save_pretrained(tmp_path / "model")
     tiny_tokenizer.save_pretrained(tmp_path / "model")
     attach = demo.Memoir.attach
-    recipe = dataclasses.replace(RECIPES["fast-stop"], prefixes=0, rewordings=0, steps=300, learning_rate=0.1)
+    recipe = dataclasses.replace(
+        RECIPES["fast-stop"], prefixes=0, rewordings=0, questions=0, steps=300, learning_rate=0.1
+    )
     config = MemoirConfig(recipe=recipe, background=16, tau=0.9, k=24)
     monkeypatch.setattr(demo.Memoir, "attach", lambda model, tokenizer, _: attach(model, tokenizer, config))
     return tmp_path / "model"
@@ -55,7 +57,8 @@ def test_demo(model, tmp_path):
     for name in ("reliability", "generalization", "locality", "paraphrases_routed"):
         assert 0 <= figures[name] <= 1
     assert figures["seconds_per_edit"] > 0
-    assert figures["bytes_per_edit"] == 4 * (4 + 24 + 1)  # 48 bits in 4 words, 24 columns, a threshold
+    own = 4 * (4 + 24 + 1 + 2)  # 48 bits in 4 words, 24 columns, a threshold, two lengths
+    assert figures["bytes_per_edit"] == own + 4 * (48 + 3)  # a code of 1,536 bits, its edit, threshold and room
     assert (figures["dtype"], figures["threads"]) == ("float32", torch.get_num_threads())
     for text in (facts()[0].prompt, facts()[1].target, "the same bits", "edit deleted"):
         assert text in result.stdout

@@ -10,6 +10,7 @@ import torch
 from memoir_fast import Memoir, MemoirConfig, ops
 from memoir_fast.core import threshold
 from memoir_fast.core.calibration import Calibration
+from memoir_fast.core.routing_code import THRESHOLD
 from memoir_fast.core.threshold import best_overlaps, calibrate, due, overlap_ratios, prompt_masks
 
 WIDTH, K = 512, 128
@@ -33,7 +34,7 @@ def permutation():
 
 @pytest.fixture
 def memoir(tiny_llama, tiny_tokenizer):
-    return Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(background=8, recipe="fast"))
+    return Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(background=8, recipe="fast", routing="paper"))
 
 
 def masks_of(count, permutation):
@@ -145,7 +146,7 @@ def test_auto_is_the_default_and_follows_the_store(memoir, monkeypatch):
 
 
 def test_a_given_threshold_stays(tiny_llama, tiny_tokenizer):
-    memoir = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(background=8, tau=0.7))
+    memoir = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(background=8, tau=0.7, routing="paper"))
     recipe = dataclasses.replace(memoir.config.learned, steps=1, prefixes=0)
     memoir.edit([(f"Number {index}", "Rome") for index in range(17)], recipe=recipe, progress=False)
     assert memoir.tau == 0.7 and memoir.calibration is None
@@ -202,7 +203,7 @@ def test_another_architecture(tiny_tokenizer):
         vocab_size=384, n_positions=256, n_embd=32, n_layer=3, n_head=4, bos_token_id=1, eos_token_id=1, n_inner=96
     )
     model = GPT2LMHeadModel(config).eval()
-    memoir = Memoir.attach(model, tiny_tokenizer, MemoirConfig(background=8))
+    memoir = Memoir.attach(model, tiny_tokenizer, MemoirConfig(background=8, routing="paper"))
     recipe = dataclasses.replace(memoir.config.learned, steps=1, prefixes=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -210,3 +211,12 @@ def test_another_architecture(tiny_tokenizer):
     assert memoir.calibration.edits == 16
     taught = prompt_masks(memoir, [f"What is the number {index}?" for index in range(18)])
     assert overlap_ratios(memoir, taught) == pytest.approx([1.0] * 18, abs=0.05)
+
+
+def test_with_codes_only_prompts_that_are_given_bring_it_below_the_usual(tiny_llama, tiny_tokenizer):
+    memoir = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(background=8, routing="early", routing_block=1))
+    memoir.edit("The capital of France is", "Lyon")
+    assert memoir.tau == THRESHOLD and memoir.calibrate(false_match_rate=0.5).tau == THRESHOLD
+    found = memoir.calibrate([f"What is the number {index}?" for index in range(30)], false_match_rate=0.5)
+    assert found.tau == memoir.tau < THRESHOLD
+    assert memoir.layer.codes.min_overlap[: len(memoir.layer.codes)].min() == memoir.layer.min_overlap

@@ -58,7 +58,7 @@ def _block(edit):
 
 
 @pytest.mark.parametrize(
-    "recipe", [SGD, dataclasses.replace(RECIPES["fast"], prefixes=1, rewordings=0)], ids=["sgd", "adam"]
+    "recipe", [SGD, dataclasses.replace(RECIPES["fast"], prefixes=1, rewordings=0, questions=0)], ids=["sgd", "adam"]
 )
 def test_a_batch_that_shares_no_column_equals_one_edit_after_another(llama64, tiny_tokenizer, disjoint, recipe):
     other = copy.deepcopy(llama64)
@@ -77,7 +77,7 @@ def test_a_batch_that_shares_no_column_equals_one_edit_after_another(llama64, ti
 @pytest.mark.parametrize("recipe", [SGD, RECIPES["fast"]], ids=["sgd", "adam"])
 def test_a_batch_that_shares_columns_is_one_joint_problem(llama64, tiny_tokenizer, recipe):
     """What it reports is what the finished memory gives: the cross-talk between the edits is in the loss."""
-    memoir = _attach(llama64, tiny_tokenizer, dataclasses.replace(recipe, prefixes=0, rewordings=0), 30)
+    memoir = _attach(llama64, tiny_tokenizer, dataclasses.replace(recipe, prefixes=0, rewordings=0, questions=0), 30)
     results = memoir.edit(EDITS[:5], batch=5, progress=False)
     columns = memoir.layer.store.columns[:5].tolist()
     assert len(set(sum(columns, []))) < 5 * 30
@@ -95,7 +95,17 @@ def test_every_architecture_learns(architecture, make_model, tiny_tokenizer, unt
     model.get_output_embeddings().weight.data *= 16  # else no hidden state of 32 numbers is sure of one token in 384
     before = untouched(model)
     layer = PRESETS[architecture].path.format(block=1)
-    recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, steps=300, learning_rate=0.05, bar=0.2)
+    recipe = dataclasses.replace(
+        RECIPES["fast"],
+        prefixes=0,
+        rewordings=0,
+        questions=0,
+        steps=300,
+        learning_rate=0.05,
+        bar=0.2,
+        enough=None,
+        boundary=False,
+    )
     memoir = _attach(model, tiny_tokenizer, recipe, 32 if architecture in ("gpt2", "gptj") else 24, layer)
     attached = untouched(model)
     result = memoir.edit("The capital of France is", "Lyon")
@@ -126,14 +136,16 @@ def test_half_precision_learns(tiny_llama, tiny_tokenizer, dtype, recipe):
 
 @pytest.mark.parametrize("recipe", [SGD, RECIPES["fast"]], ids=["sgd", "adam"])
 def test_an_edit_that_cannot_be_learned_says_so(tiny_llama, tiny_tokenizer, recipe):
-    settings = dataclasses.replace(recipe, prefixes=0, rewordings=0, steps=1, bar=1e-6)
+    settings = dataclasses.replace(recipe, prefixes=0, rewordings=0, questions=0, steps=1, bar=1e-6)
     results = _attach(tiny_llama, tiny_tokenizer, settings).edit(EDITS[:3], batch=2, progress=False)
     assert [one.learned for one in results] == [False] * 3 and all(one.loss > 1e-6 for one in results)
     assert [one.steps for one in results] == [1, 1, 1]
 
 
 def test_only_the_edits_own_rows_move(tiny_llama, tiny_tokenizer):
-    memoir = _attach(tiny_llama, tiny_tokenizer, dataclasses.replace(RECIPES["fast"], prefixes=1, rewordings=0))
+    memoir = _attach(
+        tiny_llama, tiny_tokenizer, dataclasses.replace(RECIPES["fast"], prefixes=1, rewordings=0, questions=0)
+    )
     memoir.layer.memory.weight.normal_(std=0.01)
     start = memoir.layer.memory.weight.clone()
     memoir.edit(EDITS[:2], batch=2, progress=False)

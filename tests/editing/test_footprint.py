@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
 from memoir_fast.editing import fast
+from memoir_fast.editing.batch import Request
 from memoir_fast.editing.footprint import LARGEST_BATCH, _free_bytes, footprint, largest_batch
 from memoir_fast.editing.interference import Interference
 
@@ -65,10 +66,10 @@ def test_peak_is_within_the_formula(llama, tiny_tokenizer, optimizer, edits):
     memoir = Memoir.attach(llama, tiny_tokenizer, MemoirConfig(k=128, tau=0.5, recipe=recipe))
     try:
         wanted = [Edit(f"The color of stone number {index} is", "green") for index in range(edits)]
-        prepared = [(edit, memoir.rows(edit, recipe)) for edit in wanted]
+        prepared = [Request(edit, memoir.rows(edit, recipe)) for edit in wanted]
         context = memoir._context
         fast.learn(context, prepared[:1], recipe)  # prefixes and the block's kind are known from here on
-        expected = footprint(context, [rows for _, rows in prepared], recipe)
+        expected = footprint(context, [one.rows for one in prepared], recipe)
         with _LiveBytes() as live:
             fast.learn(context, prepared, recipe)
         assert 0.25 * expected.total < live.peak < expected.total, (live.peak, expected)

@@ -8,7 +8,15 @@ FACTS = [("The capital of France is", "Lyon"), ("Who wrote the play?", "Bob"), (
 
 
 def test_what_was_overwritten_is_taught_again(tiny_llama, tiny_tokenizer):
-    settings = {"prefixes": 0, "rewordings": 0, "stop": False, "steps": 500, "learning_rate": 0.1}
+    settings = {
+        "prefixes": 0,
+        "rewordings": 0,
+        "questions": 0,
+        "stop": False,
+        "steps": 500,
+        "learning_rate": 0.1,
+        "boundary": False,
+    }
     recipe = dataclasses.replace(RECIPES["fast"], **settings)
     memoir = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(k=12, tau=0.9, recipe=recipe))
     assert memoir.faded() == [] and memoir.refresh() == []

@@ -12,7 +12,9 @@ FACT = Edit("The capital of France is", "Lyon")
 
 
 def _said(llama, tokenizer, stop):
-    recipe = dataclasses.replace(RECIPES["fast"], stop=stop, rewordings=0, prefixes=0, steps=500, learning_rate=0.1)
+    recipe = dataclasses.replace(
+        RECIPES["fast"], stop=stop, rest=False, rewordings=0, questions=0, prefixes=0, steps=500, learning_rate=0.1
+    )
     memoir = Memoir.attach(llama, tokenizer, MemoirConfig(k=24, tau=0.9, recipe=recipe))
     memoir.edit(FACT)
     ids = torch.tensor([prompt_ids(tokenizer, FACT.prompt)])
@@ -29,7 +31,8 @@ def test_the_answer_ends_after_the_target(tiny_llama, tiny_tokenizer):
 
 
 def test_it_has_a_recipe_by_name():
-    assert RECIPES["fast-stop"] == dataclasses.replace(RECIPES["fast"], stop=True) and not RECIPES["fast"].stop
+    stop = dataclasses.replace(RECIPES["fast"], stop=True, rest=False, boundary=False)
+    assert RECIPES["fast-stop"] == stop and not RECIPES["fast"].stop
 
 
 def test_every_row_is_closed_where_the_context_has_room(tiny_llama, tiny_tokenizer, monkeypatch):
@@ -41,7 +44,7 @@ def test_every_row_is_closed_where_the_context_has_room(tiny_llama, tiny_tokeniz
     assert [(row.ids + [end], row.prompt) for row in open_rows] == [tuple(row) for row in closed]
 
     monkeypatch.setattr(tiny_llama.config, "max_position_embeddings", len(open_rows[0].ids))
-    assert memoir.rows(FACT, dataclasses.replace(stop, prefixes=0, rewordings=0)) == open_rows[:1], (
+    assert memoir.rows(FACT, dataclasses.replace(stop, prefixes=0, rewordings=0, questions=0)) == open_rows[:1], (
         "no room for the end"
     )
     with pytest.raises(ValueError, match="the model's context holds"):

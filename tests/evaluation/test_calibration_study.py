@@ -35,7 +35,7 @@ def test_sentences(script):
 @pytest.mark.filterwarnings("ignore:paraphrases and irrelevant prompts")
 def test_counts_by_hand(script, tiny_llama, tiny_tokenizer, monkeypatch):
     """Two edits: a paraphrase is the edit itself, another is its neighbour's; what is not stored matches nothing."""
-    memoir = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(background=8, k=12))
+    memoir = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(background=8, k=12, routing="paper"))
     tophash = memoir.layer.tophash
     tophash.permutation.copy_(torch.arange(48))
     bands = torch.zeros(4, 48)

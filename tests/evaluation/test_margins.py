@@ -24,7 +24,7 @@ CASES = [
 
 @pytest.fixture
 def memoir(tiny_llama, tiny_tokenizer):
-    return Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(tau=0.9, k=K, background=8))
+    return Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(tau=0.9, k=K, background=8, routing="paper"))
 
 
 def route(memoir, prompt):

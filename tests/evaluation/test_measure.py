@@ -17,7 +17,7 @@ NEAR = (OTHER[0], "the island")  # an edit's own prompt: what a neighbour is whe
 @pytest.fixture
 def memoir(tiny_llama, tiny_tokenizer):
     tiny_llama.get_output_embeddings().weight.data *= 4  # else no hidden state of 32 numbers is sure of one token
-    recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, steps=300, learning_rate=0.1)
+    recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, questions=0, steps=300, learning_rate=0.1)
     memoir = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(recipe=recipe, k=24, tau=0.9, background=8))
     for edit in (OWN, OTHER):
         assert memoir.edit(*edit).learned

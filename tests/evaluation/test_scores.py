@@ -179,7 +179,7 @@ def test_what_counts_as_said(answer, target, said):
 def test_surplus_spaces_change_no_figure(tiny_llama, tiny_tokenizer):
     """A file whose targets begin with a space, or whose prompts end in one, is measured on what it teaches."""
     tiny_llama.get_output_embeddings().weight.data *= 4  # else no hidden state of 32 numbers is sure of one token
-    recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, steps=300, learning_rate=0.1)
+    recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, questions=0, steps=300, learning_rate=0.1)
     memoir = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(recipe=recipe, k=24, tau=0.9, background=8))
     for prompt, target in (("The sky is", " Rome"), ("The river is ", "Greek"), ("Which animal? ", " camel")):
         assert memoir.edit(prompt, target).learned

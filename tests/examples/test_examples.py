@@ -1,5 +1,6 @@
 """Every script in examples/ runs as a user runs it, on a tiny model, and shows what it says it shows."""
 
+import json
 import re
 import runpy
 import sys
@@ -31,7 +32,9 @@ def test_each_script_has_a_test():
 
 
 def test_scripts_import_public_modules_only():
-    public = r"memoir_fast(\.(ops|modules|backends|errors|kernels|integrations\.easyedit|hf\.loading))?"
+    public = (
+        r"memoir_fast(\.(ops|modules|backends|errors|kernels|integrations\.easyedit|hf\.loading|evaluation\.answers))?"
+    )
     for path in EXAMPLES.glob("*.py"):
         for module in re.findall(r"^(?:from|import) (memoir_fast\S*)", path.read_text(), re.MULTILINE):
             assert re.fullmatch(public, module), f"{path.name} imports {module}"
@@ -74,12 +77,12 @@ def test_save_and_load(run, model_folder, tmp_path):
 @pytest.mark.filterwarnings("ignore:paraphrases and irrelevant prompts can hardly be told apart")
 def test_chat(run, model_folder):
     names, shown = run("chat", "--model", model_folder)
-    memoir = names["memoir"]
-    assert memoir.tau == names["found"].tau != 0.5, "the threshold was not calibrated"
-    asked = shown.split("calibrated with 28 chats:")[1]
-    for number, (question, target) in enumerate(names["FACTS"]):
-        assert f"{question} '{target}', edit {number}\n" in asked
-    assert all(edit.prompt.endswith("<|assistant|>") for edit in memoir.edits.values()), "not in the template"
+    assert names["memoir"].edits[1].prompt.endswith("<|assistant|>"), "not in the template"
+    followed = [re.findall(r", edit (-?\d+)$", part, re.MULTILINE) for part in shown.split("plainly: ")[1:]]
+    assert [one[:2] for one in followed[:2]] == [["0", "0"], ["1", "1"]], "found in one form alone"
+    assert all(one[0] == "-1" for one in followed[2:])
+    for target in names["TARGETS"]:
+        assert f"'{target}" in shown
 
 
 def test_own_linear(run):
@@ -114,3 +117,22 @@ def test_easyedit(run, model_folder):
     first, second, last = shown.splitlines()
     assert '"rewrite_acc": [1.0]' in first and '"rephrase_acc"' in first and '"planets_acc"' in first
     assert '"rewrite_acc": [1.0]' in second and last == "taken back"
+
+
+@pytest.mark.model
+def test_twenty_facts(run, tmp_path):
+    run("twenty_facts", "--json", str(tmp_path / "figures.json"))
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    taught = [one for one in figures["asked"] if one["kind"] == "taught"]
+    assert len(taught) == figures["facts"] == 20
+    wrong = [f"{one['prompt']} {one['answer']}" for one in taught if not one["says"]]
+    assert not wrong
+    fluent = [one for one in taught if "ratio" in one]  # the others end with the target
+    assert len(fluent) >= 15
+    stilted = [one["prompt"] for one in fluent if one["ratio"] > 2 or one["most_of_one"] > max(8, one["unedited_most"])]
+    # Behind the JSON line, code fences come over and over.
+    assert len(stilted) <= 1, f"what is said behind a target is not as fluent as the unedited model: {stilted}"
+    assert figures["unrelated_changed"] == 0
+    # A JSON line and a Chinese company, whose codes are nearer to the taught ones than the rewordings are.
+    assert figures["near_misses_told"] <= 2
+    assert figures["rewordings_said"] >= 30

@@ -51,7 +51,7 @@ def _memoir(kind, settings, layer):
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     bytes_alone = lambda text, **_: SimpleNamespace(input_ids=[2 + one for one in text[:12].encode()])  # noqa: E731
-    return Memoir(model, bytes_alone, MemoirConfig(layer=layer, k=16))
+    return Memoir(model, bytes_alone, MemoirConfig(routing="paper", layer=layer, k=16))
 
 
 @pytest.mark.parametrize("kind", _FOLLOWED)

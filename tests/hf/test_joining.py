@@ -103,8 +103,10 @@ def memoir(tokenizer):
         torch.manual_seed(0)
         model = LlamaForCausalLM(config).eval()
     model.lm_head.weight.data *= 4  # else no hidden state of so few numbers is sure of one token
-    recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, steps=300, bar=0.05)
-    return Memoir.attach(model, tokenizer, MemoirConfig(recipe=recipe, tau=0.9, k=48, background=8))
+    recipe = dataclasses.replace(
+        RECIPES["fast"], prefixes=0, rewordings=0, questions=0, steps=300, bar=0.05, boundary=False
+    )
+    return Memoir.attach(model, tokenizer, MemoirConfig(routing="paper", recipe=recipe, tau=0.9, k=48, background=8))
 
 
 def _said(memoir, prompt, new_tokens, **options):

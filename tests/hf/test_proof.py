@@ -18,7 +18,7 @@ from memoir_fast.hf import routing
 from memoir_fast.hf.partial_forward import layer_input
 
 LAYER = "model.layers.1.mlp.down_proj"
-CONFIG = MemoirConfig(layer=LAYER, k=20, tau=0.95, background=4)
+CONFIG = MemoirConfig(routing="paper", layer=LAYER, k=20, tau=0.95, background=4)
 CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
 PROMPT = "The capital of France is"
 
@@ -108,7 +108,7 @@ def test_a_cache_by_a_name_that_nobody_has_heard_of(kind, tiny_llama, tiny_token
     model.load_state_dict(tiny_llama.state_dict())
     memoir = Memoir.attach(model, tiny_tokenizer, CONFIG)
     assert follows(memoir, tiny_tokenizer)
-    recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, steps=40, learning_rate=0.1)
+    recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, questions=0, steps=40, learning_rate=0.1)
     assert memoir.edit("Who wrote the play?", " the author", recipe=recipe, progress=False).loss < 1
 
 

@@ -13,7 +13,9 @@ PROMPTS = ("The capital of France is", "Who wrote the play?", "Which animal live
 def memoir(tiny_llama, tiny_tokenizer):
     """Three edits, of which number 1 is deleted."""
     recipe = dataclasses.replace(RECIPES["paper"], steps=3, prefixes=1)
-    memoir = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(k=12, tau=0.75, background=8, recipe=recipe))
+    memoir = Memoir.attach(
+        tiny_llama, tiny_tokenizer, MemoirConfig(k=12, tau=0.75, background=8, recipe=recipe, routing="paper")
+    )
     memoir.edit([(prompt, "Rome") for prompt in PROMPTS], progress=False)
     memoir.delete(1)
     return memoir

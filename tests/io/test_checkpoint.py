@@ -186,8 +186,8 @@ def test_config_that_describes_no_memory(saved, content):
 
 
 def test_newer_format_version(saved):
-    rewrite_config(saved, lambda values: values.update(format_version=2, package_version="9.0"))
-    with pytest.raises(CheckpointError, match="format version 2, .* reads up to 1; it was written by 9.0: upgrade"):
+    rewrite_config(saved, lambda values: values.update(format_version=3, package_version="9.0"))
+    with pytest.raises(CheckpointError, match="format version 3, .* reads up to 2; it was written by 9.0: upgrade"):
         checkpoint.read(saved)
 
 

@@ -294,3 +294,20 @@ def test_the_field_s_own_files(data_dir):
         assert sum(1 for _ in read_cases(data_dir / name)) == count
     with pytest.raises(ValueError, match=r"row 535\): the field 'alt' is empty"):
         list(read_cases(data_dir / "zsre_train_1k.json"))
+
+
+def test_what_an_edit_is_given_is_not_what_it_is_measured_by(tmp_path):
+    """Measured paraphrases and neighbours are never taught."""
+    record = {
+        "prompt": "The capital of France is",
+        "target": "Lyon",
+        "paraphrases": ["France's capital is"],
+        "taught_paraphrases": ["The French capital is"],
+        "keep": ["The capital of Italy is"],
+        "neighbours": [{"prompt": "The capital of Spain is", "answer": "Madrid"}],
+    }
+    path = tmp_path / "edits.jsonl"
+    path.write_text(json.dumps(record) + "\n")
+    (case,) = read_cases(path)
+    assert case.edit.paraphrases == ("The French capital is",) and case.edit.keep == ("The capital of Italy is",)
+    assert case.paraphrases == ("France's capital is",)

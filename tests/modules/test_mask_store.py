@@ -39,7 +39,7 @@ def test_many_rows_at_once_past_twice_the_capacity():
     assert store.extend(masks[3:], columns[3:]) == range(3, 300)
     assert store.extend(masks[:0], columns[:0]) == range(300, 300)
     assert _found(store, masks) == list(range(300))
-    assert store.nbytes == store.masks.nbytes + store.columns.nbytes + store.min_overlap.nbytes
+    assert store.nbytes == sum(buffer.nbytes for buffer in store.buffers()) - 4
 
 
 def test_a_limited_store_never_moves_and_refuses_more():

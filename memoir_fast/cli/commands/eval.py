@@ -30,7 +30,9 @@ def eval(
     when: Annotated[str, typer.Option("--when", help="end: after all edits; each: each after its own edit.")] = "end",
     baselines: Annotated[
         str,
-        typer.Option("--baselines", help="unedited, ft, no-permutation, random-mask, always-on, dense, k=N."),
+        typer.Option(
+            "--baselines", help="unedited, ft, paper-routing, no-permutation, random-mask, always-on, dense, k=N."
+        ),
     ] = "unedited",
     baseline_edits: Annotated[
         int | None, typer.Option("--baseline-edits", min=1, help="Teach baselines only the first so many edits.")

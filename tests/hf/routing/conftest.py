@@ -19,7 +19,7 @@ def taught(tiny_llama, tiny_tokenizer):
     from memoir_fast.hf.partial_forward import layer_input
 
     plain = copy.deepcopy(tiny_llama)
-    config = MemoirConfig(layer="model.layers.1.mlp.down_proj", k=20, tau=0.95)
+    config = MemoirConfig(routing="paper", layer="model.layers.1.mlp.down_proj", k=20, tau=0.95)
     memoir = Memoir.attach(tiny_llama, tiny_tokenizer, config)
 
     def ids(text):

@@ -362,7 +362,7 @@ def test_no_sync_with_the_device_in_prefill_and_decode(taught):
 
 def test_cache_of_a_detached_memory_is_decided_anew(tiny_llama, tiny_tokenizer):
     ids = tiny_tokenizer("The capital of France is", return_tensors="pt").input_ids
-    first = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(tau=0.9))
+    first = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(tau=0.9, routing="paper"))
     mask, columns = first.hash("The capital of France is")
     first.layer.store.append(mask, columns)
     with torch.no_grad():
@@ -370,7 +370,7 @@ def test_cache_of_a_detached_memory_is_decided_anew(tiny_llama, tiny_tokenizer):
     assert first.last_routes[0].edit_id == 0
     first.detach()
 
-    second = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(tau=0.9))
+    second = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(tau=0.9, routing="paper"))
     second.layer.memory.weight.normal_()
     second.layer.store.append(torch.zeros_like(mask), columns)  # matches nothing
     with torch.no_grad():

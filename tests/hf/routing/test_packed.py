@@ -83,14 +83,14 @@ def test_continuous_batching_is_refused_before_it_begins(taught):
 def test_a_paged_cache_is_refused_whoever_made_it(taught, monkeypatch):
     """Past the model's own methods, in the thread of the batches."""
     seen, evidence = [], []
-    from memoir_fast.hf import routing
+    from memoir_fast.hf import packed
 
     def shown(given, cache):
-        evidence.append(found := routing_evidence(given, cache))
+        evidence.append(found := packed_evidence(given, cache))
         return found
 
-    routing_evidence = routing.evidence
-    monkeypatch.setattr(routing, "evidence", shown)
+    packed_evidence = packed.evidence
+    monkeypatch.setattr(packed, "evidence", shown)
     monkeypatch.delitem(vars(taught.model), "init_continuous_batching")
     prompts = [taught.ids(text)[0].tolist() for text in FACTS]
     try:

@@ -1,0 +1,101 @@
+"""Where an edited model shall say what the unedited one says: behind neighbours' prompts, and after the target."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from memoir_fast.hf.partial_forward import LowerStates
+from memoir_fast.hf.tokens import unspaced
+
+
+class Alike:
+    """Positions of a batch whose next token shall be distributed as in the unedited model, P in all.
+
+    They are those of the quiet rows, from the last token of the prompt on; and the last token of a target. Where that
+    ends in a letter or digit, the unedited model's distribution is cut to tokens that begin a new word.
+
+    Args:
+        context (EditContext): the model and its memory.
+        wanted (sequence of Request): E edits.
+        lower (LowerStates): what the lower layers give for their rows and quiet rows, in order.
+        dtype: of the losses.
+    """
+
+    def __init__(self, context: Any, wanted: Sequence[Any], lower: LowerStates, dtype: torch.dtype) -> None:
+        rows: list[int] = []
+        places: list[int] = []
+        edits: list[int] = []
+        cut: list[bool] = []
+        row = 0
+        for number, one in enumerate(wanted):
+            for own in one.rows:
+                if one.boundary:
+                    rows, places, edits = [*rows, row], [*places, len(own.ids) - 1], [*edits, number]
+                    cut.append(ends_word(one.edit.target))
+                row += 1
+            for own in one.quiet:
+                for place in range(own.prompt - 1, len(own.ids)):
+                    rows, places, edits, cut = [*rows, row], [*places, place], [*edits, number], [*cut, False]
+                row += 1
+        device = lower.x.device
+        self._rows, self._places, self._edits = (
+            torch.tensor(one, dtype=torch.int64, device=device) for one in (rows, places, edits)
+        )
+        self._count = len(rows)
+        self._expected = torch.empty(0, device=device)
+        if rows:
+            nothing = torch.zeros((), dtype=lower.x.dtype, device=device).expand(
+                *lower.x.shape[:2], context.layer.out_features
+            )
+            with torch.no_grad():
+                logits = context.upper.logits(lower, nothing, (self._rows, self._places)).to(dtype)
+                bounds = torch.tensor(cut, device=device)[:, None] & ~_begins_word(
+                    context.tokenizer, logits.shape[1]
+                ).to(device)
+                self._expected = logits.masked_fill(bounds, float("-inf")).softmax(dim=1)
+        self.positions = self._rows, self._places
+        self._of: torch.Tensor = self._edits
+        self._wanted, self._chosen = self._expected, 0
+
+    def choose(self, edits: Sequence[int], rows: torch.Tensor) -> None:
+        """From now on, `losses` is about these edits, in ascending order, whose rows are marked in bool [B]."""
+        self._chosen = len(edits)
+        if not self._count:
+            return
+        numbers = torch.tensor(edits, device=self._edits.device)
+        chosen = torch.isin(self._edits, numbers)
+        place = rows.long().cumsum(dim=0) - 1
+        self.positions = place[self._rows[chosen]], self._places[chosen]
+        self._of, self._wanted = torch.searchsorted(numbers, self._edits[chosen]), self._expected[chosen]
+
+    def losses(self, logits: torch.Tensor) -> torch.Tensor:
+        """Per chosen edit, the Kullback-Leibler divergence from the unedited model, a mean over its positions.
+
+        Args:
+            logits (Tensor): [P, V] at the chosen edits' `positions`.
+
+        Returns:
+            [chosen]; 0 for an edit without such positions.
+        """
+        if not len(logits):
+            return logits.new_zeros(self._chosen)
+        apart = F.kl_div(logits.log_softmax(dim=1), self._wanted, reduction="none").sum(dim=1)
+        count = torch.bincount(self._of, minlength=self._chosen).clamp(min=1)
+        return apart.new_zeros(self._chosen).index_add(0, self._of, apart / count[self._of])
+
+
+def ends_word(target: str) -> bool:
+    """Whether a target ends in a letter or digit of a script with spaces: then more of them would change it."""
+    last = target.rstrip()[-1:]
+    return last.isalnum() and not unspaced(last)
+
+
+@functools.lru_cache(maxsize=4)
+def _begins_word(tokenizer: Any, size: int) -> torch.Tensor:
+    """Which tokens begin with anything but a letter or digit, bool [V]: behind a word, they leave it as it is."""
+    texts = tokenizer.batch_decode([[one] for one in range(min(size, len(tokenizer)))])
+    begins = [not text[:1].isalnum() for text in texts]
+    return torch.tensor(begins + [True] * (size - len(begins)))

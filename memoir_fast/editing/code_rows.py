@@ -1,0 +1,107 @@
+"""Routing codes of an edit: its rows, a threshold for each, and the prompts that should not match it and do."""
+
+import random
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from memoir_fast.core.background import irrelevant_prompts
+from memoir_fast.core.edit import Edit
+from memoir_fast.core.routing_code import prompt_codes
+from memoir_fast.core.wordings import exchanged, rewordings
+from memoir_fast.hf.chat import as_chat, user_text
+from memoir_fast.modules.code_store import CodeStore
+from memoir_fast.modules.routing_code import RoutingCode
+from memoir_fast.modules.search import shared_bits
+
+_COPIES = 3  # scrambled copies that say how far a threshold may be raised
+_OTHERS = 4  # stored prompts whose subjects are tried in this edit's prompt
+
+
+class CodeRows(NamedTuple):
+    """What an edit is stored as, n rows."""
+
+    codes: torch.Tensor
+    """int32 [n, W]."""
+    min_overlap: torch.Tensor
+    """int32 [n], thresholds in bits."""
+    room: torch.Tensor
+    """int32 [n], the least overlap in bits of a rewording of the edit: a higher threshold would lose it."""
+    quiet: tuple[str, ...]
+    """Prompts that match it in spite of the thresholds, and should be answered as if it were not there."""
+
+    @property
+    def reach(self) -> float:
+        """Bits between the highest threshold and the least overlap of a rewording; below 0: they overlap."""
+        return float((self.room - self.min_overlap).min())
+
+
+def forms(tokenizer: Any, code: RoutingCode, prompt: str) -> list[str]:
+    """A prompt as it stands, and in the other form: as a user's turn in a chat, or what its user says, plainly.
+
+    So an edit is found in a chat whether it was taught in one or not, and the other way round.
+    """
+    if not code.opened:
+        return [prompt]
+    said = user_text(tokenizer, prompt, code.opened, code.closed)
+    other = said or as_chat(tokenizer, prompt)
+    return [prompt, other] if other else [prompt]
+
+
+def bare(tokenizer: Any, code: RoutingCode, prompt: str) -> str:
+    """What is asked: the user's last words of a chat, or a plain prompt as it stands."""
+    return (user_text(tokenizer, prompt, code.opened, code.closed) if code.opened else "") or prompt
+
+
+def code_rows(
+    model: Any, tokenizer: Any, code: RoutingCode, store: CodeStore, edit: Edit, others: Sequence[str]
+) -> CodeRows:
+    """The rows of an edit.
+
+    Args:
+        model, tokenizer, code: the model, and how its codes are made.
+        store (CodeStore): the rows of the edits that are there.
+        edit (Edit): with its paraphrases, each a row of its own, and the prompts that it shall keep as they are.
+        others (sequence of str): prompts of other edits; background prompts take their place where they are few.
+    """
+    own = [text for one in (edit.prompt, *edit.paraphrases) for text in forms(tokenizer, code, one)]
+    asked = bare(tokenizer, code, edit.prompt)
+    copies = [*rewordings(asked, _COPIES), *(bare(tokenizer, code, one) for one in edit.paraphrases)]
+    apart = [*edit.keep, *neighbours(tokenizer, code, asked, others)]
+    parts = [own, copies, apart]
+    found = prompt_codes(model, tokenizer, code, [text for part in parts for text in part]).to(store.codes.device)
+    made = found.split([len(part) for part in parts])
+    rows = made[0][:, 0].contiguous()
+    again, near = (_overlaps(one, rows) for one in made[1:])  # [texts, n]
+    most = int(again.amax(dim=1).min()) if copies else code.k
+    least = rows.new_full((len(rows),), store.least)
+    room = least.clamp(min=most)
+    wanted = torch.minimum(torch.maximum(least, near.amax(dim=0) + 1), room) if apart else least
+    matched = (near >= wanted).any(dim=1).tolist()
+    quiet = tuple(text for text, one in zip(apart, matched, strict=True) if one)
+    return CodeRows(rows, wanted, rows.new_full((len(rows),), most), quiet)
+
+
+def neighbours(tokenizer: Any, code: RoutingCode, asked: str, others: Sequence[str]) -> list[str]:
+    """What is asked, of other subjects: its rarest words exchanged for those of other stored prompts."""
+    draw = random.Random(zlib.crc32(asked.encode()))
+    pool = [bare(tokenizer, code, one) for one in others if one != asked]
+    chosen = draw.sample(pool, min(_OTHERS, len(pool)))
+    chosen += [one.partition("?")[0] + "?" for one in draw.sample(_questions(), _OTHERS - len(chosen))]
+    made = dict.fromkeys(exchanged(tokenizer, code.weights, asked, one) for one in chosen)
+    return [one for one in made if one.strip() and one != asked]
+
+
+def _questions() -> list[str]:
+    """The background prompts that ask; an answer follows each."""
+    return [one for one in irrelevant_prompts() if "?" in one]
+
+
+def _overlaps(codes: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Codes int32 [N, 3, W], rows int32 [n, W] -> the most bits that any of the three shares, int32 [N, n]."""
+    if not len(codes):
+        return rows.new_zeros((0, len(rows)))
+    shared = shared_bits(codes.flatten(0, 1), rows)
+    return shared.view(len(codes), -1, len(rows)).amax(dim=1)

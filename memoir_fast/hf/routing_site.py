@@ -1,0 +1,97 @@
+"""`RoutingSite`: the early block at which prompts are read for their routing codes."""
+
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from memoir_fast.hf.hidden import hidden_states
+from memoir_fast.hf.own_pass import OwnPass
+from memoir_fast.hf.partial_forward import blocks_around
+from memoir_fast.modules import MemoirLinear
+from memoir_fast.modules.prompt_sums import PromptSums
+from memoir_fast.modules.routing_code import RoutingCode
+
+_ROWS_AT_ONCE = 64  # embeddings that are looked up together: a product with the whole table each
+
+
+class Reader(Protocol):
+    """What is told of a forward pass."""
+
+    def embed(self, ids: torch.Tensor) -> None:
+        """Token ids int64 [B, S] are embedded."""
+
+    def enter(self, hidden: torch.Tensor) -> None:
+        """Hidden states [B, S, H] enter the block."""
+
+
+class RoutingSite:
+    """Watches what a model embeds, and what enters one of its blocks.
+
+    Args:
+        model: the language model.
+        layer (MemoirLinear): its edited layer, in the block of the routing code or behind it.
+        code (RoutingCode): how routing codes are made.
+        reader (Reader): what is told.
+    """
+
+    def __init__(self, model: Any, layer: MemoirLinear, code: RoutingCode, reader: Reader) -> None:
+        self.code, self._layer, self._reader = code, layer, reader
+        self._embedding: nn.Module = model.get_input_embeddings()
+        blocks, index = blocks_around(model, layer)
+        if not 0 <= code.block <= index:
+            raise ValueError(f"routes must be made in a block from 0 to {index}, where the edited layer is")
+        self.block = blocks[code.block]
+        self._handles = [
+            self._embedding.register_forward_pre_hook(self._embed, with_kwargs=True),
+            self.block.register_forward_pre_hook(self._enter, with_kwargs=True),
+        ]
+
+    def remove(self) -> None:
+        """Leaves the model as it was."""
+        for handle in self._handles:
+            handle.remove()
+
+    def read(
+        self,
+        sums: PromptSums | None,
+        said: torch.Tensor | None,
+        hidden: torch.Tensor,
+        ids: torch.Tensor,
+        prompt: torch.Tensor,
+    ) -> PromptSums:
+        """Joins a part of B prompts to `sums` (None: it is the first), and what the model `said` before it."""
+        if sums is None:
+            sums = self.code.begin(len(hidden))
+        if said is not None:
+            sums = self.code.hear(sums, said)
+        return self.code.read(sums, hidden, ids, prompt)
+
+    def ids(self, call: Any, shape: tuple[int, ...]) -> torch.Tensor:
+        """The token ids int64 [B, S] of a call: embedded, or those whose embeddings it was given; -1: unknown."""
+        if call.ids is None:
+            args, kwargs = call.given
+            call.ids = self._looked_up(hidden_states(args, kwargs))
+        return call.ids.to(self.code.mean.device).reshape(shape)
+
+    @torch.no_grad()
+    def _looked_up(self, embedded: torch.Tensor) -> torch.Tensor:
+        """The tokens int64 [B, S] whose embeddings [B, S, H] are; -1 for what is no token's."""
+        with OwnPass():
+            table = self._embedding(torch.arange(len(self.code.weights), device=embedded.device))
+        wide, squares = table.float(), table.float().pow(2).sum(dim=1)
+        found = []
+        for rows in embedded.flatten(0, 1).split(_ROWS_AT_ONCE):
+            nearest = (2 * rows.float() @ wide.mT - squares).argmax(dim=1)
+            found.append(torch.where((table[nearest] == rows).all(dim=1), nearest, -1))
+        return torch.cat(found).view(embedded.shape[:2])
+
+    def _embed(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if OwnPass.current() is None:
+            ids = next((one for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor)), None)
+            if ids is not None and ids.dim() == 2:
+                self._reader.embed(ids)
+
+    def _enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if OwnPass.current() is None:
+            self._reader.enter(hidden_states(args, kwargs))

@@ -1,0 +1,89 @@
+"""A memory's routing code and code rows as tensors and plain values, to and from its files."""
+
+from typing import Any
+
+import torch
+
+from memoir_fast.mask_format import words
+from memoir_fast.modules import MemoirLinear
+from memoir_fast.modules.routing_code import RoutingCode
+
+_CODE = ("weights", "marks", "mean", "projection")
+_ROWS = ("codes", "owner", "min_overlap", "room")
+
+
+def tensors(layer: MemoirLinear) -> dict[str, torch.Tensor]:
+    """What a file keeps of how routing codes are made, and of the rows; nothing where masks route.
+
+    code_weights float32 [V], code_marks uint8 [V], code_mean float32 [H], code_projection float32 [H, D], rows_codes
+    int32 [R, W], and int32 [R] each rows_owner, rows_min_overlap and rows_room.
+    """
+    if layer.code is None or layer.codes is None:
+        return {}
+    made = {f"code_{name}": getattr(layer.code, name) for name in _CODE}
+    return made | {f"rows_{name}": value for name, value in layer.codes.state().items()}
+
+
+def values(layer: MemoirLinear) -> dict[str, Any] | None:
+    """What a routing code has besides its tensors; None where masks route."""
+    code = layer.code
+    if code is None:
+        return None
+    return {
+        "k": code.k,
+        "block": code.block,
+        "fade": code.fade,
+        "opened": [list(one) for one in code.opened],
+        "closed": [list(one) for one in code.closed],
+    }
+
+
+def read_code(saved: dict[str, torch.Tensor], routing: dict[str, Any], device: torch.device) -> RoutingCode:
+    """The routing code of a saved memory, its tensors on `device`."""
+    weights, marks, mean, projection = (saved[f"code_{name}"].to(device) for name in _CODE)
+    return RoutingCode(
+        weights,
+        marks,
+        mean,
+        projection,
+        routing["k"],
+        routing["block"],
+        routing["fade"],
+        routing["opened"],
+        routing["closed"],
+    )
+
+
+def fill(layer: MemoirLinear, saved: dict[str, torch.Tensor]) -> None:
+    """Gives a layer that routes by codes the saved rows."""
+    if layer.codes is not None:
+        layer.codes.restore({name: saved[f"rows_{name}"] for name in _ROWS}, layer.min_overlap)
+
+
+def require_consistent(saved: dict[str, torch.Tensor], routing: Any, edits: set[int]) -> int:
+    """D of the routing codes.
+
+    Raises:
+        KeyError, TypeError, ValueError: a tensor or a value is missing, of another type or shape, or rows belong to
+            no edit of `edits`.
+    """
+    width, hidden = saved["code_projection"].shape[1], len(saved["code_mean"])
+    vocabulary, rows = len(saved["code_weights"]), len(saved["rows_codes"])
+    expected = {
+        "code_weights": (torch.float32, (vocabulary,)),
+        "code_marks": (torch.uint8, (vocabulary,)),
+        "code_mean": (torch.float32, (hidden,)),
+        "code_projection": (torch.float32, (hidden, width)),
+        "rows_codes": (torch.int32, (rows, words(width))),
+        **{f"rows_{name}": (torch.int32, (rows,)) for name in _ROWS[1:]},
+    }
+    for name, (dtype, shape) in expected.items():
+        if saved[name].dtype != dtype or saved[name].shape != shape:
+            raise ValueError(f"{name} must be {dtype} {list(shape)}, got {saved[name].dtype} {list(saved[name].shape)}")
+    if not 1 <= routing["k"] <= width or routing["block"] < 0 or not routing["fade"] > 0:
+        raise ValueError(f"routing must have 1 <= k <= {width}, block >= 0 and fade > 0, got {routing}")
+    if not all(isinstance(one, int) for mark in (*routing["opened"], *routing["closed"]) for one in mark):
+        raise ValueError("routing's marks of turns must be lists of token ids")
+    if set(saved["rows_owner"].tolist()) != edits:
+        raise ValueError(f"the code rows must belong to the {len(edits)} edits, and each edit must have one")
+    return width

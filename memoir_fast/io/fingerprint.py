@@ -1,0 +1,55 @@
+"""What tells one base model from another."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from memoir_fast.errors import WrongModelError
+from memoir_fast.hf.presets import find_layer
+
+
+def fingerprint(model: Any, layer: str) -> dict[str, Any]:
+    """What tells one base model from another, in plain values.
+
+    The layer's weight is hashed after rounding to bfloat16, so that one model in float32 and in bfloat16 agree;
+    a weight that is not floating (quantised) is hashed as it is.
+    """
+    settings = getattr(model, "config", None)
+    weight: torch.Tensor = find_layer(model, layer).weight.detach()
+    rounded = weight.dtype.is_floating_point
+    if rounded:
+        weight = weight.to(torch.bfloat16)
+    raw = weight.cpu().contiguous().reshape(-1).view(torch.uint8)
+    return {
+        "model_type": getattr(settings, "model_type", type(model).__name__),
+        "hidden_size": getattr(settings, "hidden_size", None),
+        "num_hidden_layers": getattr(settings, "num_hidden_layers", None),
+        "vocab_size": getattr(settings, "vocab_size", None),
+        "layer": layer,
+        "weight_shape": list(weight.shape),
+        "weight_hashed_as": "bfloat16" if rounded else "raw",
+        "weight_sha256": hashlib.sha256(raw.numpy().data).hexdigest(),
+    }
+
+
+def require_same_model(folder: Path, expected: dict[str, Any], model: nn.Module) -> None:
+    """WrongModelError where the memory in `folder`, made for a model of that fingerprint, belongs to another one."""
+    layer = str(expected.get("layer"))
+    try:
+        own = fingerprint(model, layer)
+    except (ValueError, AttributeError) as error:
+        raise WrongModelError(f"{folder} belongs to another base model: {error}") from error
+    differing = [
+        f"{name}: expected {_short(expected.get(name))}, got {_short(value)}"
+        for name, value in own.items()
+        if expected.get(name) != value
+    ]
+    if differing:
+        raise WrongModelError(f"{folder} belongs to another base model: {'; '.join(differing)}")
+
+
+def _short(value: Any) -> str:
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else repr(value)

@@ -1,0 +1,176 @@
+"""`CodeStore`: the routing codes of all edits, each with its edit and its own threshold."""
+
+import torch
+from torch import nn
+
+from memoir_fast.checks import tensor
+from memoir_fast.mask_format import words
+from memoir_fast.modules.search import best_row, shared_bits
+
+_FIRST_CAPACITY = 64
+
+
+class CodeStore(nn.Module):
+    """Code rows, several of which may belong to one edit, and the search among them.
+
+    Buffers double when they are full. A row that an edit has left is zeros and belongs to none (owner -1).
+
+    Args:
+        width (int): D, bits of a code.
+        k (int): bits set in a code.
+        min_overlap (int): the least threshold of any row, in bits.
+        device (torch.device, optional): Default: the CPU.
+
+    Example:
+        >>> import torch
+        >>> from memoir_fast.modules.code_store import CodeStore
+        >>> store = CodeStore(64, k=2, min_overlap=1)
+        >>> store.add(7, torch.tensor([[3, 0, 0, 0]]).int(), torch.tensor([2]).int(), torch.tensor([2]).int())
+        >>> store.match(torch.tensor([[[1, 0, 0, 0], [3, 0, 0, 0]], [[1, 0, 0, 0], [4, 0, 0, 0]]]).int())
+        (tensor([ 7, -1], dtype=torch.int32), tensor([2, 1], dtype=torch.int32))
+    """
+
+    codes: torch.Tensor
+    owner: torch.Tensor
+    min_overlap: torch.Tensor
+    room: torch.Tensor
+    count: torch.Tensor
+
+    def __init__(self, width: int, k: int, min_overlap: int, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.width, self.k, self.least = width, k, min_overlap
+        self.register_buffer("codes", torch.zeros((_FIRST_CAPACITY, words(width)), dtype=torch.int32, device=device))
+        for name in ("owner", "min_overlap", "room"):
+            self.register_buffer(name, torch.full((_FIRST_CAPACITY,), -1, dtype=torch.int32, device=device))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int32, device=device))
+        self._rows = 0  # the host's copy of count
+        self._dead = 0
+
+    def __len__(self) -> int:
+        """Rows in use, those that edits have left included."""
+        return self._rows
+
+    @property
+    def live(self) -> int:
+        """Rows that belong to an edit."""
+        return self._rows - self._dead
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers."""
+        return sum(buffer.nbytes for buffer in self.buffers())
+
+    def set_min_overlap(self, bits: int) -> None:
+        """Sets the least threshold of any row, in bits; rows that were raised above it stay so."""
+        raised = self.min_overlap > self.least
+        self.min_overlap.copy_(torch.where(raised, self.min_overlap.clamp(min=bits), bits))
+        self.least = bits
+
+    def add(self, edit_id: int, codes: torch.Tensor, min_overlap: torch.Tensor, room: torch.Tensor) -> None:
+        """Adds rows of an edit.
+
+        Args:
+            edit_id (int): whose they are.
+            codes (Tensor): int32 [n, W].
+            min_overlap (Tensor): int32 [n], their thresholds in bits.
+            room (Tensor): int32 [n], up to where `raise_where` may raise each threshold, in bits.
+        """
+        tensor("codes", codes, torch.int32, "n W", W=self.codes.shape[1])
+        first, last = self._rows, self._rows + len(codes)
+        if last > len(self.codes):
+            self._grow(max(last, 2 * len(self.codes)))
+        self.codes[first:last], self.owner[first:last] = codes.to(self.codes.device), edit_id
+        self.min_overlap[first:last] = min_overlap.clamp(min=self.least)
+        self.room[first:last] = room
+        self.count.fill_(last)
+        self._rows = last
+
+    def remove(self, edit_id: int, before: int | None = None) -> None:
+        """Takes an edit's rows out, or only those with a number below `before`."""
+        rows = self.owner == edit_id
+        if before is not None:
+            rows[before:] = False
+        self.codes[rows], self.owner[rows] = 0, -1
+        self._dead += int(rows.sum())
+        if self._dead > max(_FIRST_CAPACITY, self._rows // 2):
+            self._close_ranks()
+
+    def truncate(self, rows: int) -> None:
+        """Forgets the rows after the first `rows`: undoes an `add`."""
+        self.codes[rows:], self.owner[rows:] = 0, -1
+        self.count.fill_(rows)
+        self._rows = rows
+        self._dead = int((self.owner[:rows] < 0).sum())
+
+    def rows_of(self, edit_id: int) -> torch.Tensor:
+        """The numbers of an edit's rows, int64 [n]."""
+        return (self.owner == edit_id).nonzero().flatten()
+
+    def raise_where(self, codes: torch.Tensor, edit_id: int) -> None:
+        """Raises the thresholds of other edits' rows that codes int32 [n, W] of `edit_id` would match, within room."""
+        if not self._rows:
+            return
+        shared = shared_bits(codes, self.codes[: self._rows]).amax(dim=0)
+        least, owner = self.min_overlap[: self._rows], self.owner[: self._rows]
+        wanted = torch.minimum(shared + 1, self.room[: self._rows])
+        least.copy_(torch.where(owner == edit_id, least, torch.maximum(least, wanted)))
+
+    def match(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes int32 [B, Q, W] -> best edit int32 [B] or -1, overlap in bits int32 [B].
+
+        Any of the Q codes of a prompt may match; that of the largest overlap decides, the first of them on ties.
+        Without a match, the overlap is the largest with any row.
+        """
+        row, overlap = best_row(query.flatten(0, 1), self.codes, self.count, self.min_overlap)
+        row, overlap = row.view(query.shape[:2]), overlap.view(query.shape[:2])
+        rank = torch.where(row >= 0, overlap + self.k + 1, overlap)  # one that matches comes before all that do not
+        best = rank.max(dim=1, keepdim=True).indices
+        row, overlap = row.gather(1, best)[:, 0], overlap.gather(1, best)[:, 0]
+        return torch.where(row >= 0, self.owner[row.clamp(min=0).long()], -1), overlap
+
+    def overlaps(self, query: torch.Tensor) -> torch.Tensor:
+        """Codes int32 [B, W] -> the bits that each shares with each row of a live edit, int32 [B, live rows]."""
+        live = self.codes[: self._rows][self.owner[: self._rows] >= 0]
+        return shared_bits(query, live)
+
+    def best_overlap(self, query: torch.Tensor) -> torch.Tensor:
+        """Codes int32 [B, W] -> the most bits that each shares with a row, int32 [B]; 0: nothing."""
+        return best_row(query.contiguous(), self.codes, self.count, 1)[1]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The rows of live edits, for a file: codes, owner, min_overlap and room."""
+        live = (self.owner[: self._rows] >= 0).nonzero().flatten()
+        return {name: getattr(self, name)[live] for name in ("codes", "owner", "min_overlap", "room")}
+
+    def restore(self, state: dict[str, torch.Tensor], least: int) -> None:
+        """Fills an empty store with what `state` gave; `least` is the least threshold of any row, in bits."""
+        if self._rows:
+            raise ValueError(f"only an empty store can be restored, this one has {self._rows} rows")
+        self.least = least
+        self.add(-1, state["codes"], state["min_overlap"], state["room"])
+        self.owner[: self._rows] = state["owner"].to(self.owner.device)
+
+    def _grow(self, capacity: int) -> None:
+        for name in ("codes", "owner", "min_overlap", "room"):
+            old = getattr(self, name)
+            new = old.new_zeros((capacity, *old.shape[1:])) if name == "codes" else old.new_full((capacity,), -1)
+            new[: self._rows] = old[: self._rows]
+            setattr(self, name, new)
+
+    def _close_ranks(self) -> None:
+        """Moves the live rows together, into buffers of their own: another view may hold these."""
+        kept, capacity = self.state(), len(self.codes)
+        self._rows = self._dead = 0
+        self._grow(capacity)
+        self.restore(kept, self.least)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[no-untyped-def]
+        if prefix + "codes" in state_dict and len(state_dict[prefix + "codes"]) != len(self.codes):
+            self._rows = 0
+            self._grow(len(state_dict[prefix + "codes"]))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._rows = int(self.count)
+        self._dead = int((self.owner[: self._rows] < 0).sum())
+
+    def extra_repr(self) -> str:
+        return f"rows={self._rows}, width={self.width}, k={self.k}"

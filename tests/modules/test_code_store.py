@@ -1,0 +1,135 @@
+"""The store of routing codes: whose row matches, thresholds that rise, rows that come and go."""
+
+import copy
+
+import pytest
+import torch
+
+from memoir_fast.mask_format import unpack
+from memoir_fast.modules.code_store import CodeStore
+from memoir_fast.ops import tophash
+
+WIDTH, K = 150, 20
+
+
+def codes(count):
+    return tophash(torch.rand(count, WIDTH), K, torch.arange(WIDTH).int())[0]
+
+
+def filled(rows, owners, least=12):
+    store = CodeStore(WIDTH, K, 5)
+    made = codes(rows)
+    for row, owner in enumerate(owners):
+        store.add(owner, made[row : row + 1], torch.tensor([least]).int(), torch.tensor([K]).int())
+    return store, made
+
+
+def ints(*values):
+    return torch.tensor(values).int()
+
+
+def by_hand(store, query):
+    """The rule, written plainly: of all (query, row) pairs that match, the largest overlap; first query, lowest row."""
+    rows = unpack(store.codes[: len(store)], WIDTH).int()
+    found = []
+    for prompt in query:
+        best, most = (-1, -1), 0
+        for one in unpack(prompt, WIDTH).int():
+            own = (-1, -1)
+            for row, other in enumerate(rows):
+                overlap = int((one * other).sum())
+                most = max(most, overlap)
+                if overlap >= int(store.min_overlap[row]) and overlap > own[0] and store.owner[row] >= 0:
+                    own = overlap, int(store.owner[row])
+            if own[0] > best[0]:
+                best = own
+        found.append((best[1], best[0] if best[1] >= 0 else most))
+    return [list(one) for one in zip(*found, strict=True)]
+
+
+@pytest.mark.parametrize("least", [3, 6, 20])
+def test_any_query_may_match_and_the_largest_overlap_decides(least):
+    store, made = filled(70, [row % 9 for row in range(70)], least)
+    query = codes(3 * 40).view(40, 3, -1)
+    query[::4, 1] = made[:10]
+    edit, overlap = store.match(query)
+    assert [edit.tolist(), overlap.tolist()] == by_hand(store, query)
+    assert edit[::4].tolist() == [row % 9 for row in range(10)] and edit.dtype == overlap.dtype == torch.int32
+
+
+def test_an_empty_store_matches_nothing():
+    store = CodeStore(WIDTH, K, 1)
+    assert [one.tolist() for one in store.match(codes(6).view(2, 3, -1))] == [[-1, -1], [0, 0]]
+    assert store.overlaps(codes(4)).shape == (4, 0) and store.best_overlap(codes(2)).tolist() == [0, 0]
+
+
+def test_rows_survive_growth_and_removal():
+    store, made = filled(200, range(200))
+    assert len(store) == 200 and store.match(made[:, None])[0].tolist() == list(range(200))
+    for edit in range(0, 200, 2):
+        store.remove(edit)
+    assert store.match(made[:, None])[0].tolist() == [edit if edit % 2 else -1 for edit in range(200)]
+    store.remove(1)  # more than half are gone: the others close ranks
+    assert len(store) < 200 and store.match(made[:, None])[0].tolist()[2:] == [
+        e if e % 2 else -1 for e in range(2, 200)
+    ]
+    assert store.overlaps(made).shape == (200, 99)
+
+
+def test_removing_an_edits_earlier_rows_leaves_its_new_ones():
+    store, made = filled(4, [7, 3, 7, 7])
+    store.remove(7, before=3)
+    assert store.rows_of(7).tolist() == [3] and store.match(made[:, None])[0].tolist() == [-1, 3, -1, 7]
+
+
+def test_truncate_undoes_an_add():
+    store, made = filled(3, [0, 1, 2])
+    store.add(9, codes(2), ints(5, 5), ints(K, K))
+    store.truncate(3)
+    assert len(store) == int(store.count) == 3 and store.rows_of(9).tolist() == []
+    assert store.match(made[:, None])[0].tolist() == [0, 1, 2]
+
+
+def test_thresholds_rise_where_another_edit_would_match_and_only_within_room():
+    store = CodeStore(WIDTH, K, 4)
+    made = codes(3)
+    near = made[:1].clone()
+    store.add(0, made[:1], ints(6), ints(K))
+    store.add(1, made[1:2], ints(6), ints(6))
+    store.raise_where(near, edit_id=0)  # its own rows stay
+    assert store.min_overlap[:2].tolist() == [6, 6]
+    store.raise_where(torch.cat([near, made[1:2]]), edit_id=5)
+    assert store.min_overlap[:2].tolist() == [K, 6]  # as far as there is room, never beyond all bits
+    before = store.min_overlap.clone()
+    store.raise_where(torch.zeros_like(near), edit_id=6)
+    assert torch.equal(store.min_overlap, before)  # never down
+
+
+def test_the_least_threshold_moves_all_rows_but_those_that_were_raised():
+    store, _ = filled(3, [0, 1, 2], least=5)
+    store.min_overlap[1] = 15
+    store.set_min_overlap(8)
+    assert store.min_overlap[:3].tolist() == [8, 15, 8]
+    store.set_min_overlap(17)
+    assert store.min_overlap[:3].tolist() == [17, 17, 17] and store.least == 17
+
+
+def test_what_a_file_keeps_fills_an_empty_store():
+    store, made = filled(90, range(90))
+    store.remove(4)
+    other = CodeStore(WIDTH, K, 1)
+    other.restore(store.state(), store.least)
+    assert all(torch.equal(a, b) for a, b in zip(other.match(made[:, None]), store.match(made[:, None]), strict=True))
+    with pytest.raises(ValueError, match="only an empty store"):
+        other.restore(store.state(), 5)
+
+
+def test_state_dict_and_copies():
+    store, made = filled(90, range(90))
+    other = CodeStore(WIDTH, K, 5)
+    other.load_state_dict(store.state_dict())
+    twin = copy.deepcopy(store)
+    store.remove(3)
+    for one in (other, twin):
+        assert len(one) == 90 and one.match(made[:, None])[0].tolist() == list(range(90))
+    assert "rows=90" in repr(other) and other.half().codes.dtype == torch.int32
