@@ -139,8 +139,11 @@ class LiveEdits(Mapping[int, Edit]):
     def extend(self, edits: Sequence[Edit], masks: torch.Tensor, columns: torch.Tensor) -> range:
         """Adds many edits whose prompts are new, with masks int32 [n, W] and columns int32 [n, k]; their ids.
 
-        ValueError where a prompt comes twice or is there already; nothing is then added.
+        ValueError where a prompt comes twice or is there already, or the layer routes by codes, of which each edit
+        needs its own; nothing is then added.
         """
+        if self._layer.codes is not None:
+            raise ValueError("many edits at once have masks alone: they need routing='paper'")
         prompts = {edit.prompt for edit in edits}
         if len(prompts) < len(edits) or not prompts.isdisjoint(self._ids) or len(masks) != len(edits):
             raise ValueError(f"{len(edits)} edits with new prompts and as many masks were expected, got {len(masks)}")

@@ -91,15 +91,20 @@ def choose(
 ) -> Calibration:
     """Calibrates, and puts the threshold in force. Default prompts: those of the latest calibration.
 
-    With routing codes, only prompts that are given here can bring it below `THRESHOLD`: those of the package are what
-    the code was made of, and lie farther from all edits than others do.
+    With routing codes, thresholds of rows that one of the prompts would still match are raised, where there is room;
+    and only prompts that are given here can bring tau below `THRESHOLD`: those of the package are what the code was made
+    of, and lie farther from all edits than others do.
     """
     least = THRESHOLD if memoir.layer.codes is not None and prompts is None else 0.0
     masks = memoir.background
     if masks is None or prompts is not None:
         masks = prompt_masks(memoir, prompts)
     found = calibrate(memoir, masks, false_match_rate, holds_until=holds_until, probe=probe, least=least)
-    memoir.calibration, memoir.background, memoir.layer.tau = found, masks, found.tau
+    with memoir.layer.changing():
+        memoir.layer.tau = found.tau
+        if memoir.layer.codes is not None:
+            memoir.layer.codes.raise_where(masks)
+    memoir.calibration, memoir.background = found, masks
     return found
 
 

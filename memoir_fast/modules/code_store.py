@@ -106,8 +106,8 @@ class CodeStore(nn.Module):
         """The numbers of an edit's rows, int64 [n]."""
         return (self.owner == edit_id).nonzero().flatten()
 
-    def raise_where(self, codes: torch.Tensor, edit_id: int) -> None:
-        """Raises the thresholds of other edits' rows that codes int32 [n, W] of `edit_id` would match, within room."""
+    def raise_where(self, codes: torch.Tensor, edit_id: int = -1) -> None:
+        """Raises thresholds of rows that codes int32 [n, W] would match, within room; those of `edit_id` stay."""
         if not self._rows:
             return
         shared = shared_bits(codes, self.codes[: self._rows]).amax(dim=0)

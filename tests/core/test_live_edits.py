@@ -8,6 +8,7 @@ import torch
 from memoir_fast import Edit, MemoirLinear
 from memoir_fast.core.live_edits import LiveEdits
 from memoir_fast.errors import StoreFullError, UnknownEditError
+from memoir_fast.modules.code_store import CodeStore
 
 FIRST, SECOND = Edit("The capital of France is", "Lyon"), Edit("Who wrote the play?", "Bob")
 
@@ -120,3 +121,13 @@ def test_a_copy_is_about_the_copied_layer(layer, hashed):
     other, copied = copy.deepcopy((layer, edits))
     copied.delete(0)
     assert edits == {0: FIRST} and layer.store.live == [0] and other.store.live == [] and copied == {}
+
+
+def test_many_at_once_need_masks_to_route_by(layer, hashed):
+    layer.codes = CodeStore(64, 8, 4)
+    masks, columns = map(torch.stack, zip(*hashed[:2], strict=True))
+    with pytest.raises(ValueError, match="routing='paper'"):
+        LiveEdits(layer).extend([FIRST, SECOND], masks, columns)
+    with pytest.raises(ValueError, match="needs routing codes"):
+        put(LiveEdits(layer), FIRST, hashed[0])
+    assert len(layer.store) == 0 and len(layer.codes) == 0

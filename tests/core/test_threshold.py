@@ -220,3 +220,16 @@ def test_with_codes_only_prompts_that_are_given_bring_it_below_the_usual(tiny_ll
     found = memoir.calibrate([f"What is the number {index}?" for index in range(30)], false_match_rate=0.5)
     assert found.tau == memoir.tau < THRESHOLD
     assert memoir.layer.codes.min_overlap[: len(memoir.layer.codes)].min() == memoir.layer.min_overlap
+
+
+def test_rows_that_an_irrelevant_prompt_would_match_are_raised_within_room(tiny_llama, tiny_tokenizer):
+    memoir = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(background=8, routing="early", routing_block=1))
+    memoir.edit("The capital of France is", "Lyon")
+    store = memoir.layer.codes
+    store.room.fill_(store.k)
+    asked = ["The capital of Italy is", *(f"What is the number {index}?" for index in range(29))]
+    shared = store.overlaps(prompt_masks(memoir, asked)).amax(dim=0)
+    memoir.calibrate(asked, false_match_rate=0.5)
+    assert torch.equal(
+        store.min_overlap[: len(store)], torch.maximum(shared + 1, torch.tensor(memoir.layer.min_overlap))
+    )
