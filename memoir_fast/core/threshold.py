@@ -92,8 +92,8 @@ def choose(
     """Calibrates, and puts the threshold in force. Default prompts: those of the latest calibration.
 
     With routing codes, thresholds of rows that one of the prompts would still match are raised, where there is room;
-    and only prompts that are given here can bring tau below `THRESHOLD`: those of the package are what the code was made
-    of, and lie farther from all edits than others do.
+    and only prompts that are given here can bring tau below `THRESHOLD`: those of the package are what the code was
+    made of, and lie farther from all edits than others do.
     """
     least = THRESHOLD if memoir.layer.codes is not None and prompts is None else 0.0
     masks = memoir.background
