@@ -25,7 +25,7 @@ from figure import plain
 from models import llama_8b, sharing
 from shapes import Layer, columns, masks
 
-from memoir_fast import Memoir
+from memoir_fast import Memoir, MemoirConfig
 from memoir_fast.errors import MemoirError
 from memoir_fast.hf.loading import load_model
 
@@ -41,7 +41,7 @@ class Variants:
         self.models = {"unedited": model}
         self.memoirs: dict[str, Memoir] = {}
         for name in VARIANTS[1:]:
-            memoir = Memoir.attach(sharing(model), tokenizer)
+            memoir = Memoir.attach(sharing(model), tokenizer, MemoirConfig(routing="paper"))
             self._fill(memoir, stored)
             self.models[name], self.memoirs[name] = memoir.model, memoir
         for length in (PROMPT, PREFILL):

@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="write the plot")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    memoir = Memoir.attach(*load_model("smollm2", "float32", "cpu"), MemoirConfig())
+    memoir = Memoir.attach(*load_model("smollm2", "float32", "cpu"), MemoirConfig(routing="paper"))
     found = study(memoir, options.data, options.features)
     for name in STORES:
         print(f"\n## {name}\n\n{markdown(summarised(found, name))}")

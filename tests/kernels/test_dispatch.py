@@ -56,7 +56,7 @@ def test_a_module_runs_through_triton_from_the_prompt_to_the_gradient(draw, monk
 
 def test_a_language_model_generates_through_triton(draw, tiny_llama, tiny_tokenizer, monkeypatch):
     prompt = "The capital of France is"
-    memoir = Memoir.attach(tiny_llama.to(draw.device), tiny_tokenizer, MemoirConfig(tau=0.9))
+    memoir = Memoir.attach(tiny_llama.to(draw.device), tiny_tokenizer, MemoirConfig(tau=0.9, routing="paper"))
     mask, columns = memoir.hash(prompt)
     memoir.layer.store.append(mask, columns)
     memoir.layer.memory.weight.normal_(generator=torch.Generator(draw.device).manual_seed(0))
