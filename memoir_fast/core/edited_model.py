@@ -13,7 +13,6 @@ from memoir_fast.core.calibration import Calibration
 from memoir_fast.core.live_edits import LiveEdits
 from memoir_fast.core.routing_code import THRESHOLD, make
 from memoir_fast.errors import MemoirError
-from memoir_fast.hf.partial_forward import blocks_around
 from memoir_fast.hf.presets import complete, find_layer
 from memoir_fast.hf.proof import TOKENS, Passes, prove
 from memoir_fast.hf.routing import Route, Router
@@ -58,7 +57,7 @@ class EditedModel:
         if early:
             if code is None:
                 given = background if background is not None and len(background) >= _FEWEST else irrelevant_prompts()
-                code = self._made_code(base, given)
+                code = make(model, base, tokenizer, given, self.config.routing_block, self.config.seed)
             self.config = self.config.replace(routing_block=code.block)
         first = THRESHOLD if early else _TAU_BEFORE_CALIBRATION
         tau = self.config.tau if isinstance(self.config.tau, float) else first
@@ -131,11 +130,6 @@ class EditedModel:
         self._put(self.layer.base)  # first: without its router, the layer would take each token for a prompt
         self._router.remove()
         return self.model
-
-    def _made_code(self, base: nn.Module, background: Sequence[str]) -> RoutingCode:
-        _, last = blocks_around(self.model, base)
-        config = self.config
-        return make(self.model, self.tokenizer, background, config.routing_block, last, config.seed)
 
     def _put(self, module: nn.Module) -> None:
         parent, _, name = (self.config.layer or "").rpartition(".")

@@ -9,12 +9,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from memoir_fast.core.wordings import pseudo_neighbours, rewordings
 from memoir_fast.hf.chat import as_chat, chat_text, has_template, special_ids, turn_marks
-from memoir_fast.hf.partial_forward import block_input
+from memoir_fast.hf.partial_forward import block_input, blocks_around
 from memoir_fast.hf.presets import device_of
-from memoir_fast.hf.tokens import Row, pad, padding_id, prompt_ids
+from memoir_fast.hf.tokens import Row, pad, padding_id, prompt_ids, token_texts
+from memoir_fast.modules.prompt_sums import PromptSums
 from memoir_fast.modules.routing_code import ASKS, BEGINS_WORD, ENDS, ENDS_SOFTLY, INITIAL, RoutingCode
 
 WIDTH, K = 1536, 440
@@ -39,15 +41,16 @@ _SPACES = ("\u0120", "\u2581", "\u010a", " ", "\n")  # how tokenizers write whit
 
 
 def make(
-    model: Any, tokenizer: Any, prompts: Sequence[str], block: int | None, last: int, seed: int = 0
+    model: Any, layer: nn.Module, tokenizer: Any, prompts: Sequence[str], block: int | None = None, seed: int = 0
 ) -> RoutingCode:
     """A routing code for `model`.
 
     Args:
-        model, tokenizer: a causal language model of transformers without a memory, and its tokenizer.
+        model: a causal language model of transformers without a memory.
+        layer (nn.Module): its layer that will be edited.
+        tokenizer: the model's.
         prompts (sequence of str): background prompts, unlike each other; 40 or more.
         block (int, optional): whose input is read. Default: chosen by `choose_block`.
-        last (int): the last block that may be chosen: that of the edited layer.
         seed (int): of the random rotation. Default: 0.
 
     Raises:
@@ -58,14 +61,15 @@ def make(
     weights = token_weights(model, tokenizer, prompts[:_COUNTED])
     bare = bare_code(tokenizer, weights, 0)
     if block is None:
-        block = choose_block(model, tokenizer, prompts[:_COMPARED], bare, last)[0]
+        block = choose_block(model, layer, tokenizer, prompts[:_COMPARED], bare)[0]
     bare.block = block
     forms = background_forms(tokenizer, prompts)
-    features = torch.cat([prompt_features(model, tokenizer, bare, form) for form in forms])
+    features = torch.cat([prompt_features(model, layer, tokenizer, bare, form) for form in forms])
     if not (weights.isfinite().all() and features.isfinite().all()):
         raise ValueError("the model's activations on background prompts must be finite, got NaN or infinity")
     directions = rotation(features.shape[1], WIDTH, seed).to(features)
-    masses = [float(weights[prompt_ids(tokenizer, one)].sum()) for one in prompts]
+    known = weights.cpu()
+    masses = [float(known[prompt_ids(tokenizer, one)].sum()) for one in prompts]
     return RoutingCode(
         weights,
         bare.marks,
@@ -96,7 +100,7 @@ def token_weights(model: Any, tokenizer: Any, prompts: Sequence[str]) -> torch.T
     size = len(probability)
     weights = -probability.clamp(min=_FLOOR / size).log()
     weights = weights.clamp(min=0) ** _POWER
-    blank = [one for one, text in enumerate(_texts(tokenizer, size)) if not text.strip()]
+    blank = [one for one, text in enumerate(token_texts(tokenizer, size)) if not text.strip()]
     special = [one for one in special_ids(tokenizer) if one < size]
     weights[torch.tensor([*blank, *special], dtype=torch.int64, device=weights.device)] = 0.0
     return weights
@@ -106,7 +110,7 @@ def text_marks(tokenizer: Any, size: int) -> torch.Tensor:
     """What each of `size` tokens means for where sentences end, uint8 [V]; see `modules.routing_code`."""
     marks = torch.zeros(size, dtype=torch.uint8)
     written = tokenizer.convert_ids_to_tokens(list(range(min(size, len(tokenizer)))))
-    for number, (token, text) in enumerate(zip(written, _texts(tokenizer, size), strict=True)):
+    for number, (token, text) in enumerate(zip(written, token_texts(tokenizer, size), strict=True)):
         bare = text.strip()
         marks[number] = (
             ENDS_SOFTLY * bool(_SOFT_END.search(text))
@@ -129,18 +133,22 @@ def background_forms(tokenizer: Any, prompts: Sequence[str]) -> list[list[str]]:
     return forms
 
 
-def prompt_features(model: Any, tokenizer: Any, code: RoutingCode, prompts: Sequence[str]) -> torch.Tensor:
+def prompt_features(
+    model: Any, layer: nn.Module, tokenizer: Any, code: RoutingCode, prompts: Sequence[str]
+) -> torch.Tensor:
     """The first feature of each prompt, float32 [N, H]; only the blocks before the code's run."""
-    return torch.cat([code.features(sums)[:, 0] for sums in _read(model, tokenizer, code, prompts)])
+    return torch.cat([code.features(sums)[:, 0] for sums in _read(model, layer, tokenizer, code, prompts)])
 
 
-def prompt_codes(model: Any, tokenizer: Any, code: RoutingCode, prompts: Sequence[str]) -> torch.Tensor:
+def prompt_codes(
+    model: Any, layer: nn.Module, tokenizer: Any, code: RoutingCode, prompts: Sequence[str]
+) -> torch.Tensor:
     """The codes of prompts, int32 [N, 3, W]."""
-    return torch.cat([code.masks(sums) for sums in _read(model, tokenizer, code, prompts)])
+    return torch.cat([code.masks(sums) for sums in _read(model, layer, tokenizer, code, prompts)])
 
 
 def choose_block(
-    model: Any, tokenizer: Any, prompts: Sequence[str], bare: RoutingCode, last: int
+    model: Any, layer: nn.Module, tokenizer: Any, prompts: Sequence[str], bare: RoutingCode
 ) -> tuple[int, dict[int, float]]:
     """The block at which scrambled copies of prompts are told best from their pseudo-neighbours; each one's figure.
 
@@ -148,20 +156,20 @@ def choose_block(
     that took no part in the whitening: those that did are all at right angles to each other.
 
     Args:
-        model, tokenizer: as in `make`.
+        model, layer, tokenizer: as in `make`; the layer's block is the last that may be chosen.
         prompts (sequence of str): background prompts.
         bare (RoutingCode): see `bare_code`; its block changes.
-        last (int): the last block that may be chosen.
     """
+    _, last = blocks_around(model, layer)
     texts = [_ASKING.split(one)[0] + "?" if _ASKING.search(one) else one for one in prompts]
     copies = [(rewordings(one, 1) or [one])[0] for one in texts]
     others = pseudo_neighbours(tokenizer, bare.weights, texts)
     figures = {}
     for block in [one for one in _CANDIDATES if one <= last] or [last]:
         bare.block = block
-        forms = [prompt_features(model, tokenizer, bare, form) for form in background_forms(tokenizer, texts)]
+        forms = [prompt_features(model, layer, tokenizer, bare, form) for form in background_forms(tokenizer, texts)]
         near, far = [], []
-        copy, other = (prompt_features(model, tokenizer, bare, one) for one in (copies, others))
+        copy, other = (prompt_features(model, layer, tokenizer, bare, one) for one in (copies, others))
         for fold in range(_FOLDS):
             held = torch.arange(fold, len(texts), _FOLDS)
             rest = torch.tensor([one for one in range(len(texts)) if one % _FOLDS != fold])
@@ -198,11 +206,6 @@ def bare_code(tokenizer: Any, weights: torch.Tensor, block: int) -> RoutingCode:
     return RoutingCode(weights, marks, none, none[:, None], 1, block, math.inf, opened, closed)
 
 
-def _texts(tokenizer: Any, size: int) -> list[str]:
-    """What each token of the vocabulary reads as."""
-    return tokenizer.batch_decode([[one] for one in range(min(size, len(tokenizer)))])  # type: ignore[no-any-return]
-
-
 def _batches(
     tokenizer: Any, prompts: Sequence[str], device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -212,8 +215,11 @@ def _batches(
         yield ids, mask
 
 
-def _read(model: Any, tokenizer: Any, code: RoutingCode, prompts: Sequence[str]) -> Iterator[Any]:
+def _read(
+    model: Any, layer: nn.Module, tokenizer: Any, code: RoutingCode, prompts: Sequence[str]
+) -> Iterator[PromptSums]:
+    blocks, _ = blocks_around(model, layer)
     for ids, mask in _batches(tokenizer, prompts, device_of(model)):
-        hidden = block_input(model, code.block, ids, mask)
+        hidden = block_input(model, blocks[code.block], input_ids=ids, attention_mask=mask)
         sums = code.begin(len(ids), hidden.shape[2])
         yield code.read(sums, hidden, ids.to(hidden.device), mask.bool().to(hidden.device))

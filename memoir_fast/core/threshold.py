@@ -152,7 +152,7 @@ def prompt_masks(memoir: EditedModel, prompts: Sequence[str] | None = None) -> t
     """
     chosen = list(irrelevant_prompts() if prompts is None else prompts)
     if memoir.layer.code is not None:
-        return prompt_codes(memoir.model, memoir.tokenizer, memoir.layer.code, chosen)[:, 0].contiguous()
+        return prompt_codes(memoir.model, memoir.layer, memoir.tokenizer, memoir.layer.code, chosen)[:, 0].contiguous()
     mu = memoir.layer.mu
     means = features(memoir.model, memoir.layer, memoir.tokenizer, chosen, torch.zeros_like(mu))
     return memoir.layer.hash_mean(means)[0]

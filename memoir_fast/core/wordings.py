@@ -4,6 +4,7 @@ import random
 import re
 import zlib
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -98,11 +99,13 @@ def rarest_words(tokenizer: Any, weights: torch.Tensor, prompt: str) -> tuple[li
         prompt (str): the prompt.
     """
     words = words_of(prompt)
-    heavy = []
+    ids: list[list[int]] = []
     for place, word in enumerate(words):
         _, bare, _ = _cut(word)
-        ids = tokenizer((" " if place else "") + bare, add_special_tokens=False).input_ids if bare else []
-        heavy.append(max([float(weights[one]) for one in ids], default=0.0))
+        ids.append(tokenizer((" " if place else "") + bare, add_special_tokens=False).input_ids if bare else [])
+    every = torch.tensor([one for own in ids for one in own], dtype=torch.int64, device=weights.device)
+    weighed = iter(weights[every].tolist())  # of all words at once: each look waits for the device
+    heavy = [max(islice(weighed, len(own)), default=0.0) for own in ids]
     usual = sum(heavy) / max(1, len(heavy))
     best, span = float("-inf"), (0, len(words))
     for start in range(len(words)):

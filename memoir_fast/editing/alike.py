@@ -1,6 +1,5 @@
 """Where an edited model shall say what the unedited one says: behind neighbours' prompts, and after the target."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,45 +24,34 @@ class Alike:
     """
 
     def __init__(self, context: Any, wanted: Sequence[Any], lower: LowerStates, dtype: torch.dtype) -> None:
-        rows: list[int] = []
-        places: list[int] = []
-        edits: list[int] = []
-        cut: list[bool] = []
+        places: list[tuple[int, int, int, bool]] = []  # row, token, edit, cut to tokens that begin a word
         row = 0
         for number, one in enumerate(wanted):
             for own in one.rows:
                 if one.boundary:
-                    rows, places, edits = [*rows, row], [*places, len(own.ids) - 1], [*edits, number]
-                    cut.append(ends_word(one.edit.target))
+                    places.append((row, len(own.ids) - 1, number, ends_word(one.edit.target)))
                 row += 1
             for own in one.quiet:
-                for place in range(own.prompt - 1, len(own.ids)):
-                    rows, places, edits, cut = [*rows, row], [*places, place], [*edits, number], [*cut, False]
+                places += [(row, place, number, False) for place in range(own.prompt - 1, len(own.ids))]
                 row += 1
         device = lower.x.device
-        self._rows, self._places, self._edits = (
-            torch.tensor(one, dtype=torch.int64, device=device) for one in (rows, places, edits)
-        )
-        self._count = len(rows)
+        table = torch.tensor(places, dtype=torch.int64, device=device).view(-1, 4)
+        self._rows, self._places, self._edits, cut = table.unbind(dim=1)
         self._expected = torch.empty(0, device=device)
-        if rows:
-            nothing = torch.zeros((), dtype=lower.x.dtype, device=device).expand(
-                *lower.x.shape[:2], context.layer.out_features
-            )
+        if places:
+            nothing = torch.zeros((), dtype=lower.x.dtype, device=device)
+            nothing = nothing.expand(*lower.x.shape[:2], context.layer.out_features)
             with torch.no_grad():
                 logits = context.upper.logits(lower, nothing, (self._rows, self._places)).to(dtype)
-                bounds = torch.tensor(cut, device=device)[:, None] & ~_begins_word(
-                    context.tokenizer, logits.shape[1]
-                ).to(device)
-                self._expected = logits.masked_fill(bounds, float("-inf")).softmax(dim=1)
+                inside = ~context.begins_word(logits.shape[1], logits.device)
+                self._expected = logits.masked_fill(cut.bool()[:, None] & inside, float("-inf")).softmax(dim=1)
         self.positions = self._rows, self._places
-        self._of: torch.Tensor = self._edits
-        self._wanted, self._chosen = self._expected, 0
+        self._of, self._wanted, self._chosen = self._edits, self._expected, 0
 
     def choose(self, edits: Sequence[int], rows: torch.Tensor) -> None:
         """From now on, `losses` is about these edits, in ascending order, whose rows are marked in bool [B]."""
         self._chosen = len(edits)
-        if not self._count:
+        if not len(self._rows):
             return
         numbers = torch.tensor(edits, device=self._edits.device)
         chosen = torch.isin(self._edits, numbers)
@@ -91,11 +79,3 @@ def ends_word(target: str) -> bool:
     """Whether a target ends in a letter or digit of a script with spaces: then more of them would change it."""
     last = target.rstrip()[-1:]
     return last.isalnum() and not unspaced(last)
-
-
-@functools.lru_cache(maxsize=4)
-def _begins_word(tokenizer: Any, size: int) -> torch.Tensor:
-    """Which tokens begin with anything but a letter or digit, bool [V]: behind a word, they leave it as it is."""
-    texts = tokenizer.batch_decode([[one] for one in range(min(size, len(tokenizer)))])
-    begins = [not text[:1].isalnum() for text in texts]
-    return torch.tensor(begins + [True] * (size - len(begins)))

@@ -12,7 +12,7 @@ from memoir_fast.core.edit import Edit
 from memoir_fast.core.routing_code import prompt_codes
 from memoir_fast.core.wordings import exchanged, rewordings
 from memoir_fast.hf.chat import as_chat, user_text
-from memoir_fast.modules.code_store import CodeStore
+from memoir_fast.modules import MemoirLinear
 from memoir_fast.modules.routing_code import RoutingCode
 from memoir_fast.modules.search import shared_bits
 
@@ -33,9 +33,9 @@ class CodeRows(NamedTuple):
     """Prompts that match it in spite of the thresholds, and should be answered as if it were not there."""
 
     @property
-    def reach(self) -> float:
+    def spare(self) -> int:
         """Bits between the highest threshold and the least overlap of a rewording; below 0: they overlap."""
-        return float((self.room - self.min_overlap).min())
+        return int((self.room - self.min_overlap).min())
 
 
 def forms(tokenizer: Any, code: RoutingCode, prompt: str) -> list[str]:
@@ -55,24 +55,24 @@ def bare(tokenizer: Any, code: RoutingCode, prompt: str) -> str:
     return (user_text(tokenizer, prompt, code.opened, code.closed) if code.opened else "") or prompt
 
 
-def code_rows(
-    model: Any, tokenizer: Any, code: RoutingCode, store: CodeStore, edit: Edit, others: Sequence[str]
-) -> CodeRows:
-    """The rows of an edit.
+def code_rows(model: Any, layer: MemoirLinear, tokenizer: Any, edit: Edit, others: Sequence[str]) -> CodeRows | None:
+    """The rows of an edit; None where masks tell whom a prompt belongs to.
 
     Args:
-        model, tokenizer, code: the model, and how its codes are made.
-        store (CodeStore): the rows of the edits that are there.
+        model, layer, tokenizer: the model, its edited layer with the rows that are there, and its tokenizer.
         edit (Edit): with its paraphrases, each a row of its own, and the prompts that it shall keep as they are.
         others (sequence of str): prompts of other edits; background prompts take their place where they are few.
     """
+    code, store = layer.code, layer.codes
+    if code is None or store is None:
+        return None
     own = [text for one in (edit.prompt, *edit.paraphrases) for text in forms(tokenizer, code, one)]
     asked = bare(tokenizer, code, edit.prompt)
     copies = [*rewordings(asked, _COPIES), *(bare(tokenizer, code, one) for one in edit.paraphrases)]
     apart = [*edit.keep, *neighbours(tokenizer, code, asked, others)]
     parts = [own, copies, apart]
-    found = prompt_codes(model, tokenizer, code, [text for part in parts for text in part]).to(store.codes.device)
-    made = found.split([len(part) for part in parts])
+    found = prompt_codes(model, layer, tokenizer, code, [text for part in parts for text in part])
+    made = found.to(store.codes.device).split([len(part) for part in parts])
     rows = made[0][:, 0].contiguous()
     again, near = (_overlaps(one, rows) for one in made[1:])  # [texts, n]
     most = int(again.amax(dim=1).min()) if copies else code.k
@@ -87,8 +87,8 @@ def code_rows(
 def neighbours(tokenizer: Any, code: RoutingCode, asked: str, others: Sequence[str]) -> list[str]:
     """What is asked, of other subjects: its rarest words exchanged for those of other stored prompts."""
     draw = random.Random(zlib.crc32(asked.encode()))
-    pool = [bare(tokenizer, code, one) for one in others if one != asked]
-    chosen = draw.sample(pool, min(_OTHERS, len(pool)))
+    pool = [one for one in others if one != asked]
+    chosen = [bare(tokenizer, code, one) for one in draw.sample(pool, min(_OTHERS, len(pool)))]
     chosen += [one.partition("?")[0] + "?" for one in draw.sample(_questions(), _OTHERS - len(chosen))]
     made = dict.fromkeys(exchanged(tokenizer, code.weights, asked, one) for one in chosen)
     return [one for one in made if one.strip() and one != asked]

@@ -16,7 +16,7 @@ from memoir_fast.editing.interference import Interference
 from memoir_fast.editing.wordings import with_prefix
 from memoir_fast.hf.partial_forward import UpperLayers, layer_input
 from memoir_fast.hf.presets import device_of
-from memoir_fast.hf.tokens import Row, context_length, prompt_ids, row
+from memoir_fast.hf.tokens import Row, context_length, prompt_ids, row, token_texts
 from memoir_fast.modules import MemoirLinear
 
 
@@ -55,6 +55,7 @@ class EditContext:
     interference: Interference = field(default_factory=Interference)
 
     _upper: UpperLayers | None = None
+    _begins_word: torch.Tensor | None = None
 
     @property
     def upper(self) -> UpperLayers:
@@ -62,6 +63,14 @@ class EditContext:
         if self._upper is None or not self._upper.fits():
             self._upper = UpperLayers(self.model, self.layer)
         return self._upper
+
+    def begins_word(self, size: int, device: torch.device) -> torch.Tensor:
+        """Which of V = `size` tokens begin with no letter or digit, bool [V]: behind a word, they leave it as it is."""
+        found = self._begins_word
+        if found is None or len(found) != size or found.device != device:
+            begins = [not text[:1].isalnum() for text in token_texts(self.tokenizer, size)]
+            found = self._begins_word = torch.tensor(begins + [True] * (size - len(begins)), device=device)
+        return found
 
     def rows(
         self,

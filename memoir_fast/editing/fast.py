@@ -43,16 +43,18 @@ def _step(
     with torch.enable_grad():
         found, apart = batch.losses(residual)
         total = found.sum() + apart.sum()
-    _note(losses, active, found)
-    loud = dict(zip(active, (apart > recipe.quiet_bar).tolist(), strict=True))
+    own, unlike = torch.stack([found.detach(), apart.detach()]).tolist()  # the step's only wait for the device
+    _note(losses, active, own)
     undone = [
-        edit for edit in active if (loud[edit] or not _done(losses[edit], recipe)) and rows.steps[edit] < recipe.steps
+        edit
+        for edit, far in zip(active, unlike, strict=True)
+        if (far > recipe.quiet_bar or not _done(losses[edit], recipe)) and rows.steps[edit] < recipe.steps
     ]
     if undone:
         (gradient,) = torch.autograd.grad(total, residual)
-        for edit, own in zip(active, gradient.split([len(batch.a[edit]) for edit in active]), strict=True):
+        for edit, slope in zip(active, gradient.split([len(batch.a[edit]) for edit in active]), strict=True):
             if edit in undone:
-                rows.step(edit, own)
+                rows.step(edit, slope)
     return undone
 
 
@@ -61,13 +63,13 @@ def _check(batch: Batch, rows: ActiveRows | Dual, recipe: Recipe, losses: list[l
     everything = list(range(len(batch.a)))
     batch.choose(everything)
     with torch.no_grad():
-        _note(losses, everything, batch.losses(rows.residual(everything))[0])
+        _note(losses, everything, batch.losses(rows.residual(everything))[0].tolist())
     bar = recipe.bar * _DISTURBED
     return [edit for edit in everything if losses[edit][-1] > bar and rows.steps[edit] < recipe.steps]
 
 
-def _note(losses: list[list[float]], edits: list[int], found: torch.Tensor) -> None:
-    for edit, value in zip(edits, found.detach().tolist(), strict=True):
+def _note(losses: list[list[float]], edits: list[int], found: list[float]) -> None:
+    for edit, value in zip(edits, found, strict=True):
         losses[edit].append(value)
 
 

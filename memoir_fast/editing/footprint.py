@@ -34,11 +34,14 @@ def footprint(context: EditContext, rows: list[list[Row]], recipe: Recipe) -> Fo
     """Peak bytes of learning these edits as one batch by `recipe`, method "fast"; there is no copy of W0 or W_m.
 
     With E edits of k columns, n tokens in all (B rows padded to S), D inputs and O outputs of the layer, H hidden size,
-    F inner size of an MLP, L blocks behind the layer, T target tokens and V vocabulary, in numbers of 4 bytes:
+    F inner size of an MLP, L blocks behind the layer, T target tokens (with `boundary`, one more per row) and V
+    vocabulary, in numbers of 4 bytes:
 
     - Adam: O * (3 k E + min(D, k E) + 3 k), with damping (E + 2) k^2 more; SGD: n^2 + 2 n O.
     - n (D + k) + B S (D + H) + 4 B S O.
     - max(L, 1) B S (12 H + 6 F) + 4 T V: a block's own work counts even where none has to be kept for backward.
+
+    Quiet rows, of which few edits have any, are not counted.
     """
     layer, config = context.layer, context.model.config
     width, outputs, k = layer.in_features, layer.out_features, layer.k
@@ -46,7 +49,7 @@ def footprint(context: EditContext, rows: list[list[Row]], recipe: Recipe) -> Fo
     flat = [row for own in rows for row in own]
     n = sum(len(row.ids) for row in flat)
     padded = len(flat) * max(len(row.ids) for row in flat)
-    targets = sum(len(row.ids) - row.prompt for row in flat)
+    targets = sum(len(row.ids) - row.prompt + recipe.boundary for row in flat)
     if recipe.optimizer == "adam":
         own = outputs * (3 * k * edits + min(width, k * edits) + 3 * k)
         own += (edits + 2) * k * k if recipe.damping else 0

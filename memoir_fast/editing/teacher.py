@@ -159,11 +159,8 @@ class Teacher:
     def _codes(self, edit: Edit) -> CodeRows | None:
         """The routing codes of an edit; None where masks tell whom a prompt belongs to."""
         context = self._context
-        code, store = context.layer.code, context.layer.codes
-        if code is None or store is None:
-            return None
         others = [one.prompt for one in self._edits.values() if one.prompt != edit.prompt]
-        return code_rows(context.model, context.tokenizer, code, store, edit, others)
+        return code_rows(context.model, context.layer, context.tokenizer, edit, others)
 
     def _batch_size(self, rows: list[Row], recipe: Recipe) -> int:
         return recipe.batch if isinstance(recipe.batch, int) else largest_batch(self._context, rows, recipe)
@@ -191,7 +188,7 @@ class Teacher:
                         steps=learned.steps,
                         seconds=seconds,
                         replaced=replaced,
-                        reach=None if codes is None else codes.reach / layer.searched.k,
+                        reach=None if codes is None else codes.spare / layer.searched.k,
                     )
             except BaseException:
                 memory[changed] = kept

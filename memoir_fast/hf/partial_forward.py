@@ -1,5 +1,6 @@
 """Runs only what lies behind the edited layer: the blocks after it and the head, by the model's own code."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -30,41 +31,30 @@ class _Reached(Exception):
 
 def layer_input(model: nn.Module, layer: nn.Module, **inputs: Any) -> torch.Tensor:
     """The input of `layer` [B, S, D] in `model(**inputs)`; what comes after it is not computed."""
+    return _entering(model, layer, lambda args, _: args[0], inputs)
+
+
+def block_input(model: nn.Module, block: nn.Module, **inputs: Any) -> torch.Tensor:
+    """The hidden states [B, S, H] that enter a block in `model(**inputs)`; what comes after it is not computed."""
+    return _entering(model, block, hidden_states, inputs)
+
+
+def _entering(
+    model: nn.Module, module: nn.Module, find: Callable[[Any, Any], torch.Tensor], inputs: dict[str, Any]
+) -> torch.Tensor:
+    """What `find(args, kwargs)` finds in a module's call, where the pass ends."""
     seen: list[torch.Tensor] = []
 
-    def stop(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        seen.append(args[0].detach())
+    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(find(args, kwargs).detach())
         raise _Reached
 
     with OwnPass() as own, torch.no_grad(), suppress(_Reached):
-        own.before(layer, stop)
+        own.before(module, stop, with_kwargs=True)
         model(**inputs, use_cache=False)
     if not seen:
         raise RuntimeError("the model's forward pass did not reach the edited layer")
     return seen[0]
-
-
-def block_input(model: nn.Module, block: int, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """The hidden states [B, S, H] that enter a block of the decoder; what comes after it is not computed."""
-    seen: list[torch.Tensor] = []
-
-    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(hidden_states(args, kwargs).detach())
-        raise _Reached
-
-    with OwnPass() as own, torch.no_grad(), suppress(_Reached):
-        own.before(decoder_blocks(model)[block], stop, with_kwargs=True)
-        model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-    return seen[0]
-
-
-def decoder_blocks(model: nn.Module) -> nn.ModuleList:
-    """The decoder's blocks: the longest list of modules of one class in the model."""
-    found = (one for one in model.modules() if isinstance(one, nn.ModuleList))
-    lists = [one for one in found if len({type(part) for part in one}) == 1]
-    if not lists:
-        raise ValueError("the model must have a list of blocks, an nn.ModuleList of one class")
-    return max(lists, key=len)
 
 
 class UpperLayers:

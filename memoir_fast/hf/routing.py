@@ -221,7 +221,7 @@ class Router:
         state = call.state
         self._require_batch(state, len(x))
         self._drop_deleted(state)
-        state.say(x if self.site is None else self.site.ids(call, x.shape[:2]))
+        state.say(self._spoken(call, x))
         route, tokens = state.help(x.shape[1])
         return (None, None) if self._asked.disabled else (route, tokens)
 

@@ -113,6 +113,11 @@ def _read(tokenizer: Any, ids: list[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
+def token_texts(tokenizer: Any, size: int) -> list[str]:
+    """What each of the first `size` tokens of the vocabulary reads as; of as many as there are."""
+    return tokenizer.batch_decode([[one] for one in range(min(size, len(tokenizer)))])  # type: ignore[no-any-return]
+
+
 def context_length(model: Any) -> int | None:
     """The most tokens that the model takes, where its config says."""
     return getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)

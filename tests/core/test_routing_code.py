@@ -24,6 +24,11 @@ from memoir_fast.modules.routing_code import ASKS, BEGINS_WORD, ENDS, ENDS_SOFTL
 PROMPTS = irrelevant_prompts()[:40]
 
 
+def down(model, block=2):
+    """A layer that may be edited."""
+    return model.model.layers[block].mlp.down_proj
+
+
 def test_weights_are_how_unexpected_tokens_are(tiny_llama, tiny_tokenizer):
     weights = token_weights(tiny_llama, tiny_tokenizer, PROMPTS[:5])
     total, count = 0.0, 0
@@ -62,27 +67,27 @@ def test_whitening_is_the_inverse_root_of_the_shrunk_covariance():
 
 
 def test_a_code_of_a_model(tiny_llama, tiny_tokenizer):
-    code = make(tiny_llama, tiny_tokenizer, PROMPTS, None, 2, seed=3)
+    code = make(tiny_llama, down(tiny_llama), tiny_tokenizer, PROMPTS, seed=3)
     assert code.block in (1, 2) and (code.width, code.k) == (WIDTH, K) and code.opened == []
-    masks = prompt_codes(tiny_llama, tiny_tokenizer, code, PROMPTS[:6])
+    masks = prompt_codes(tiny_llama, down(tiny_llama), tiny_tokenizer, code, PROMPTS[:6])
     assert masks.shape == (6, 3, WIDTH // 32)
     assert (unpack(masks.flatten(0, 1), WIDTH).sum(dim=1) == K).all()
-    again = make(tiny_llama, tiny_tokenizer, PROMPTS, code.block, 2, seed=3)
-    assert torch.equal(prompt_codes(tiny_llama, tiny_tokenizer, again, PROMPTS[:6]), masks)
-    other = make(tiny_llama, tiny_tokenizer, PROMPTS, code.block, 2, seed=4)
-    assert not torch.equal(prompt_codes(tiny_llama, tiny_tokenizer, other, PROMPTS[:6]), masks)
-    features = prompt_features(tiny_llama, tiny_tokenizer, code, PROMPTS)
+    again = make(tiny_llama, down(tiny_llama), tiny_tokenizer, PROMPTS, code.block, seed=3)
+    assert torch.equal(prompt_codes(tiny_llama, down(tiny_llama), tiny_tokenizer, again, PROMPTS[:6]), masks)
+    other = make(tiny_llama, down(tiny_llama), tiny_tokenizer, PROMPTS, code.block, seed=4)
+    assert not torch.equal(prompt_codes(tiny_llama, down(tiny_llama), tiny_tokenizer, other, PROMPTS[:6]), masks)
+    features = prompt_features(tiny_llama, down(tiny_llama), tiny_tokenizer, code, PROMPTS)
     assert torch.equal(code.packed(features[:6]), masks[:, 0])
     assert torch.equal(rotation(5, 8, 1), rotation(5, 8, 1))
 
 
 def test_too_little_to_go_by(tiny_llama, tiny_tokenizer):
     with pytest.raises(ValueError, match="at least 2 background prompts, got 1"):
-        make(tiny_llama, tiny_tokenizer, PROMPTS[:1], 1, 2)
+        make(tiny_llama, down(tiny_llama), tiny_tokenizer, PROMPTS[:1], 1)
     with torch.no_grad():
         tiny_llama.get_input_embeddings().weight[5:] = float("nan")
     with pytest.raises(ValueError, match="must be finite"):
-        make(tiny_llama, tiny_tokenizer, PROMPTS, 1, 2)
+        make(tiny_llama, down(tiny_llama), tiny_tokenizer, PROMPTS, 1)
 
 
 def test_background_in_both_forms(tiny_tokenizer):
@@ -95,8 +100,16 @@ def test_background_in_both_forms(tiny_tokenizer):
 
 def test_the_block_is_one_that_may_be_chosen(tiny_llama, tiny_tokenizer):
     bare = bare_code(tiny_tokenizer, token_weights(tiny_llama, tiny_tokenizer, PROMPTS[:8]), 0)
-    best, figures = choose_block(tiny_llama, tiny_tokenizer, PROMPTS, bare, 1)
+    best, figures = choose_block(tiny_llama, down(tiny_llama, 1), tiny_tokenizer, PROMPTS, bare)
     assert best == 1 and list(figures) == [1]
-    best, figures = choose_block(tiny_llama, tiny_tokenizer, PROMPTS, bare, 2)
+    best, figures = choose_block(tiny_llama, down(tiny_llama, 2), tiny_tokenizer, PROMPTS, bare)
     assert list(figures) == [1, 2] and figures[best] == max(figures.values())
-    assert choose_block(tiny_llama, tiny_tokenizer, PROMPTS, bare, 0)[0] == 0
+    assert choose_block(tiny_llama, down(tiny_llama, 0), tiny_tokenizer, PROMPTS, bare)[0] == 0
+
+
+def test_blocks_are_those_of_the_decoder_whatever_other_lists_a_model_has(tiny_llama, tiny_tokenizer):
+    """As experts are, of which a block may have more than there are blocks."""
+    expected = make(tiny_llama, down(tiny_llama), tiny_tokenizer, PROMPTS, 1)
+    tiny_llama.model.layers[0].experts = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(50))
+    found = make(tiny_llama, down(tiny_llama), tiny_tokenizer, PROMPTS, 1)
+    assert torch.equal(found.mean, expected.mean) and torch.equal(found.projection, expected.projection)

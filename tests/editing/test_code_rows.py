@@ -21,7 +21,7 @@ def memoir(tiny_llama, tiny_tokenizer):
 
 
 def rows(memoir, edit, others=OTHERS):
-    return code_rows(memoir.model, memoir.tokenizer, memoir.layer.code, memoir.layer.codes, edit, others)
+    return code_rows(memoir.model, memoir.layer, memoir.tokenizer, edit, others)
 
 
 def route(memoir, prompt):

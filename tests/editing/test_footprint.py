@@ -66,7 +66,7 @@ def test_peak_is_within_the_formula(llama, tiny_tokenizer, optimizer, edits):
     memoir = Memoir.attach(llama, tiny_tokenizer, MemoirConfig(k=128, tau=0.5, recipe=recipe))
     try:
         wanted = [Edit(f"The color of stone number {index} is", "green") for index in range(edits)]
-        prepared = [Request(edit, memoir.rows(edit, recipe)) for edit in wanted]
+        prepared = [Request(edit, memoir.rows(edit, recipe), boundary=recipe.boundary) for edit in wanted]
         context = memoir._context
         fast.learn(context, prepared[:1], recipe)  # prefixes and the block's kind are known from here on
         expected = footprint(context, [one.rows for one in prepared], recipe)
