@@ -23,7 +23,7 @@ from benchmark import Benchmark, told
 from cases import Settings
 from figure import plain
 from models import llama_8b, sharing
-from shapes import Layer, columns, masks
+from shapes import Layer, columns, mask_of
 
 from memoir_fast import Memoir, MemoirConfig
 from memoir_fast.errors import MemoirError
@@ -52,7 +52,7 @@ class Variants:
         layer, device = memoir.layer, str(memoir.layer.memory.weight.device)
         shape = Layer("", layer.in_features, layer.out_features, layer.k)
         own = columns(min(stored, 1024), shape, device)
-        layer.store.extend(masks(stored, shape, device), own.repeat(-(-stored // len(own)), 1)[:stored])
+        layer.store.extend(mask_of(own, shape).to(device).repeat(-(-stored // len(own)), 1)[:stored])
         layer.memory.weight.normal_().mul_(1e-3)
 
     @staticmethod
@@ -66,8 +66,8 @@ class Variants:
                 memoir.model(input_ids=tokens, use_cache=False)
         finally:
             handle.remove()
-        mask, own = memoir.layer.hash(seen[0])
-        memoir.layer.store.append(mask[0], own[0])
+        mask, _ = memoir.layer.hash(seen[0])
+        memoir.layer.store.append(mask[0])
 
     def require_routes(self, stored: int) -> None:
         """Raises AssertionError where a prompt did not go where its variant says."""

@@ -17,7 +17,7 @@ from benchmark import Benchmark, Predicted, Roofline, Target
 from cases import SLOW, Absent, Case, Peer, Prepared, Settings, Wrong, most_rows, require_close, some_rows
 from figure import over
 from predict import Row, Work
-from shapes import LLAMA, SMOLLM, TAU, Layer, Token, columns, dtype_name, masks
+from shapes import LLAMA, SMOLLM, TAU, Layer, Token, columns, dtype_name, mask_of, masks
 from torch import nn
 
 from memoir_fast.modules import MemoirLinear
@@ -40,7 +40,8 @@ def edited_layer(layer: Layer, stored: int, dtype: torch.dtype, device: str) -> 
     """A layer with `stored` random edits and a random memory."""
     base = nn.Linear(layer.width, layer.outputs, bias=False, device=device, dtype=dtype).requires_grad_(False)
     edited = MemoirLinear(base, k=layer.k, tau=TAU, max_edits=stored)
-    edited.store.extend(masks(stored, layer, device), columns(1, layer, device).expand(stored, -1))
+    edited.store.extend(masks(stored, layer, device))
+    edited.store.masks[-1] = mask_of(columns(1, layer, device), layer)[0]
     edited.memory.weight.normal_().mul_(0.01)
     return edited
 
@@ -53,10 +54,10 @@ def make(layer: Layer, step: str, matched: bool, batch: int, tokens: int, stored
     owner = stored - 1
     if step == "decode":
         route = torch.full((batch,), owner if matched else -1, dtype=torch.int32, device=device)
-        edited.router = lambda _: route
+        routed = edited.routed(route)
+        edited.router = lambda _: routed
     elif matched:
-        mask, own = edited.hash(x[:1])
-        edited.store.masks[owner], edited.store.columns[owner] = mask[0], own[0]
+        edited.store.masks[owner] = edited.hash(x[:1])[0][0]
 
     def check(inputs: tuple, result: torch.Tensor) -> None:
         (x,) = inputs
@@ -136,8 +137,9 @@ def issue(token: Token) -> dict[str, Callable[[], object]]:
     """A call for one token of the base layer, and of the edited one with its route given."""
     layer, options = token.layer, {"dtype": token.x.dtype, "device": token.x.device}
     edited = MemoirLinear(nn.Linear(layer.width, layer.outputs, bias=False, **options), layer.k)
-    edited.store.append(token.query[0], token.columns[0])
-    edited.router = lambda _: token.route
+    edited.store.append(mask_of(token.columns[:1], layer)[0])
+    routed = edited.routed(token.route)
+    edited.router = lambda _: routed
     return {"base layer": lambda: edited.base(token.x), "layer, routed": lambda: edited(token.x)}
 
 

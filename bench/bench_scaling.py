@@ -54,14 +54,14 @@ def sizes(stored: int, layer: Layer) -> dict[str, Any]:
     mask_rows = mask_of(own, layer)
     repeats = -(-stored // len(own))
     edits = [Edit(f"prompt {edit}", "target") for edit in range(stored)]
-    memoir.edits.extend(edits, mask_rows.repeat(repeats, 1)[:stored], own.repeat(repeats, 1)[:stored])
+    memoir.edits.extend(edits, mask_rows.repeat(repeats, 1)[:stored])
     with tempfile.TemporaryDirectory() as folder:
         memoir.save_pretrained(folder)
         saved = {path.suffix: path.stat().st_size for path in Path(folder).iterdir() if path.is_file()}
     return {
         "N": stored,
         "store_bytes": store.nbytes,
-        "store_bytes_formula": 4 * (layer.words + layer.k + 3) * len(store.masks),
+        "store_bytes_formula": 4 * (layer.words + 4) * len(store.masks),
         "saved_tensor_bytes": saved.get(".safetensors", 0),
         "saved_tensor_bytes_formula": 4 * layer.words * stored + 8 * layer.width,
         "saved_text_bytes": saved.get(".jsonl", 0),

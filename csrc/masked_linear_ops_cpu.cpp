@@ -17,11 +17,12 @@ constexpr int64_t kSmallestChunk = 256;  // outputs that are still worth a threa
 
 // The sequences that follow one edit.
 struct Group {
-  const int32_t* columns;
+  const int32_t* columns;  // rows of memory
+  int32_t page;            // the first row of theirs
   std::vector<int64_t> rows;
 };
 
-std::vector<Group> group_by_route(const Tensor& columns, const Tensor& route, int64_t width) {
+std::vector<Group> group_by_route(const Tensor& columns, const Tensor& route, int64_t width, int64_t memory_rows) {
   const auto* list = static_cast<const int32_t*>(columns.const_data_ptr());
   const auto* routes = static_cast<const int32_t*>(route.const_data_ptr());
   const int64_t batch = route.size(0), step = route.stride(0), edits = columns.size(0), k = columns.size(1);
@@ -37,10 +38,14 @@ std::vector<Group> group_by_route(const Tensor& columns, const Tensor& route, in
     if (edit < 0) continue;
     if (edit != last) {
       const int32_t* own = list + edit * columns.stride(0);
+      const int64_t page = own[0] < 0 ? 0 : own[0] - own[0] % width;
       for (int64_t i = 0; i < k; ++i) {
-        require(0 <= own[i] && own[i] < width, "columns must lie in [0, D = ", width, "), edit ", edit, " has ", own[i]);
+        require(0 <= own[i] && own[i] < memory_rows, "columns must lie in [0, ", memory_rows, "), edit ", edit, " has ",
+                own[i]);
+        require(page <= own[i] && own[i] < page + width, "columns of an edit must lie on one page of D = ", width,
+                " rows, edit ", edit, " has ", own[0], " and ", own[i]);
       }
-      groups.push_back({own, {}});
+      groups.push_back({own, static_cast<int32_t>(page), {}});
       last = edit;
     }
     groups.back().rows.push_back(row);
@@ -72,7 +77,7 @@ struct Problem {
     for (int64_t token = 0; token < count; ++token) {
       const T* from = x + group.rows[token / tokens] * x_stride[0] + token % tokens * x_stride[1];
       S* to = scale.data() + token / kTokens * k * kTokens + token % kTokens;
-      for (int64_t i = 0; i < k; ++i) to[i * kTokens] = widen(from[group.columns[i] * x_stride[2]]);
+      for (int64_t i = 0; i < k; ++i) to[i * kTokens] = widen(from[(group.columns[i] - group.page) * x_stride[2]]);
     }
     return scale;
   }
@@ -142,7 +147,7 @@ void dispatch(const Tensor& y, const Tensor& x, const Tensor& memory, const std:
 Tensor masked_linear(const Tensor& x, const Tensor& memory, const Tensor& columns_in, const Tensor& route) {
   require_linear(x, memory, columns_in, route);
   const Tensor columns = with_dense_rows(columns_in);
-  const auto groups = group_by_route(columns, route, x.size(2));
+  const auto groups = group_by_route(columns, route, x.size(2), memory.size(0));
   const Tensor y = torch::stable::new_zeros(x, {x.size(0), x.size(1), memory.size(1)});
   if (!groups.empty()) dispatch(y, x, with_dense_rows(memory), groups, columns.size(1), false);
   return y;
@@ -153,7 +158,7 @@ void masked_linear_add_(const Tensor& base, const Tensor& x, const Tensor& memor
   require_linear(x, memory, columns_in, route);
   require_base(base, x, memory);
   const Tensor columns = with_dense_rows(columns_in);
-  const auto groups = group_by_route(columns, route, x.size(2));
+  const auto groups = group_by_route(columns, route, x.size(2), memory.size(0));
   if (!groups.empty()) dispatch(base, x, with_dense_rows(memory), groups, columns.size(1), true);
 }
 

@@ -24,7 +24,7 @@ hidden = model[:2](wrong)
 
 # 1. Its hash names the columns that the edit owns, and is what later inputs are compared with.
 mask, columns = layer.hash(hidden[:, None])
-edit_id = layer.store.append(mask[0], columns[0])
+edit_id = layer.store.append(mask[0])
 
 # 2. The change of these columns, in one step: a^T c moves the output by (a a^T) c.
 active = hidden[:, columns[0].long()]

@@ -8,6 +8,8 @@ from typing import Any
 
 from memoir_fast.recipe import RECIPES, Recipe
 
+_LIMITS = (("max_edits", 1), ("page_edits", 1), ("max_pages", 1))
+
 
 @dataclass(frozen=True)
 class MemoirConfig:
@@ -55,6 +57,12 @@ class MemoirConfig:
     max_edits: int | None = None
     """Refuse further edits past this number; None: grow."""
 
+    page_edits: int | None = None
+    """Edits that a page of the residual memory takes before another is opened; None: by the layer's width and k."""
+
+    max_pages: int | None = None
+    """The most pages; further edits then crowd them. On a GPU, memory for all is taken at once. None: grow."""
+
     check: bool = field(default=True, compare=False)
     """Prove on the very model, when the memory is put on, that sequences can be followed in it. It is not saved."""
 
@@ -67,7 +75,7 @@ class MemoirConfig:
             object.__setattr__(self, "tau", float(self.tau))
         if self.routing not in ("early", "paper"):
             raise ValueError(f"routing must be 'early' or 'paper', got {self.routing!r}")
-        for name, least in (("routing_block", 0), ("k", 1), ("prefix_tokens", 1), ("background", 1), ("max_edits", 1)):
+        for name, least in (("routing_block", 0), ("k", 1), ("prefix_tokens", 1), ("background", 1), *_LIMITS):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")

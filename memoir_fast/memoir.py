@@ -43,6 +43,8 @@ class MemoirStatus:
     tau: float
     dtype: str
     device: str
+    pages: int
+    page_edits: int
     memory_bytes: int
     store_bytes: int
     bytes_per_edit: int
@@ -345,6 +347,8 @@ class Memoir(EditedModel):
             tau=self.tau,
             dtype=str(weight.dtype).removeprefix("torch."),
             device=str(weight.device),
+            pages=len(self.layer.memory.numbers),
+            page_edits=self.config.page_edits or 0,
             memory_bytes=weight.nbytes,
             store_bytes=store.nbytes + (codes.nbytes if codes is not None else 0),
             bytes_per_edit=per_edit,
@@ -367,7 +371,9 @@ class Memoir(EditedModel):
 
     @functools.cached_property
     def _teacher(self) -> Teacher:
-        return Teacher(self._context, self.edits, partial(threshold.prepare, self), partial(threshold.follow, self))
+        assert self.config.page_edits is not None
+        prepare, follow = partial(threshold.prepare, self), partial(threshold.follow, self)
+        return Teacher(self._context, self.edits, self.config.page_edits, prepare, follow)
 
     def _recipe(self, recipe: str | Recipe | None, batch: int | str | None) -> Recipe:
         if isinstance(recipe, str) and recipe not in RECIPES:

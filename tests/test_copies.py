@@ -156,7 +156,7 @@ def test_a_layer_by_itself_keeps_its_memory_in_its_state():
     layer = MemoirLinear(torch.nn.Linear(64, 4), k=8, tau=0.9)
     x = torch.randn(1, 5, 64)
     mask, columns = layer.hash(x)
-    layer.store.append(mask[0], columns[0])
+    layer.store.append(mask[0])
     with torch.no_grad():
         layer.memory.update(columns[0], torch.ones(1, 8), torch.ones(1, 4))
         other = MemoirLinear(torch.nn.Linear(64, 4), k=8, tau=0.9, seed=1)

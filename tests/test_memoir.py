@@ -342,8 +342,10 @@ def test_status(memoir):
         "dtype": "float32",
         "device": "cpu",
         "memory_bytes": 48 * 32 * 4,
-        "store_bytes": 64 * (4 + 16 + 1 + 2) * 4 + 64 * (48 + 3) * 4 + 4,
-        "bytes_per_edit": (4 + 16 + 1 + 2) * 4 + (48 + 3) * 4,
+        "pages": 1,
+        "page_edits": 32,
+        "store_bytes": 64 * (4 + 1 + 1 + 2) * 4 + 64 * (48 + 3) * 4 + 4,
+        "bytes_per_edit": (4 + 1 + 1 + 2) * 4 + (48 + 3) * 4,
         "backends": None,
     }
 

@@ -29,7 +29,7 @@ def routing():
 @pytest.fixture
 def memoir(tiny_llama, tiny_tokenizer, routing):
     tiny_llama.lm_head.weight.data *= 4
-    config = MemoirConfig(recipe=RECIPE, tau=0.9, k=16, background=8, routing=routing)
+    config = MemoirConfig(recipe=RECIPE, tau=0.9, k=16, background=8, routing=routing, page_edits=2)
     made = Memoir.attach(tiny_llama, tiny_tokenizer, config)
     made.edit([(prompt, "London") for prompt in PROMPTS[:2]], progress=False)
     return made
@@ -85,13 +85,13 @@ class Versions:
     def note(self):
         parts = [self.layer.store, self.layer.codes]
         kept = [None if part is None else copy.deepcopy(part) for part in parts]
-        self.states.append((self.layer.memory.weight.clone(), *kept))
+        self.states.append((copy.deepcopy(self.layer.memory), *kept))
 
     def answer(self, version, tokenizer, *call):
         """What a generation by itself gives on that state of the memory."""
         if (version, call) not in self._answers:
             layer = next(module for module in self.alone.modules() if isinstance(module, MemoirLinear))
-            layer.memory.weight, layer.store, layer.codes = self.states[version]
+            layer.memory, layer.store, layer.codes = self.states[version]
             self._answers[version, call] = generate(self.alone, tokenizer, *call)
         return self._answers[version, call]
 
@@ -138,6 +138,7 @@ def test_generations_see_one_memory(memoir, tmp_path, monkeypatch, seed):
         run_interleaving(memoir, versions, draw, tmp_path / "memory")
     assert len(versions.states) > 10
     assert not memoir.layer.views.outdated and not memoir.layer.views._running, "nothing is kept for those that ended"
+    assert not memoir.layer.memory._copies and len(memoir.layer.memory.numbers) > 1
 
 
 def test_a_generation_that_ends_during_a_change_leaves_nothing(memoir, monkeypatch):
@@ -182,6 +183,46 @@ def test_a_generation_goes_on_with_the_memory_it_began_with(memoir):
     )[0].tolist()  # fmt: skip
     assert seen[0].replaced and now == before
     assert generate(memoir.model, memoir.tokenizer, "greedy", prompt, 0) != before
+
+
+def _all_pages(memoir):
+    return {number: memoir.layer.memory.page(number).clone() for number in memoir.layer.memory.numbers}
+
+
+def test_of_a_memory_that_changes_only_the_page_that_changes_is_copied(memoir):
+    """Once, however often it changes, and for a generation that has an edit there."""
+    memory, views_ = memoir.layer.memory, memoir.layer.views
+    memoir.edit(PROMPTS[2], "London")  # opens a second page
+    before = _all_pages(memoir)
+    with views_.generation():
+        memoir.edit(PROMPTS[3], "camel")
+        memoir.edit(PROMPTS[2], "Greek")
+        assert memory._copies == {2} and len(views_.outdated) == 1 and torch.equal(memory.page(2), before[1])
+        current = views_.current
+        assert current.memory.table is memory.table and current.store.page[:3].tolist() == [0, 0, 2]
+        assert memoir.layer.store.page[:4].tolist() == [0, 0, 1, 1]
+        memoir.edit("Who wrote the play?", "nobody")  # opens a third page, of which the generation has no edit
+        assert memory._copies == {2} and memory.numbers == [0, 1, 3]
+        memoir.delete(0)
+        memoir.delete(1)
+        memoir.edit("Where does it end?", "here")  # goes where there is room
+        memoir.edit("When does it begin?", "now")  # empties the first page
+        assert torch.equal(memory.page(current.store.page[0]), before[0]) and len(memory._copies) == 2
+    del current
+    assert not memory._copies and memory.numbers == [0, 1, 3]
+
+
+def test_where_there_is_no_room_for_a_copy_the_whole_is_copied(tiny_llama, tiny_tokenizer):
+    config = MemoirConfig(recipe=RECIPE, tau=0.9, k=16, background=8, page_edits=1, max_pages=2)
+    memoir = Memoir.attach(tiny_llama, tiny_tokenizer, config)
+    memoir.edit([(prompt, "London") for prompt in PROMPTS[:2]], progress=False)
+    before = _all_pages(memoir)
+    with memoir.layer.views.generation():
+        memoir.edit(PROMPTS[0], "Rome")
+        current = memoir.layer.views.current
+        assert current.memory.table is not memoir.layer.memory.table
+        assert all(torch.equal(current.memory.page(number), page) for number, page in before.items())
+        assert not torch.equal(memoir.layer.memory.page(0), before[0])
 
 
 def test_learning_does_not_show_in_other_threads(memoir, monkeypatch):
@@ -273,10 +314,10 @@ def test_a_generation_decides_by_the_store_it_began_with(memoir, change):
             memoir.delete(0)
         elif change == "replace":
             with layer.changing(rows=True):
-                layer.store.masks[0] = layer.store.masks[1]
+                layer.store.replace(0, layer.store.masks[1])
         elif change == "add":
             with layer.changing():
-                layer.store.append(far[0], layer.store.columns[0])
+                layer.store.append(far[0])
         else:
             layer.tau = 1.0
         assert all(map(torch.equal, layer.search(queries), before))

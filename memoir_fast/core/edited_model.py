@@ -11,6 +11,7 @@ from memoir_fast.config import MemoirConfig
 from memoir_fast.core.background import irrelevant_prompts
 from memoir_fast.core.calibration import Calibration
 from memoir_fast.core.live_edits import LiveEdits
+from memoir_fast.core.pages import page_edits
 from memoir_fast.core.routing_code import THRESHOLD, make
 from memoir_fast.errors import MemoirError
 from memoir_fast.hf.presets import complete, find_layer
@@ -63,8 +64,16 @@ class EditedModel:
         tau = self.config.tau if isinstance(self.config.tau, float) else first
         assert self.config.k is not None
         self.layer = MemoirLinear(
-            base, self.config.k, tau, self.config.seed, self.config.max_edits, code if early else None
+            base,
+            self.config.k,
+            tau,
+            self.config.seed,
+            self.config.max_edits,
+            code if early else None,
+            self.config.max_pages,
         )
+        if self.config.page_edits is None:
+            self.config = self.config.replace(page_edits=page_edits(self.layer.in_features, self.config.k))
         self.prefixes: list[str] = []
         self.edits = LiveEdits(self.layer)
         """The live edits by id, a mapping: `edit` and `delete` change it."""

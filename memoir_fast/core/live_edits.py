@@ -8,6 +8,7 @@ import torch
 
 from memoir_fast.core.edit import Edit
 from memoir_fast.modules import MemoirLinear
+from memoir_fast.ops import mask_columns
 
 
 class Gone(NamedTuple):
@@ -18,6 +19,18 @@ class Gone(NamedTuple):
     """Its rows were closed by the end token."""
     columns: torch.Tensor
     """int32 [k], those that it had."""
+    page: int
+    """Where they are."""
+
+
+class _Before(NamedTuple):
+    """A live edit that another is about to replace."""
+
+    edit: Edit
+    mask: torch.Tensor
+    page: int
+    tokens: torch.Tensor
+    columns: torch.Tensor
 
 
 class Codes(Protocol):
@@ -71,11 +84,11 @@ class LiveEdits(Mapping[int, Edit]):
         return self._ids.get(prompt)
 
     @contextmanager
-    def put(self, edit: Edit, mask: torch.Tensor, columns: torch.Tensor, codes: Codes | None = None) -> Iterator[int]:
+    def put(self, edit: Edit, mask: torch.Tensor, page: int = 0, codes: Codes | None = None) -> Iterator[int]:
         """Adds an edit, or replaces that of the same prompt, and gives its id; all is as before if the block raises.
 
         Args:
-            edit, mask, columns: the edit, its mask int32 [W] and its columns int32 [k].
+            edit, mask, page: the edit, its mask int32 [W], and the page of memory where its columns are.
             codes (Codes, optional): its routing codes, where the layer has a store of such.
 
         Raises:
@@ -83,15 +96,14 @@ class LiveEdits(Mapping[int, Edit]):
         """
         store, old = self._layer.store, self._ids.get(edit.prompt)
         rows = len(store)
-        kept = ("masks", "columns", "target_tokens")
-        before = None if old is None else (self._edits[old], [getattr(store, name)[old].clone() for name in kept])
+        before = None if old is None else self._before(old)
         undo = self._undo_codes()
         try:
             if old is None:
-                edit_id = store.append(mask, columns)
+                edit_id = store.append(mask, page)
             else:
                 edit_id = old
-                store.replace(edit_id, mask, columns)
+                store.replace(edit_id, mask, page)
             self._edits[edit_id], self._ids[edit.prompt] = edit, edit_id
             first = self._add_codes(edit_id, codes)
             yield edit_id
@@ -102,15 +114,14 @@ class LiveEdits(Mapping[int, Edit]):
                 self._edits.pop(rows, None)
                 self._ids.pop(edit.prompt, None)
             else:
-                self._edits[old] = before[0]
-                mask, columns, tokens = before[1]
-                store.replace(old, mask, columns)
-                store.target_tokens[old] = tokens
+                self._edits[old] = before.edit
+                store.replace(old, before.mask, before.page)
+                store.target_tokens[old] = before.tokens
             raise
         if before is not None:
             if self._layer.codes is not None:
                 self._layer.codes.remove(edit_id, first)
-            self._leave(edit_id, before[0], before[1][1])
+            self._leave(edit_id, before)
 
     def _add_codes(self, edit_id: int, codes: Codes | None) -> int:
         """Adds an edit's rows behind those that there are, and gives the number of the first."""
@@ -136,8 +147,8 @@ class LiveEdits(Mapping[int, Edit]):
 
         return undo
 
-    def extend(self, edits: Sequence[Edit], masks: torch.Tensor, columns: torch.Tensor) -> range:
-        """Adds many edits whose prompts are new, with masks int32 [n, W] and columns int32 [n, k]; their ids.
+    def extend(self, edits: Sequence[Edit], masks: torch.Tensor) -> range:
+        """Adds many edits whose prompts are new, with masks int32 [n, W]; their ids.
 
         ValueError where a prompt comes twice or is there already, or the layer routes by codes, of which each edit
         needs its own; nothing is then added.
@@ -147,7 +158,7 @@ class LiveEdits(Mapping[int, Edit]):
         prompts = {edit.prompt for edit in edits}
         if len(prompts) < len(edits) or not prompts.isdisjoint(self._ids) or len(masks) != len(edits):
             raise ValueError(f"{len(edits)} edits with new prompts and as many masks were expected, got {len(masks)}")
-        ids = self._layer.store.extend(masks, columns)
+        ids = self._layer.store.extend(masks)
         self._edits.update(zip(ids, edits, strict=True))
         self._ids.update({edit.prompt: edit_id for edit_id, edit in zip(ids, edits, strict=True)})
         return ids
@@ -155,29 +166,42 @@ class LiveEdits(Mapping[int, Edit]):
     def delete(self, edit_id: int) -> None:
         """The edit matches nothing from now on. UnknownEditError where it is not live."""
         store = self._layer.store
+        store.require(edit_id)
+        before = self._before(edit_id)
         store.delete(edit_id)
         if self._layer.codes is not None:
             self._layer.codes.remove(edit_id)
-        edit = self._edits.pop(edit_id)
-        self._ids.pop(edit.prompt)
-        self._leave(edit_id, edit, store.columns[edit_id].clone())
+        self._ids.pop(self._edits.pop(edit_id).prompt)
+        self._leave(edit_id, before)
 
     def restore(self, edits: Mapping[int, Edit]) -> None:
         """Takes the saved edits of a store that was filled with their rows."""
         self._edits = dict(edits)
         self._ids = {edit.prompt: edit_id for edit_id, edit in edits.items()}
 
-    @property
-    def uncounted(self) -> dict[int, Edit]:
-        """The live edits that the interference does not count yet: those of a loaded memory, or of another recipe."""
+    def uncounted(self, page: int) -> dict[int, Edit]:
+        """The live edits of a page that the interference does not count yet, as those of a loaded memory."""
         if len(self._counted) == len(self._edits):
             return {}
-        return {edit_id: edit for edit_id, edit in self._edits.items() if edit_id not in self._counted}
+        there = self._layer.store.on_page(page)
+        return {edit_id: self._edits[edit_id] for edit_id in there if edit_id not in self._counted}
 
     def count(self, edit_id: int, stop: bool) -> None:
         """Notes that the interference counts an edit, by rows with or without the end token."""
         self._counted[edit_id] = stop
 
-    def _leave(self, edit_id: int, edit: Edit, columns: torch.Tensor) -> None:
+    def uncount(self, page: int) -> None:
+        """Notes that nothing of a page is counted any more."""
+        for edit_id in self._layer.store.on_page(page):
+            self._counted.pop(edit_id, None)
+        self.gone = [one for one in self.gone if one.page != page]
+
+    def _before(self, edit_id: int) -> _Before:
+        store = self._layer.store
+        page, mask = int(store.page[edit_id]), store.masks[edit_id].clone()
+        columns = mask_columns(mask[None], store.k)[0]
+        return _Before(self._edits[edit_id], mask, page, store.target_tokens[edit_id].clone(), columns)
+
+    def _leave(self, edit_id: int, before: _Before) -> None:
         if edit_id in self._counted:
-            self.gone.append(Gone(edit, self._counted.pop(edit_id), columns))
+            self.gone.append(Gone(before.edit, self._counted.pop(edit_id), before.columns, before.page))

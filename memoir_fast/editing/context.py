@@ -12,7 +12,7 @@ from torch import nn
 from memoir_fast.core.edit import Edit
 from memoir_fast.core.wordings import questions, rewordings
 from memoir_fast.editing.code_rows import bare, forms
-from memoir_fast.editing.interference import Interference
+from memoir_fast.editing.interference import PageInterference
 from memoir_fast.editing.wordings import with_prefix
 from memoir_fast.hf.partial_forward import UpperLayers, layer_input
 from memoir_fast.hf.presets import device_of
@@ -32,14 +32,14 @@ class Learned(ABC):
 
     @abstractmethod
     def write(self, memory: torch.Tensor) -> None:
-        """Changes memory [D, O] in place."""
+        """Changes the page [D, O] in place that it was learned on."""
 
     def reads(self) -> torch.Tensor | None:
         """The layer's inputs [tokens, k] at the edit's columns, on its plain row; None where they are not at hand."""
         return None
 
     def rows(self) -> torch.Tensor | slice:
-        """Which rows of memory `write` changes, as an index."""
+        """Which rows of the page `write` changes, as an index."""
         return self.columns.long()
 
 
@@ -52,7 +52,7 @@ class EditContext:
     layer: MemoirLinear
     prefixes: Callable[[int], Sequence[str]]  # the first so many
     irrelevant_row: Row
-    interference: Interference = field(default_factory=Interference)
+    interference: PageInterference = field(default_factory=PageInterference)
 
     _upper: UpperLayers | None = None
     _begins_word: torch.Tensor | None = None

@@ -12,17 +12,18 @@ from memoir_fast.recipe import Recipe
 _DISTURBED = 1.5
 
 
-def learn(context: EditContext, wanted: Wanted, recipe: Recipe) -> list[Learned]:
-    """Learns a batch of edits as one joint problem, each with its own clip and early stop.
+def learn(context: EditContext, wanted: Wanted, recipe: Recipe, page: int) -> list[Learned]:
+    """Learns a batch of edits on one page, as one joint problem, each with its own clip and early stop.
 
     The lower layers run once; every step runs only the upper ones, on the rows of the edits that are not yet learned,
     with logits at target positions alone. An edit that was learned, and whose loss the others then raised, is learned
     further. With one edit in the batch this is the sequential procedure.
     """
     batch = Batch(context, wanted)
-    memory = context.layer.memory.weight
+    memory = context.layer.memory.page(page)
     adam = recipe.optimizer == "adam"
-    rows = ActiveRows(batch, memory, recipe, context.interference) if adam else Dual(batch, memory, recipe)
+    interference = context.interference.of(page)
+    rows = ActiveRows(batch, memory, recipe, interference) if adam else Dual(batch, memory, recipe)
     everything = list(range(len(wanted)))
     losses: list[list[float]] = [[float("inf")] for _ in everything]
     with frozen(context.model):

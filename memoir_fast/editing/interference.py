@@ -2,9 +2,11 @@
 
 import torch
 
+_MOST_BYTES = 256 << 20  # of all pages' second moments that are kept
+
 
 class Interference:
-    """Second moments of the stored edits' inputs, each at the columns of its own edit: one matrix float32 [D, D].
+    """Second moments of one page's edits' inputs, each at the columns of its own edit: one matrix float32 [D, D].
 
     An edit that shares columns with others changes their outputs by what they read there. Its update dW is therefore
     damped where that is much: (I + M / lambda)^-1 dW, with M [k, k] the moments at its columns and lambda their mean
@@ -61,6 +63,38 @@ class Interference:
             return torch.cholesky_inverse(factor)
         half = triangular_inverse(factor).bfloat16()  # its entries are at most 1: the matrix is at least the identity
         return half.mT @ half
+
+
+class PageInterference:
+    """The interference of each page, of those alone that were learned on last: 256 MB of them, or one.
+
+    Pages that are left out are read again, from their edits' texts, when an edit is next learned on them.
+    """
+
+    def __init__(self) -> None:
+        self._pages: dict[int, Interference] = {}
+
+    def of(self, page: int) -> Interference:
+        """That of a page; empty where nothing of it is counted."""
+        found = self._pages.pop(page) if page in self._pages else Interference()
+        self._pages[page] = found  # the latest come last
+        return found
+
+    def forget(self, page: int) -> None:
+        """Counts nothing of a page any more."""
+        self._pages.pop(page, None)
+
+    def settle(self, width: int) -> list[int]:
+        """Forgets the pages that were learned on longest ago, and gives their numbers; `width` is D."""
+        most = max(1, _MOST_BYTES // (4 * width * width))
+        old = list(self._pages)[:-most]
+        for page in old:
+            self.forget(page)
+        return old
+
+    def bytes_to_come(self, width: int) -> int:
+        """Bytes that the next counted edit may take: as `Interference.bytes_to_come`, of the page learned on last."""
+        return next(reversed(self._pages.values()), Interference()).bytes_to_come(width)
 
 
 _BLOCK = 512  # rows from which on a triangle is inverted in parts

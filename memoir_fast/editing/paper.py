@@ -25,7 +25,7 @@ class PaperLearned(Learned):
         return super().rows() if self.kept == 1.0 else slice(None)
 
     def write(self, memory: torch.Tensor) -> None:
-        """Decays all of memory [D, O], then sets the edit's rows."""
+        """Decays all of the page [D, O], then sets the edit's rows."""
         if self.kept != 1.0:
             memory *= self.kept
         memory[self.columns.long()] = self.active.to(memory.dtype)
@@ -47,13 +47,15 @@ def row_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return per_token.sum(dim=1) / ((labels[:, 1:] != -100).sum(dim=1) + 1)
 
 
-def learn(context: EditContext, wanted: Wanted, recipe: Recipe) -> list[Learned]:
+def learn(context: EditContext, wanted: Wanted, recipe: Recipe, page: int) -> list[Learned]:
     """Learns one edit (more would need what the ones before have written): see `_learn_one`."""
     (one,) = wanted
-    return [_learn_one(context, one.edit, one.rows, recipe)]
+    return [_learn_one(context, one.edit, one.rows, recipe, context.layer.memory.page(page))]
 
 
-def _learn_one(context: EditContext, edit: Edit, relevant: list[Row], recipe: Recipe) -> PaperLearned:
+def _learn_one(
+    context: EditContext, edit: Edit, relevant: list[Row], recipe: Recipe, memory: torch.Tensor
+) -> PaperLearned:
     """Learns one edit: full forward and backward passes of the model over its rows, clipped SGD on the k rows of W_m.
 
     Rows: the prompt, the prompt after each prefix, and one irrelevant prompt whose output is thrown away, as
@@ -63,7 +65,6 @@ def _learn_one(context: EditContext, edit: Edit, relevant: list[Row], recipe: Re
     input_ids, mask, labels = pad([*relevant, context.irrelevant_row], padding_id(context.tokenizer), device_of(model))
     stored, owned = context.hash(edit.prompt)
     columns = owned.long()
-    memory = layer.memory.weight
     rows = memory[columns].to(torch.promote_types(memory.dtype, torch.float32)).requires_grad_()
 
     def through_rows(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

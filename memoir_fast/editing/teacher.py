@@ -3,18 +3,21 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
+from memoir_fast.core import pages
 from memoir_fast.core.edit import Edit
 from memoir_fast.core.live_edits import LiveEdits
 from memoir_fast.editing import fast, paper
 from memoir_fast.editing.batch import Request, inputs_of
 from memoir_fast.editing.code_rows import CodeRows, code_rows
 from memoir_fast.editing.context import EditContext, Learned
-from memoir_fast.editing.footprint import largest_batch
+from memoir_fast.editing.footprint import LARGEST_BATCH, largest_batch
 from memoir_fast.errors import StoreFullError
 from memoir_fast.hf.tokens import Row, prompt_ids
+from memoir_fast.ops import mask_columns
 from memoir_fast.recipe import Recipe
 
 _ROWS_AT_ONCE = 16  # whose inputs are read together
@@ -42,6 +45,15 @@ class EditResult:
 Prepared = tuple[Edit, list[Row]]
 
 
+class _Outcome(NamedTuple):
+    """What was learned of one edit and where it is to be written."""
+
+    learned: Learned
+    codes: CodeRows | None
+    page: int
+    seconds: float
+
+
 class Teacher:
     """Learns edits into a memory.
 
@@ -50,6 +62,7 @@ class Teacher:
     Args:
         context (EditContext): the model, its layer with store and memory, the prefixes.
         edits (LiveEdits): the edits that the memory holds.
+        page_edits (int): edits that a page of memory takes before the next is opened.
         prepare_threshold, choose_threshold (callable, optional): called before an edit is written, and as the last part
             of writing it, during which other threads wait.
     """
@@ -58,10 +71,11 @@ class Teacher:
         self,
         context: EditContext,
         edits: LiveEdits,
+        page_edits: int,
         prepare_threshold: Callable[[], None] = lambda: None,
         choose_threshold: Callable[[], None] = lambda: None,
     ) -> None:
-        self._context, self._edits = context, edits
+        self._context, self._edits, self._page_edits = context, edits, page_edits
         self._prepare_threshold, self._choose_threshold = prepare_threshold, choose_threshold
 
     def prepare(self, edit: Edit, recipe: Recipe) -> Prepared:
@@ -83,29 +97,49 @@ class Teacher:
         """Learns edits as they come, `recipe.batch` at a time; what was yielded is in the memory."""
         layer = self._context.layer
         for batch in _batches(prepared, lambda rows: self._batch_size(rows, recipe)):
-            outcome: list[tuple[Learned, CodeRows | None]] = []
-            seconds, written = 0.0, -1
+            outcome: list[_Outcome] = []
+            written = -1
             for index in range(len(batch)):
                 # tensors made in inference mode could not be changed outside of it
                 with layer.learning(), torch.inference_mode(False):
                     if not outcome or written != layer.written:  # another has written since these were learned
-                        outcome, seconds = self._learn(batch[index:], recipe)
-                    result = self._write(*outcome.pop(0), recipe, seconds)
+                        outcome = self._learn(batch[index:], recipe)
+                    result = self._write(outcome.pop(0), recipe)
                     written = layer.written
                 yield result
 
-    def _learn(self, prepared: list[Prepared], recipe: Recipe) -> tuple[list[tuple[Learned, CodeRows | None]], float]:
-        """Learns edits together, on top of what the memory holds, with their codes; also the seconds that each took."""
+    def _learn(self, prepared: list[Prepared], recipe: Recipe) -> list[_Outcome]:
+        """Learns edits together, on top of what the memory holds, with their codes: as many as go to one page."""
         self.require_room(edit for edit, _ in prepared)
+        lives = [self._lives(edit) for edit, _ in prepared]
+        page, room = self._page(lives[0])
+        together = [where in (lives[0], page) for where in lives[:room]]
+        prepared = prepared[: together.index(False) if False in together else room]
         if recipe.damping:
-            self.update_interference(recipe)
+            self.update_interference(recipe, page)
         started = time.perf_counter()
         learn = {"paper": paper.learn, "fast": fast.learn}[recipe.method]
         codes = [self._codes(edit) for edit, _ in prepared]
         outcome = learn(
-            self._context, [self._request(*one, recipe) for one in zip(prepared, codes, strict=True)], recipe
+            self._context, [self._request(*one, recipe) for one in zip(prepared, codes, strict=True)], recipe, page
         )
-        return list(zip(outcome, codes, strict=True)), (time.perf_counter() - started) / len(prepared)
+        seconds = (time.perf_counter() - started) / len(prepared)
+        return [_Outcome(*one, page, seconds) for one in zip(outcome, codes, strict=True)]
+
+    def _lives(self, edit: Edit) -> int | None:
+        """The page of the edit that this one replaces; None where it replaces none."""
+        edit_id = self._edits.id_of(edit.prompt)
+        return None if edit_id is None else int(self._context.layer.store.page[edit_id])
+
+    def _page(self, lives: int | None) -> tuple[int, int]:
+        """The page that an edit is written to, and how many edits may go there together; see `_lives`."""
+        if lives is not None:
+            return lives, LARGEST_BATCH
+        return pages.choose(self._context.layer, self._page_edits, self._forget)
+
+    def _forget(self, page: int) -> None:
+        self._context.interference.forget(page)
+        self._edits.uncount(page)
 
     def _request(self, prepared: Prepared, codes: CodeRows | None, recipe: Recipe) -> Request:
         edit, rows = prepared
@@ -119,34 +153,40 @@ class Teacher:
     def _ids(self, prompt: str) -> list[int]:
         return prompt_ids(self._context.tokenizer, prompt)
 
-    def _write(self, learned: Learned, codes: CodeRows | None, recipe: Recipe, seconds: float) -> EditResult:
+    def _write(self, outcome: _Outcome, recipe: Recipe) -> EditResult:
         """Commits one learned edit, and counts what it reads."""
-        result, reads = self._commit(learned, codes, recipe, seconds), learned.reads()
+        learned, _, page, _ = outcome
+        result, reads = self._commit(outcome, recipe), learned.reads()
         if recipe.damping and reads is not None:
-            self._take_out_gone()  # the edit that this one replaced
-            self._context.interference.add(self._context.layer.store.width, learned.columns, reads)
+            self._take_out_gone(page)  # the edit that this one replaced
+            self._context.interference.of(page).add(self._context.layer.store.width, learned.columns, reads)
             self._edits.count(result.edit_id, recipe.stop)
         return result
 
-    def update_interference(self, recipe: Recipe) -> None:
-        """Counts what every live edit reads that is not counted yet, and takes out what is no longer live.
+    def update_interference(self, recipe: Recipe, page: int = 0) -> None:
+        """Counts what every live edit of a page reads that is not counted yet, and takes out what is no longer live.
 
         The former are edits of a loaded memory, or of a recipe that counts nothing; they are read once more, from their
         texts, with the end token where `recipe` has it.
         """
-        self._take_out_gone()
-        interference, store, new = self._context.interference, self._context.layer.store, self._edits.uncounted
-        wanted = [(edit, recipe.stop, store.columns[edit_id]) for edit_id, edit in new.items()]
+        store, interference = self._context.layer.store, self._context.interference.of(page)
+        for old in self._context.interference.settle(store.width):
+            self._edits.uncount(old)
+        self._take_out_gone(page)
+        new = self._edits.uncounted(page)
+        every = mask_columns(store.masks[list(new)], store.k) if new else ()
+        wanted = [(edit, recipe.stop, columns) for edit, columns in zip(new.values(), every, strict=True)]
         for edit_id, (_, _, columns), reads in zip(new, wanted, self._reads(wanted), strict=True):
             interference.add(store.width, columns, reads)
             self._edits.count(edit_id, recipe.stop)
 
-    def _take_out_gone(self) -> None:
-        """Takes replaced and deleted edits out of the interference, each read once more as it was when it came in."""
-        gone = self._edits.gone
-        for one, reads in zip(list(gone), self._reads(list(gone)), strict=True):
-            self._context.interference.remove(one.columns, reads)
-            gone.pop(0)
+    def _take_out_gone(self, page: int) -> None:
+        """Takes replaced and deleted edits out of a page's interference, each read once more as when it came in."""
+        gone = [one for one in self._edits.gone if one.page == page]
+        wanted = [(one.edit, one.stop, one.columns) for one in gone]
+        for one, reads in zip(gone, self._reads(wanted), strict=True):
+            self._context.interference.of(page).remove(one.columns, reads)
+            self._edits.gone = [other for other in self._edits.gone if other is not one]
 
     def _reads(self, wanted: Sequence[tuple[Edit, bool, torch.Tensor]]) -> Iterator[torch.Tensor]:
         """Per edit, whether its row ends in the end token, and its columns: the layer's inputs [tokens, k] there."""
@@ -165,17 +205,18 @@ class Teacher:
     def _batch_size(self, rows: list[Row], recipe: Recipe) -> int:
         return recipe.batch if isinstance(recipe.batch, int) else largest_batch(self._context, rows, recipe)
 
-    def _commit(self, learned: Learned, codes: CodeRows | None, recipe: Recipe, seconds: float) -> EditResult:
+    def _commit(self, outcome: _Outcome, recipe: Recipe) -> EditResult:
         """Writes one learned edit to the memory and the store, or changes nothing at all."""
+        learned, codes, page, seconds = outcome
         edit, layer = learned.edit, self._context.layer
         replaced = self._edits.id_of(edit.prompt) is not None
         tokens = self._context.target_tokens(edit, recipe.boundary) if recipe.rest else (0, 0)
         self._prepare_threshold()
-        with layer.changing(weight=True, rows=replaced):
-            memory, changed = layer.memory.weight, learned.rows()
+        with layer.changing(page=page, rows=replaced):
+            memory, changed = layer.memory.page(page), learned.rows()
             kept = memory[changed].clone()
             try:
-                with torch.no_grad(), self._edits.put(edit, learned.mask, learned.columns, codes) as edit_id:
+                with torch.no_grad(), self._edits.put(edit, learned.mask, page, codes) as edit_id:
                     learned.write(memory)
                     layer.store.rest_after(edit_id, tokens)
                     self._choose_threshold()

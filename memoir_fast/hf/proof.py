@@ -227,7 +227,7 @@ class _Proof:
         def changed(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             if x.dim() != 3 or x.shape[:2] != (2, tokens):
                 self._fail(f"the edited layer's input must be [B, S, D] = [2, {tokens}, D], got {list(x.shape)}")
-            route, _ = self._router(x)
+            route = self._router.edits(x)
             self._seen.append((x.detach(), route.tolist()))
             size = y.detach().abs().amax()
             change = torch.linspace(-1, 1, y.shape[-1], device=y.device) * torch.where(size > 0, size, 1).float()

@@ -27,6 +27,7 @@ from memoir_fast.hf.prompt import prompt_positions
 from memoir_fast.hf.routing_site import RoutingSite
 from memoir_fast.hf.sequence_state import PromptsRead, SequenceState, TokenMean
 from memoir_fast.modules import MemoirLinear
+from memoir_fast.modules.memoir_linear import Routed
 
 
 class Route(NamedTuple):
@@ -56,13 +57,12 @@ class _Call:
     length: int = 0  # positions that the cache holds already
     given: tuple[Any, ...] = ()  # its arguments
     ids: torch.Tensor | None = None  # int64 [B, S], what is embedded
-    routed: "Routed | None" = None  # what was decided before the edited layer is reached
+    decided: bool = False  # before the edited layer is reached
+    routed: Routed | None = None
     view: ExitStack | None = None  # holds on to the memory that it is decided by
 
 
 _Decided = tuple[torch.Tensor, torch.Tensor | None]  # edits int32 [B], overlap int32 [B] (None where forced)
-Routed = tuple[torch.Tensor | None, torch.Tensor | None]
-"""The route int32 [B] of each sequence, None: add nothing to any; and to which tokens, bool [B, S], None: all."""
 
 _overrides: ContextVar[dict[int, _Overrides] | None] = ContextVar("memoir_fast_overrides", default=None)
 _calls: ContextVar[dict[int, _Call] | None] = ContextVar("memoir_fast_calls", default=None)
@@ -157,23 +157,30 @@ class Router:
         state = remembered(cache)
         if state is None or state.owner != self._number:
             return []
-        self._drop_deleted(state)
+        state.look_again(self._layer.view.store)
         return state.route.tolist()
 
     @torch.no_grad()
-    def __call__(self, x: torch.Tensor) -> Routed:
-        """Where each sequence of a batch of layer inputs [B, S, D] goes; see `Routed`."""
+    def __call__(self, x: torch.Tensor) -> Routed | None:
+        """Where each sequence of a batch of layer inputs [B, S, D] reads the memory; None: nowhere."""
         call = self._call
         if call is None:
             return self._outside(x) if self.site is not None else self._read(_Call(), x)
-        if call.routed is not None:
-            return tuple(None if one is None else one.to(x.device) for one in call.routed)  # type: ignore[return-value]
+        if call.decided:
+            return None if call.routed is None else call.routed.to(x.device)
         if self._decoding(call, x):
             return self._say(call, x)
         if self.site is not None:
             block = self.site.code.block
             raise MemoirError(f"the edited layer was reached before block {block}, where routes are made")
         return self._read(call, x)
+
+    def edits(self, x: torch.Tensor) -> torch.Tensor:
+        """As a call, within a forward pass: the edit that each sequence follows, int32 [B], or -1."""
+        self(x)
+        call = self._call
+        assert call is not None
+        return call.state.route
 
     def embed(self, ids: torch.Tensor) -> None:
         """Takes note of the token ids int64 [B, S] that a forward pass embeds."""
@@ -192,18 +199,18 @@ class Router:
             call.view = ExitStack()
             call.view.enter_context(views.generation())
         with self._layer.turns.reading():
-            call.routed = self._read(call, hidden)
+            call.routed, call.decided = self._read(call, hidden), True
 
     @property
     def _call(self) -> _Call | None:
         return (_calls.get() or {}).get(id(self))
 
-    def _outside(self, x: torch.Tensor) -> Routed:
+    def _outside(self, x: torch.Tensor) -> Routed | None:
         """The layer is called outside of a forward pass of the decoder, as gradient checkpoints do: as decided last."""
         last = (_decided.get() or {}).get(self._number, self._last)
         if last is None or len(last[0]) != len(x):
             raise MemoirError("routes are made by the whole model: its edited layer cannot be called by itself")
-        return last[0].to(x.device), None
+        return self._layer.routed(last[0].to(x.device))
 
     def _decoding(self, call: _Call, x: torch.Tensor) -> bool:
         """Whether the tokens of a pass are said by the model; else they are a prompt, or a part of one."""
@@ -216,16 +223,16 @@ class Router:
         if state is not None and len(state.route) != batch:
             raise ValueError(f"the cache holds {len(state.route)} sequences, the model was called with {batch}")
 
-    def _say(self, call: _Call, x: torch.Tensor) -> Routed:
+    def _say(self, call: _Call, x: torch.Tensor) -> Routed | None:
         """Goes on where the model speaks: inputs x [B, S, D]."""
         state = call.state
         self._require_batch(state, len(x))
-        self._drop_deleted(state)
+        state.look_again(self._layer.view.store)
         state.say(self._spoken(call, x))
-        route, tokens = state.help(x.shape[1])
-        return (None, None) if self._asked.disabled else (route, tokens)
+        routed = state.help(x.shape[1])
+        return None if self._asked.disabled else routed
 
-    def _read(self, call: _Call, x: torch.Tensor) -> Routed:
+    def _read(self, call: _Call, x: torch.Tensor) -> Routed | None:
         """Reads a prompt or a part of one, x [B, S, D or H] at the place where routes are made, and decides."""
         overrides, state = self._asked, call.state
         batch, tokens = x.shape[:2]
@@ -240,7 +247,6 @@ class Router:
             prompt = real & (torch.arange(start, start + tokens, device=x.device) < prompt_end)
         state = call.state = self._joined(call, x, prompt)
         self._decide(state, overrides, batch)
-        state.deletions = self._layer.view.store.deletions
         state.length += tokens - said
         state.end_prompt()
         helped = self._helped(state, real, prompt)
@@ -250,7 +256,7 @@ class Router:
                 state.left = state.left - said
         elif prompt is not real:
             self._join_rest(call, x, real & ~prompt)
-        return (None, None) if overrides.disabled else (state.route, helped)
+        return None if overrides.disabled else state.routed(helped)
 
     def _joined(self, call: _Call, x: torch.Tensor, prompt: torch.Tensor) -> Any:
         """The state of the call's sequences, with the prompt's tokens joined to it."""
@@ -287,10 +293,6 @@ class Router:
         after = real & ~prompt
         return ~after | (after.cumsum(dim=1) <= state.left.to(after.device)[:, None])
 
-    def _drop_deleted(self, state: SequenceState) -> None:
-        store = self._layer.view.store
-        state.drop_deleted(store.masks, store.deletions)
-
     def _decide(self, state: Any, overrides: _Overrides, batch: int) -> None:
         """Sets the state's route, and how long the memory helps to say the target."""
         overlap: torch.Tensor | None = None
@@ -306,7 +308,9 @@ class Router:
             route, overlap = self._layer.search(mask)
         if self.site is not None:
             chat = state.sums.chat
-        state.route, state.left = route, self._layer.view.store.help(route, chat)
+        store = self._layer.view.store
+        state.follow(route, store)
+        state.left = store.help(route, chat)
         last = route, overlap
         self._last = last
         _decided.set({**(_decided.get() or {}), self._number: last})

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from memoir_fast.modules.mask_store import MaskStore
+from memoir_fast.modules.memoir_linear import Routed, first_alike, follows_nothing
 from memoir_fast.modules.prompt_sums import PromptSums
 
 _PARTS_KEPT = 16  # parts of a prompt that `crop` can go back to
@@ -28,8 +30,9 @@ class SequenceState(ABC):
         """int32 [B]: the edit that each sequence follows, or -1; empty before the first decision."""
         self.left: torch.Tensor | None = None
         """int32 [B]: tokens still to be said with the memory's help, before it rests; None: it never does."""
-        self.deletions = 0
-        """How many edits had been deleted when the routes were last looked at."""
+        self._rows: torch.Tensor | None = None  # int32 [B, k], rows of memory; None: no sequence is known to read any
+        self._first: torch.Tensor | None = None  # see `first_alike`; None: to be found again
+        self._stamp = 0  # the store's, when the routes were last looked at
         self.prompts: list[tuple[int, Any]] = []  # length and summary at the end of each part of the prompt
 
     def select(self, rows: torch.Tensor) -> None:
@@ -60,32 +63,39 @@ class SequenceState(ABC):
         self.prompts.append((self.length, self._summary()))
         del self.prompts[:-_PARTS_KEPT]
 
-    def drop_deleted(self, masks: torch.Tensor, deletions: int) -> None:
-        """Sequences whose edit has been deleted follow none from now on.
+    def follow(self, route: torch.Tensor, store: MaskStore) -> None:
+        """From now on the sequences follow `route` int32 [B], edits of the store or -1."""
+        self.route, self._stamp = route, store.stamp
+        self._rows = None if len(store) == 0 or follows_nothing(route) else store.rows(route)
+        self._first = None
 
-        Args:
-            masks (Tensor): the store's, int32 [C, W]; a deleted edit's is zero.
-            deletions (int): how many edits the store has deleted in all.
-        """
-        if deletions > self.deletions:
-            live = masks[self.route.clamp(min=0).long()].any(dim=1)
-            self.route = torch.where(live, self.route, -1)
-            self.deletions = deletions
+    def look_again(self, store: MaskStore) -> None:
+        """Where edits have changed since, follows them to where they are; those that were deleted, no further."""
+        if store.stamp != self._stamp:
+            live = store.masks[self.route.clamp(min=0).long()].any(dim=1)
+            self.follow(torch.where(live, self.route, -1), store)
 
-    def help(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The routes int32 [B] of a pass of tokens that are said, and where the memory helps, bool [B, S] or None: all.
+    def routed(self, helped: torch.Tensor | None = None) -> Routed | None:
+        """Where each sequence reads the memory, and to which tokens, bool [B, S] or None: all, it adds."""
+        if self._rows is None:
+            return None
+        if self._rows.is_inference() and not torch.is_inference_mode_enabled():
+            self._rows, self._first = self._rows.clone(), None
+        if self._first is None:
+            self._first = first_alike(self.route)
+        return Routed(self._rows, self._first, helped)
 
-        Counts these tokens. A sequence whose target has been said follows nothing.
-        """
+    def help(self, tokens: int) -> Routed | None:
+        """As `routed`, of a pass of tokens that are said, and counts them. Whose target has been said reads nothing."""
         if self.left is None:
-            return self.route, None
+            return self.routed()
         if self.left.is_inference() and not torch.is_inference_mode_enabled():
             self.left = self.left.clone()
         helped = self.left > 0
         inside = None if tokens == 1 else torch.arange(tokens, device=self.left.device) < self.left[:, None]
-        route = torch.where(helped, self.route, -1)
         self.left -= tokens
-        return route, inside
+        routed = self.routed(inside)
+        return None if routed is None else routed._replace(route=torch.where(helped, routed.route, -1))
 
     @abstractmethod
     def _summary(self) -> Any:
@@ -98,7 +108,9 @@ class SequenceState(ABC):
     @abstractmethod
     def _each(self, change: Change) -> None:
         """`change` of every tensor."""
-        self.route = change(self.route)
+        self.route, self._first = change(self.route), None
+        if self._rows is not None:
+            self._rows = change(self._rows)
         if self.left is not None:
             self.left = change(self.left)
 

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,13 +28,14 @@ from memoir_fast.core.edit import Edit
 from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.errors import CheckpointError
 from memoir_fast.hf.presets import device_of
-from memoir_fast.io import codes
+from memoir_fast.io import codes, pages
 from memoir_fast.io.fingerprint import fingerprint
-from memoir_fast.mask_format import unpack, words
+from memoir_fast.mask_format import BITS, pack, words
 from memoir_fast.modules.routing_code import RoutingCode
+from memoir_fast.modules.search import shared_bits
 
 FORMAT = "memoir_fast memory"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 CONFIG_NAME = "memory_config.json"
 
 _DATA_NAMES = {"memory": r"memory-[0-9a-f]{12}\.safetensors", "edits": r"edits-[0-9a-f]{12}\.jsonl"}
@@ -56,7 +56,6 @@ _KEYS = {
     "checksum",
 }
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_ROWS_AT_ONCE = 1024  # masks unpacked at a time: D bytes and more each
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,9 @@ class SavedMemory:
     fingerprint: dict[str, Any]
     edits: dict[int, Edit]
     tensors: dict[str, torch.Tensor]
-    """permutation int32 [D], mu float32 [D], masks int32 [N, W], memory_rows int32 [R], memory_values [R, O],
-    where tau was chosen by calibration, background int32 [M, W]; where an edit's threshold is not tau's, min_overlap
-    int32 [N]; where the memory rests, target_tokens int32 [N, 2]; and where it routes by codes, those that
-    `io.codes.tensors` names."""
+    """permutation int32 [D], mu float32 [D], masks int32 [N, W], those of `io.pages.tensors`; where tau was chosen by
+    calibration, background int32 [M, W]; where an edit's threshold is not tau's, min_overlap int32 [N]; where the
+    memory rests, target_tokens int32 [N, 2]; and where it routes by codes, those that `io.codes.tensors` names."""
     sizes: dict[str, int]
     """Bytes of each file, by its name."""
     routing: dict[str, Any] | None = None
@@ -89,14 +87,12 @@ def save(memoir: EditedModel, folder: str | os.PathLike) -> None:
         CheckpointError: the folder cannot be written, or there is no room; what it held is as before.
     """
     path = Path(folder)
-    store, weight = memoir.layer.store, memoir.layer.memory.weight.detach()
-    rows = weight.ne(0).any(dim=1).nonzero().flatten()
+    store = memoir.layer.store
     tensors = {
         "permutation": memoir.layer.permutation,
         "mu": memoir.layer.mu,
         "masks": store.masks[: len(store)],
-        "memory_rows": rows.int(),
-        "memory_values": weight[rows],
+        **pages.tensors(memoir.layer),
     }
     least = store.min_overlap[: len(store)]
     if memoir.layer.codes is None and bool((least != memoir.layer.min_overlap).any()):
@@ -315,6 +311,8 @@ def _require_consistent(saved: SavedMemory, path: Path) -> None:
             expected["min_overlap"] = (torch.int32, (count,))
         if "target_tokens" in saved.tensors:
             expected["target_tokens"] = (torch.int32, (count, 2))
+        if "page" in saved.tensors:
+            expected["page"] = (torch.int32, (count,))
         searched = width
         if saved.config.routing == "early":
             searched = codes.require_consistent(saved.tensors, saved.routing, set(saved.edits))
@@ -326,8 +324,7 @@ def _require_consistent(saved: SavedMemory, path: Path) -> None:
                 raise ValueError(f"{name} must be {dtype or 'float'} {list(shape)}, got {tensor.dtype} {tensor.shape}")
         if not torch.equal(saved.tensors["permutation"].sort().values, torch.arange(width, dtype=torch.int32)):
             raise ValueError(f"permutation must hold each of 0 .. {width - 1} once")
-        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < width:
-            raise ValueError(f"memory_rows must lie in 0 .. {width - 1}")
+        pages.require_consistent(saved.tensors, width, saved.config.max_pages)
         live = saved.tensors["masks"].any(dim=1).nonzero().flatten().tolist()
         if live != sorted(saved.edits):
             raise ValueError(f"{len(live)} masks are live, {len(saved.edits)} edits have texts, or their ids differ")
@@ -354,36 +351,30 @@ def routing_code(saved: SavedMemory, model: nn.Module) -> RoutingCode | None:
 
 def fill(memoir: EditedModel, saved: SavedMemory) -> None:
     layer = memoir.layer
-    weight, tensors = layer.memory.weight, saved.tensors
+    tensors, device = saved.tensors, layer.memory.table.device
     layer.permutation.copy_(tensors["permutation"])
     layer.mu.copy_(tensors["mu"])
     layer.tau = saved.tau
     try:
-        columns = _columns(tensors["masks"], layer.in_features, layer.k)
+        _require_bits(tensors["masks"], layer.in_features, layer.k)
     except ValueError as error:
         raise CheckpointError(f"{saved.folder} does not hold a memory: {error}") from error
-    layer.store.restore(tensors["masks"], columns, tensors.get("min_overlap"))
+    layer.store.restore(tensors["masks"], tensors.get("min_overlap"), tensors.get("page", 0))
     if "target_tokens" in tensors:
-        layer.store.target_tokens[: len(columns)] = tensors["target_tokens"].to(weight.device)
+        layer.store.target_tokens[: len(layer.store)] = tensors["target_tokens"].to(device)
         layer.store.rests = True
     codes.fill(layer, tensors)
-    weight.zero_()
-    weight[tensors["memory_rows"].long().to(weight.device)] = tensors["memory_values"].to(weight)
+    pages.fill(layer, tensors)
     memoir.prefixes = list(saved.prefixes)
     memoir.calibration = saved.calibration
     if "background" in tensors:
-        memoir.background = tensors["background"].to(weight.device)
+        memoir.background = tensors["background"].to(device)
     memoir.edits.restore(saved.edits)
 
 
-def _columns(masks: torch.Tensor, width: int, k: int) -> torch.Tensor:
-    """Masks int32 [N, W] -> columns int32 [N, k]: the set bits, ascending; zeros for a deleted edit."""
-    columns = torch.zeros((len(masks), k), dtype=torch.int32)
-    for start in range(0, len(masks), _ROWS_AT_ONCE):
-        bits = unpack(masks[start : start + _ROWS_AT_ONCE], width)
-        live = bits.any(dim=1)
-        counts: Sequence[int] = bits[live].sum(dim=1).unique().tolist()
-        if counts and counts != [k]:
-            raise ValueError(f"every mask must have k = {k} bits set, got {counts}")
-        columns[start : start + _ROWS_AT_ONCE][live] = bits[live].nonzero()[:, 1].int().view(-1, k)
-    return columns
+def _require_bits(masks: torch.Tensor, width: int, k: int) -> None:
+    """ValueError where a mask int32 [N, W] has other than k bits of `width`; that of a deleted edit has none."""
+    every, own = (pack(torch.ones((1, bits), dtype=torch.bool)) for bits in (BITS * masks.shape[1], width))
+    counts = set(shared_bits(every, masks).unique().tolist()) - {0}
+    if counts - {k} or not torch.equal(shared_bits(every, masks), shared_bits(own, masks)):
+        raise ValueError(f"every mask must have k = {k} of {width} bits set, got {sorted(counts)}")

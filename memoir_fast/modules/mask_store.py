@@ -1,8 +1,11 @@
-"""`MaskStore`: the masks, columns and thresholds of all edits, and the search among them."""
+"""`MaskStore`: the masks, pages and thresholds of all edits, and the search among them."""
+
+import itertools
 
 import torch
 from torch import nn
 
+from memoir_fast import ops
 from memoir_fast.checks import tensor
 from memoir_fast.errors import StoreFullError, UnknownEditError
 from memoir_fast.mask_format import words
@@ -11,6 +14,7 @@ from memoir_fast.modules.search import best_row, shared_bits
 
 _FIRST_CAPACITY = 64
 _MOST_TOKENS = 2**30  # more than any sequence has
+_stamps = itertools.count(1)
 
 
 def _bits(value: int) -> int:
@@ -20,13 +24,14 @@ def _bits(value: int) -> int:
 
 
 class MaskStore(nn.Module):
-    """All edits' packed masks, columns and thresholds; an edit's id is its row, and is never given to another edit.
+    """All edits' packed masks, pages and thresholds; an edit's id is its row, and is never given to another edit.
 
     Buffers hold more rows than there are edits and double when they are full, so that adding N edits copies each row
     about twice in all. `count`, the number of rows in use, is a device tensor too: a search asks nothing of the host.
     A deleted edit leaves a row of zeros, which shares no bit with anything. `min_overlap` int32 [C] is the bits that a
-    query must share with each row to match it; `set_min_overlap` changes it. `target_tokens` int32 [C, 2] is how many
-    tokens the memory helps to say, in a plain prompt and in a chat; 0: all that are said.
+    query must share with each row to match it; `set_min_overlap` changes it. `page` int32 [C] is on which page of the
+    residual memory each edit lives; its columns are those of its mask. `target_tokens` int32 [C, 2] is how many tokens
+    the memory helps to say, in a plain prompt and in a chat; 0: all that are said.
 
     Args:
         width (int): D, bits of a mask.
@@ -39,15 +44,17 @@ class MaskStore(nn.Module):
     Example:
         >>> import torch
         >>> from memoir_fast.modules import MaskStore, TopHash
-        >>> store, hashed = MaskStore(64, k=8), TopHash(64, k=8)(torch.randn(2, 5, 64))
-        >>> [store.append(mask, columns) for mask, columns in zip(*hashed)]
+        >>> store, (masks, columns) = MaskStore(64, k=8), TopHash(64, k=8)(torch.randn(2, 5, 64))
+        >>> [store.append(mask) for mask in masks]
         [0, 1]
-        >>> store.match(hashed[0])[0].tolist()
+        >>> store.match(masks)[0].tolist()
         [0, 1]
+        >>> torch.equal(store.rows(torch.tensor([1, 0]).int()), columns.flip(0))
+        True
     """
 
     masks: torch.Tensor
-    columns: torch.Tensor
+    page: torch.Tensor
     min_overlap: torch.Tensor
     target_tokens: torch.Tensor
     count: torch.Tensor
@@ -67,13 +74,13 @@ class MaskStore(nn.Module):
         self._least = k if min_overlap is None else _bits(min_overlap)
         capacity = max_edits or _FIRST_CAPACITY
         self.register_buffer("masks", huge_pages.zeros((capacity, words(width)), torch.int32, device))
-        self.register_buffer("columns", torch.zeros((capacity, k), dtype=torch.int32, device=device))
+        self.register_buffer("page", torch.zeros((capacity,), dtype=torch.int32, device=device))
         self.register_buffer("min_overlap", torch.full((capacity,), self._least, dtype=torch.int32, device=device))
         self.register_buffer("target_tokens", torch.zeros((capacity, 2), dtype=torch.int32, device=device))
         self.register_buffer("count", torch.zeros((), dtype=torch.int32, device=device))
         self._deleted: set[int] = set()
-        self.deletions = 0
-        """How many edits were deleted in all, or given way to a loaded state's."""
+        self.stamp = 0
+        """Another number whenever rows of edits that there are have changed: deleted, another mask, another page."""
         self._rows = 0  # the host's copy of count
         self.rests = False
         """Whether any edit rests, once its target has been said."""
@@ -90,7 +97,7 @@ class MaskStore(nn.Module):
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers."""
-        return sum(one.nbytes for one in (self.masks, self.columns, self.min_overlap, self.target_tokens))
+        return sum(one.nbytes for one in (self.masks, self.page, self.min_overlap, self.target_tokens))
 
     def set_min_overlap(self, bits: int, edit_id: int | None = None) -> None:
         """The bits, at least 1, that a match needs: of one edit, or, without an id, of all rows and of those to come.
@@ -105,19 +112,49 @@ class MaskStore(nn.Module):
             self.require(edit_id)
             self.min_overlap[edit_id] = bits
 
-    def append(self, mask: torch.Tensor, columns: torch.Tensor) -> int:
-        """Adds one edit: mask int32 [W], columns int32 [k]. Returns its id. StoreFullError past `max_edits`."""
-        return self.extend(mask[None], columns[None])[0]
+    @property
+    def columns(self) -> torch.Tensor:
+        """The rows of memory of all edits, int32 [N, k], made of their masks at each call; see `rows`."""
+        return self.rows(torch.arange(self._rows, dtype=torch.int32, device=self.masks.device))
 
-    def extend(self, masks: torch.Tensor, columns: torch.Tensor, min_overlap: torch.Tensor | None = None) -> range:
-        """Adds many edits: masks int32 [n, W], columns int32 [n, k]. Returns their ids; all are added, or none.
+    def rows(self, route: torch.Tensor) -> torch.Tensor:
+        """The rows of memory that sequences with `route` int32 [B] read: int32 [B, k], ascending, column + D * page.
+
+        Of a route -1 they are any edit's; of a deleted edit, they are below D * page.
+        """
+        edit = route.clamp(min=0).long()
+        return ops.mask_columns(self.masks[edit], self.k) + self.width * self.page[edit, None]
+
+    def on_page(self, page: int) -> list[int]:
+        """Ids of the live edits that live on a page."""
+        there = (self.page[: self._rows] == page).nonzero().flatten().tolist()
+        return [row for row in there if row not in self._deleted]
+
+    def written(self, page: int) -> int:
+        """How many edits have been written to a page since it was opened, deleted ones included."""
+        return int((self.page[: self._rows] == page).sum())
+
+    def leave(self, page: int) -> None:
+        """Notes that nothing is left on a page of what deleted edits wrote there."""
+        rows = self.page[: self._rows]
+        rows[rows == page] = -1
+
+    def append(self, mask: torch.Tensor, page: int = 0) -> int:
+        """Adds one edit: mask int32 [W], on a page. Returns its id. StoreFullError past `max_edits`."""
+        return self.extend(mask[None], page=page)[0]
+
+    def extend(
+        self, masks: torch.Tensor, min_overlap: torch.Tensor | None = None, page: torch.Tensor | int = 0
+    ) -> range:
+        """Adds many edits: masks int32 [n, W], pages int32 [n] or one for all. Their ids; all are added, or none.
 
         Their thresholds are `min_overlap` int32 [n]; where it is None, that of the last `set_min_overlap` for all rows.
         """
         tensor("masks", masks, torch.int32, "n W", W=self.masks.shape[1])
-        tensor("columns", columns, torch.int32, "n k", n=len(masks), k=self.k)
         if min_overlap is not None:
             tensor("min_overlap", min_overlap, torch.int32, "n", n=len(masks))
+        if isinstance(page, torch.Tensor):
+            tensor("page", page, torch.int32, "n", n=len(masks))
         first, last = self._rows, self._rows + len(masks)
         if self.max_edits is not None and last > self.max_edits:
             raise StoreFullError(
@@ -126,19 +163,30 @@ class MaskStore(nn.Module):
         if last > len(self.masks):
             self._grow(max(last, 2 * len(self.masks)))
         self.masks[first:last] = masks
-        self.columns[first:last] = columns
+        self.page[first:last] = page
         self.min_overlap[first:last] = self._least if min_overlap is None else min_overlap
         self.target_tokens[first:last] = 0
         self.count.fill_(last)
         self._rows = last
         return range(first, last)
 
-    def replace(self, edit_id: int, mask: torch.Tensor, columns: torch.Tensor) -> None:
-        """Gives a live edit another mask int32 [W] and other columns int32 [k]; its threshold stays."""
+    def replace(self, edit_id: int, mask: torch.Tensor, page: int | None = None) -> None:
+        """Gives a live edit another mask int32 [W] and, if given, another page; its threshold stays."""
         self.require(edit_id)
         tensor("mask", mask, torch.int32, "W", W=self.masks.shape[1])
-        tensor("columns", columns, torch.int32, "k", k=self.k)
-        self.masks[edit_id], self.columns[edit_id] = mask, columns
+        self.masks[edit_id] = mask
+        if page is not None:
+            self.page[edit_id] = page
+        self.changed()
+
+    def move(self, page: int, other: int) -> None:
+        """The edits of a page live on another from now on. The buffer is a new one: another view may hold this."""
+        self.page = torch.where(self.page == page, other, self.page)
+        self.changed()
+
+    def changed(self) -> None:
+        """Gives the store a stamp that none has."""
+        self.stamp = next(_stamps)
 
     def rest_after(self, edit_id: int, tokens: tuple[int, int]) -> None:
         """How many tokens the memory helps a live edit to say, plainly and in a chat; 0: all that are said."""
@@ -164,11 +212,13 @@ class MaskStore(nn.Module):
         own = tokens[:, 0] if chat is None else torch.where(chat.to(tokens.device), tokens[:, 1], tokens[:, 0])
         return torch.where((own > 0) & (route >= 0), own - 1, _MOST_TOKENS)
 
-    def restore(self, masks: torch.Tensor, columns: torch.Tensor, min_overlap: torch.Tensor | None = None) -> None:
+    def restore(
+        self, masks: torch.Tensor, min_overlap: torch.Tensor | None = None, page: torch.Tensor | int = 0
+    ) -> None:
         """Fills an empty store with saved rows, as `extend` does; a mask of zeros is a deleted edit."""
         if self._rows:
             raise ValueError(f"only an empty store can be restored, this one has {self._rows} rows")
-        self.extend(masks, columns, min_overlap)
+        self.extend(masks, min_overlap, page)
         self._note_deleted()
 
     def delete(self, edit_id: int) -> None:
@@ -176,7 +226,7 @@ class MaskStore(nn.Module):
         self.require(edit_id)
         self.masks[edit_id] = 0
         self._deleted.add(edit_id)
-        self.deletions += 1
+        self.changed()
 
     def truncate(self, rows: int) -> None:
         """Forgets the edits after the first `rows`: undoes an `extend` that could not be finished."""
@@ -207,9 +257,9 @@ class MaskStore(nn.Module):
         least = self.min_overlap.new_full((capacity,), self._least)
         least[: self._rows] = self.min_overlap[: self._rows]
         self.min_overlap = least
-        for name in ("masks", "columns", "target_tokens"):
+        for name in ("masks", "page", "target_tokens"):
             old = getattr(self, name)
-            new = huge_pages.zeros((capacity, old.shape[1]), old.dtype, old.device)
+            new = huge_pages.zeros((capacity, *old.shape[1:]), old.dtype, old.device)
             new[: self._rows] = old[: self._rows]
             setattr(self, name, new)
 
@@ -220,9 +270,11 @@ class MaskStore(nn.Module):
         if prefix + "masks" in state_dict:  # a state from before rows had thresholds takes the one that is set here
             state_dict.setdefault(prefix + "min_overlap", torch.full_like(self.min_overlap, self._least))
             state_dict.setdefault(prefix + "target_tokens", torch.zeros_like(self.target_tokens))
+            state_dict.setdefault(prefix + "page", torch.zeros_like(self.page))  # or from before there were pages
+            state_dict.pop(prefix + "columns", None)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._rows, self.rests = int(self.count), bool(self.target_tokens.any())
-        self.deletions += 1
+        self.changed()
         self._note_deleted()
 
     def _note_deleted(self) -> None:

@@ -6,9 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from multiprocessing.context import get_spawning_popen
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -19,14 +17,31 @@ from memoir_fast.modules.hashing import TopHash
 from memoir_fast.modules.mask_store import MaskStore
 from memoir_fast.modules.residual_memory import ResidualMemory
 from memoir_fast.modules.routing_code import RoutingCode
+from memoir_fast.modules.spawned import hold
 from memoir_fast.modules.turns import Turns
 from memoir_fast.modules.views import View, Views
 
 logger = logging.getLogger("memoir_fast")
 
+
+class Routed(NamedTuple):
+    """Where each sequence of a pass reads the memory."""
+
+    rows: torch.Tensor
+    """int32 [B, k], rows of memory."""
+    route: torch.Tensor
+    """int32 [B]: whose of these rows each sequence reads, or -1: none. Those of one edit read the first one's."""
+    helped: torch.Tensor | None = None
+    """bool [B, S], the tokens that the memory adds to; None: all."""
+
+    def to(self, device: torch.device) -> "Routed":
+        """The same on another device."""
+        helped = None if self.helped is None else self.helped.to(device)
+        return Routed(self.rows.to(device), self.route.to(device), helped)
+
+
 Output = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _outputs: ContextVar[dict[int, Output] | None] = ContextVar("memoir_fast_outputs", default=None)
-_sent: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()  # what went to each process that was started with it
 _MEMORY = ("tophash", "store", "memory", "code", "codes")  # what a MemoirLinear has besides its base layer
 
 
@@ -68,6 +83,7 @@ class MemoirLinear(nn.Module):
         max_edits (int, optional): see `MaskStore`.
         code (RoutingCode, optional): how routing codes are made, where a language model routes by these. Default: none,
             masks tell whom a prompt belongs to, as published.
+        max_pages (int, optional): see `ResidualMemory`.
 
     Example:
         >>> import torch
@@ -75,7 +91,7 @@ class MemoirLinear(nn.Module):
         >>> layer = MemoirLinear(torch.nn.Linear(64, 4), k=8, tau=0.9)
         >>> x = torch.randn(1, 5, 64)
         >>> mask, columns = layer.hash(x)
-        >>> edit = layer.store.append(mask[0], columns[0])
+        >>> edit = layer.store.append(mask[0])
         >>> with torch.no_grad():
         ...     layer.memory.update(columns[0], torch.ones(1, 8), torch.ones(1, 4))
         ...     torch.equal(layer(x), layer.base(x)), torch.equal(layer(-x.flip(-1)), layer.base(-x.flip(-1)))
@@ -92,6 +108,7 @@ class MemoirLinear(nn.Module):
         seed: int = 0,
         max_edits: int | None = None,
         code: RoutingCode | None = None,
+        max_pages: int | None = None,
     ) -> None:
         super().__init__()
         width, outputs = linear_shape(base)
@@ -100,7 +117,7 @@ class MemoirLinear(nn.Module):
         self.base = base
         self.tophash = TopHash(width, k, seed, weight.device)
         self.store = MaskStore(width, k, max_edits, weight.device)
-        self.memory = ResidualMemory(width, outputs, dtype, weight.device)
+        self.memory = ResidualMemory(width, outputs, dtype, weight.device, max_pages)
         self.code: RoutingCode | None = code
         self.codes: CodeStore | None = None
         if code is not None:
@@ -108,7 +125,7 @@ class MemoirLinear(nn.Module):
         self.turns, self.views = Turns(), Views()
         self._tau = tau
         self.searched.set_min_overlap(self.min_overlap)
-        self.router: Callable[[torch.Tensor], Any] | None = None
+        self.router: Callable[[torch.Tensor], Routed | None] | None = None
         self._replaced: list[Output] = []  # of all threads; as long as there are none, a pass looks for none
         self.written = 0
         """How often W_m was changed in a `changing` block."""
@@ -177,7 +194,7 @@ class MemoirLinear(nn.Module):
     @property
     def out_features(self) -> int:
         """O."""
-        return self.memory.weight.shape[1]
+        return self.memory.outputs
 
     @property
     def view(self) -> View:
@@ -225,15 +242,15 @@ class MemoirLinear(nn.Module):
             yield
 
     @contextmanager
-    def changing(self, *, weight: bool = False, rows: bool = False) -> Iterator[None]:
+    def changing(self, *, page: int | None = None, rows: bool = False) -> Iterator[None]:
         """Within the block, forward passes of other threads wait; all that is changed in it appears at once.
 
         Generations under way go on with the memory as it was. Of two blocks of which one is inside of the other, the
         outer one counts.
 
         Args:
-            weight (bool): the block changes W_m. rows (bool): it changes rows of the store that are in use, or deletes
-                edits. Edits may be added and tau changed in any case.
+            page (int, optional): the page of W_m that the block changes. rows (bool): it changes rows of the store that
+                are in use, or deletes edits. Edits may be added, pages opened, and tau changed in any case.
 
         Raises:
             MemoirError: called from within a forward pass of this layer.
@@ -242,9 +259,9 @@ class MemoirLinear(nn.Module):
             if not outermost:
                 yield
                 return
-            self.written += weight
+            self.written += page is not None
             self._await_device()  # passes whose kernels are still queued
-            self.views.keep(View(self.store, self.memory, self.codes), weight=weight, rows=rows)
+            self.views.keep(View(self.store, self.memory, self.codes), page=page, rows=rows)
             try:
                 yield
             finally:
@@ -284,22 +301,28 @@ class MemoirLinear(nn.Module):
     def _remember(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Adds the matched edits' product to the base layer's output."""
         tokens = x if x.dim() == 3 else x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
-        found = self.router(tokens) if self.router else self.match(tokens)[0]
-        route, helped = found if isinstance(found, tuple) else (found, None)
-        store, memory, _ = self.view
-        if route is None or len(store) == 0 or _follows_nothing(route):
+        routed = self.router(tokens) if self.router else self.routed(self.match(tokens)[0])
+        memory = self.view.memory
+        if routed is None or follows_nothing(routed.route):
             return y
-        if helped is not None:  # where the memory rests, it reads zeros and adds none
-            tokens = torch.where(helped[..., None], tokens, 0)
-        mixed = not y.dtype == tokens.dtype == memory.weight.dtype  # under autocast, or over a quantised base
+        if routed.helped is not None:  # where the memory rests, it reads zeros and adds none
+            tokens = torch.where(routed.helped[..., None], tokens, 0)
+        mixed = not y.dtype == tokens.dtype == memory.table.dtype  # under autocast, or over a quantised base
         if mixed or torch.is_grad_enabled() and (y.requires_grad or tokens.requires_grad):
-            residual = memory(tokens.to(memory.weight.dtype), store.columns, route)
+            residual = memory(tokens.to(memory.table.dtype), routed.rows, routed.route)
             return y + residual.to(y.dtype).view(y.shape)
         output = y.view(*tokens.shape[:2], y.shape[-1])
-        return memory.add_(output, tokens, store.columns, route).view(y.shape)
+        return memory.add_(output, tokens, routed.rows, routed.route).view(y.shape)
+
+    def routed(self, edit: torch.Tensor) -> Routed | None:
+        """Where sequences that follow `edit` int32 [B] read the memory; None where they are known to follow none."""
+        store = self.view.store
+        if len(store) == 0 or follows_nothing(edit):
+            return None
+        return Routed(store.rows(edit), first_alike(edit))
 
     def _await_device(self) -> None:
-        device = self.memory.weight.device
+        device = self.memory.table.device
         if device.type not in ("cpu", "meta"):
             torch.accelerator.synchronize(device)
 
@@ -307,16 +330,20 @@ class MemoirLinear(nn.Module):
         state: dict[str, Any] = super().__getstate__()
         with self.turns.reading():
             own = {name: copy.deepcopy(self._modules[name]) for name in _MEMORY if name in self._modules}
-        child = get_spawning_popen()
-        if child is not None:  # shared memory lives as long as somebody here holds it
-            _sent.setdefault(child, []).append(own)
+        hold(own)
         return {**state, "_modules": {**self._modules, **own}, "_replaced": []}
 
     def extra_repr(self) -> str:
         return f"tau={self.tau}"
 
 
-def _follows_nothing(route: torch.Tensor) -> bool:
+def first_alike(edit: torch.Tensor) -> torch.Tensor:
+    """Per sequence that follows an edit, int32 [B], the first of the batch that follows the same; -1 where it is -1."""
+    first = (edit[:, None] == edit).int().argmax(dim=1).int()
+    return torch.where(edit >= 0, first, -1)
+
+
+def follows_nothing(route: torch.Tensor) -> bool:
     """True where every sequence is known to follow no edit; a device is not asked, which would wait for it."""
     return readable(route) and max(route.tolist(), default=-1) < 0
 

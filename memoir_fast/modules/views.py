@@ -1,7 +1,7 @@
 """`Views`: a generation sees one memory, from its first token to its last."""
 
-import copy
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,6 +22,8 @@ class View(NamedTuple):
     store: MaskStore
     memory: ResidualMemory
     codes: CodeStore | None = None
+    held: list[Any] | None = None
+    """What keeps the pages that only this view reads from being used again."""
 
 
 class _Generation:
@@ -36,9 +38,9 @@ _current: ContextVar[dict[int, _Generation | None] | None] = ContextVar("memoir_
 class Views:
     """The generations under way on one layer, and what they still see of memories that have changed since.
 
-    Nothing is copied before a change, and then only what it changes and some generation sees: W_m at most once per
-    generation under way, the store only where one of its rows changes or goes. Copies are dropped with the last
-    generation that sees them.
+    Nothing is copied before a change, and then only what it changes and some generation sees: a page of W_m at most
+    once per generation under way, the store only where one of its rows changes or goes. Copies are dropped with the
+    last generation that sees them.
     """
 
     def __init__(self) -> None:
@@ -82,19 +84,20 @@ class Views:
         own = (_current.get() or {}).get(id(self))
         return None if own is None else own.view
 
-    def keep(self, now: View, *, weight: bool, rows: bool) -> None:
+    def keep(self, now: View, *, page: int | None, rows: bool) -> None:
         """Makes generations under way go on with the memory `now`, which is about to change; nobody may be reading.
 
         Args:
             now (View): the live store and memory.
-            weight (bool): W_m will change.
+            page (int, optional): the page of W_m that will change.
             rows (bool): rows of the store that are in use will change; rows may be added in any case.
         """
         with self._lock:
             running = self._running
             new = [one for one in running if one.view is None]
             if new:
-                view = View(_twin(now.store), _twin(now.memory), _twin(now.codes) if now.codes is not None else None)
+                codes = _twin(now.codes) if now.codes is not None else None
+                view = View(_twin(now.store), _twin(now.memory), codes, [])
                 for kept, live in ((view.store, now.store), (view.codes, now.codes)):
                     if kept is not None and live is not None:
                         kept.count, kept.min_overlap = live.count.clone(), live.min_overlap.clone()
@@ -103,8 +106,8 @@ class Views:
                     one.view = view
                 self.outdated += new
             views = [one.view for one in running if one.view is not None]
-            if weight:
-                _part(now.memory, [view.memory for view in views])
+            if page is not None:
+                _part_page(now, page, views)
             if rows:
                 _part(now.store, [view.store for view in views])
                 if now.codes is not None:
@@ -124,9 +127,33 @@ class Views:
 
 def _twin(module: Module) -> Module:
     """Another module with the same buffers, of which each can be exchanged without changing the first module."""
-    twin = copy.copy(module)
-    twin._buffers = dict(module._buffers)
+    twin = object.__new__(type(module))
+    twin.__dict__.update(module.__dict__, _buffers=dict(module._buffers))
     return twin
+
+
+class _Held:
+    """Something that goes when the last view that has it goes."""
+
+
+def _part_page(now: View, page: int, views: list[View]) -> None:
+    """Gives the views that see a page a copy of it, one for all of them, and takes it back when they are gone."""
+    same = [view for view in views if view.memory.table is now.memory.table]
+    sharing = list({id(view): view for view in same if view.store.written(page)}.values())
+    if not sharing:
+        return
+    copied = now.memory.copy_page(page)
+    if copied is None:
+        separate = now.memory.weight.clone()
+        for view in sharing:
+            view.memory.table = separate
+        return
+    held = _Held()
+    weakref.finalize(held, now.memory.close, copied).atexit = False
+    for view in sharing:
+        view.store.move(page, copied)
+        assert view.held is not None
+        view.held.append(held)
 
 
 def _part(live: nn.Module, others: list[Any]) -> None:

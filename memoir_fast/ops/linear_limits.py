@@ -102,5 +102,5 @@ def _gathered(*args: torch.Tensor) -> torch.Tensor | None:
     *bases, x, memory, columns, route = args
     y = bases[0] if bases else x.new_zeros((*x.shape[:2], memory.shape[1]))
     for sequence, active in routed(columns, route):
-        y[sequence] = torch.addmm(y[sequence], x[sequence][:, active], memory[active])
+        y[sequence] = torch.addmm(y[sequence], x[sequence][:, active % x.shape[2]], memory[active])
     return None if bases else y

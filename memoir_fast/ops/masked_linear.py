@@ -13,7 +13,9 @@ from memoir_fast.reference import masked_linear as in_torch
 
 def _check(x: torch.Tensor, memory: torch.Tensor, columns: torch.Tensor, route: torch.Tensor) -> None:
     checks.tensor("x", x, checks.FLOATS, "B S D")
-    checks.tensor("memory", memory, x.dtype, "D O", D=x.shape[2])
+    checks.tensor("memory", memory, x.dtype, "R O")
+    if not x.shape[2] or not memory.shape[0] or memory.shape[0] % x.shape[2]:
+        raise ValueError(f"memory must be whole pages of D = {x.shape[2]} rows, got {checks.describe(memory)}")
     checks.tensor("columns", columns, torch.int32, "C k")
     checks.tensor("route", route, torch.int32, "B", B=x.shape[0])
     checks.same_device(x=x, memory=memory, columns=columns, route=route)
@@ -22,7 +24,7 @@ def _check(x: torch.Tensor, memory: torch.Tensor, columns: torch.Tensor, route: 
     checks.index_range("route", route, -1, columns.shape[0])
     if checks.readable(route) and checks.readable(columns):
         for edit in set(route.tolist()) - {-1}:
-            checks.index_range("columns", columns[edit], 0, x.shape[2])
+            checks.index_range("columns", columns[edit], 0, memory.shape[0])
 
 
 def _check_add(

@@ -29,7 +29,7 @@ def masked_linear_add_(
     """See `memoir_fast.ops.masked_linear_add_`."""
     wide = _wide(x.dtype)
     for row, active in routed(columns, route):
-        base[row] = base[row].to(wide) + x[row, :, active].to(wide) @ memory[active].to(wide)
+        base[row] = base[row].to(wide) + x[row, :, active % x.shape[2]].to(wide) @ memory[active].to(wide)
 
 
 def masked_linear_backward(
@@ -48,7 +48,7 @@ def masked_linear_backward(
     for row, active in routed(columns, route):
         dy = grad[row].to(wide)
         if need_x:
-            grad_x[row, :, active] = (dy @ memory[active].to(wide).T).to(x.dtype)
+            grad_x[row, :, active % x.shape[2]] = (dy @ memory[active].to(wide).T).to(x.dtype)
         if need_memory:
-            grad_memory[active] += x[row, :, active].to(wide).T @ dy
+            grad_memory[active] += x[row, :, active % x.shape[2]].to(wide).T @ dy
     return grad_x, grad_memory.to(memory.dtype)

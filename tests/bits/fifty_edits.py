@@ -82,7 +82,9 @@ RECIPE = Recipe(
 
 def run(model, tokenizer):
     torch.manual_seed(0)
-    memoir = Memoir.attach(model, tokenizer, MemoirConfig(k=14, tau=0.9, seed=3, routing="paper", recipe=RECIPE))
+    memoir = Memoir.attach(
+        model, tokenizer, MemoirConfig(k=14, tau=0.9, seed=3, routing="paper", recipe=RECIPE, page_edits=64)
+    )
     edits = requests()
     results = memoir.edit(edits[:16], progress=False)
     results += memoir.edit(edits[16:32], batch=4, recipe=dataclasses.replace(RECIPE, stop=True), progress=False)
@@ -99,7 +101,7 @@ def run(model, tokenizer):
     store = memoir.layer.store
     return {
         "results": digest([(one.edit_id, one.learned, one.loss, one.steps, one.replaced) for one in results]),
-        "masks": digest(store.masks[: len(store)], store.columns[: len(store)]),
+        "masks": digest(store.masks[: len(store)], store.columns[store.live]),
         "weights": digest(memoir.layer.memory.weight.detach()),
         "calibration": digest(calibration.to_dict()),
         "routes": digest([(route.edit_id, route.overlap) for route in routes]),

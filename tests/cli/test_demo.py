@@ -57,7 +57,7 @@ def test_demo(model, tmp_path):
     for name in ("reliability", "generalization", "locality", "paraphrases_routed"):
         assert 0 <= figures[name] <= 1
     assert figures["seconds_per_edit"] > 0
-    own = 4 * (4 + 24 + 1 + 2)  # 48 bits in 4 words, 24 columns, a threshold, two lengths
+    own = 4 * (4 + 1 + 1 + 2)  # 48 bits in 4 words, a page, a threshold, two lengths
     assert figures["bytes_per_edit"] == own + 4 * (48 + 3)  # a code of 1,536 bits, its edit, threshold and room
     assert (figures["dtype"], figures["threads"]) == ("float32", torch.get_num_threads())
     for text in (facts()[0].prompt, facts()[1].target, "the same bits", "edit deleted"):

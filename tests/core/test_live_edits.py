@@ -26,7 +26,7 @@ def hashed(layer):
 
 
 def put(edits, edit, hashed):
-    with edits.put(edit, *hashed) as edit_id:
+    with edits.put(edit, hashed[0]) as edit_id:
         return edit_id
 
 
@@ -65,9 +65,9 @@ def test_a_block_that_raises_changes_nothing(layer, hashed, again):
     edits.count(0, stop=True)
     before = state(edits, layer)
     new = Edit(FIRST.prompt, "Rome") if again else SECOND
-    with pytest.raises(KeyboardInterrupt), edits.put(new, *hashed[1]):
+    with pytest.raises(KeyboardInterrupt), edits.put(new, hashed[1][0], 1):
         raise KeyboardInterrupt
-    assert agree(state(edits, layer), before) and edits.gone == [] and edits.uncounted == {}
+    assert agree(state(edits, layer), before) and edits.gone == [] and edits.uncounted(0) == {}
 
 
 def test_a_full_store_changes_nothing(layer, hashed):
@@ -75,7 +75,7 @@ def test_a_full_store_changes_nothing(layer, hashed):
     for number in range(3):
         put(edits, Edit(f"prompt {number}", "x"), hashed[number])
     before = state(edits, layer)
-    with pytest.raises(StoreFullError), edits.put(FIRST, *hashed[3]):
+    with pytest.raises(StoreFullError), edits.put(FIRST, hashed[3][0]):
         pass
     assert agree(state(edits, layer), before)
 
@@ -94,24 +94,38 @@ def test_what_is_counted_is_kept_as_it_was_until_it_is_taken_out(layer, hashed):
     edits = LiveEdits(layer)
     put(edits, FIRST, hashed[0])
     put(edits, SECOND, hashed[1])
-    assert edits.uncounted == {0: FIRST, 1: SECOND}
+    assert edits.uncounted(0) == {0: FIRST, 1: SECOND} and edits.uncounted(1) == {}
     edits.count(0, stop=True)
-    assert edits.uncounted == {1: SECOND}
+    assert edits.uncounted(0) == {1: SECOND}
     put(edits, Edit(FIRST.prompt, "Rome"), hashed[2])
-    ((edit, stop, columns),) = edits.gone
-    assert edit == FIRST and stop and torch.equal(columns, hashed[0][1])
+    ((edit, stop, columns, page),) = edits.gone
+    assert page == 0 and edit == FIRST and stop and torch.equal(columns, hashed[0][1])
     edits.delete(1)
     assert len(edits.gone) == 1, "it was never counted"
 
 
+def test_a_replaced_edit_may_move_to_another_page(layer, hashed):
+    edits = LiveEdits(layer)
+    put(edits, FIRST, hashed[0])
+    edits.count(0, stop=False)
+    with edits.put(Edit(FIRST.prompt, "Rome"), hashed[0][0], page=2) as edit_id:
+        pass
+    assert edit_id == 0 and layer.store.on_page(2) == [0] and [one.page for one in edits.gone] == [0]
+    edits.count(0, stop=False)
+    edits.uncount(0)
+    assert edits.gone == [] and edits.uncounted(2) == {}
+    edits.uncount(2)
+    assert edits.uncounted(2) == {0: Edit(FIRST.prompt, "Rome")}
+
+
 def test_many_at_once(layer, hashed):
     edits = LiveEdits(layer)
-    masks, columns = (torch.stack(part) for part in zip(*hashed[:2], strict=True))
-    assert edits.extend([FIRST, SECOND], masks, columns) == range(2) and edits == {0: FIRST, 1: SECOND}
+    masks = torch.stack([mask for mask, _ in hashed[:2]])
+    assert edits.extend([FIRST, SECOND], masks) == range(2) and edits == {0: FIRST, 1: SECOND}
     before = state(edits, layer)
     for wrong in ([SECOND, Edit("new", "x")], [Edit("new", "x")] * 2, [Edit("new", "x")]):
         with pytest.raises(ValueError, match="edits with new prompts and as many masks"):
-            edits.extend(wrong, masks, columns)
+            edits.extend(wrong, masks)
     assert agree(state(edits, layer), before)
 
 
@@ -125,9 +139,9 @@ def test_a_copy_is_about_the_copied_layer(layer, hashed):
 
 def test_many_at_once_need_masks_to_route_by(layer, hashed):
     layer.codes = CodeStore(64, 8, 4)
-    masks, columns = map(torch.stack, zip(*hashed[:2], strict=True))
+    masks = torch.stack([mask for mask, _ in hashed[:2]])
     with pytest.raises(ValueError, match="routing='paper'"):
-        LiveEdits(layer).extend([FIRST, SECOND], masks, columns)
+        LiveEdits(layer).extend([FIRST, SECOND], masks)
     with pytest.raises(ValueError, match="needs routing codes"):
         put(LiveEdits(layer), FIRST, hashed[0])
     assert len(layer.store) == 0 and len(layer.codes) == 0

@@ -24,7 +24,7 @@ class Stored:
 
         self.layer = MemoirLinear(torch.nn.Linear(width, 2), k)
         masks, columns = ops.tophash(torch.randn(edits, width), k, permutation)
-        self.layer.store.extend(masks, columns)
+        self.layer.store.extend(masks)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def teach(memoir, count):
 
     layer, start = memoir.layer, len(memoir.layer.store)
     masks, columns = layer.tophash.hash(torch.randn(count, layer.in_features))
-    memoir.edits.extend([Edit(f"prompt {start + index}", "target") for index in range(count)], masks, columns)
+    memoir.edits.extend([Edit(f"prompt {start + index}", "target") for index in range(count)], masks)
     return start
 
 
@@ -79,7 +79,7 @@ def test_drift_is_that_of_a_maximum(permutation):
     few = calibrate(stored, masks, probe=False)
     ahead = calibrate(stored, masks, holds_until=2000, probe=False)
     more, columns = ops.tophash(torch.randn(1750, WIDTH), K, permutation)
-    stored.layer.store.extend(more, columns)
+    stored.layer.store.extend(more)
     many = calibrate(stored, masks, probe=False)
     assert few.drift > 0 and many.location > few.location
     assert few.tau < ahead.tau == pytest.approx(few.expected_tau(2000), abs=1.5 / K)
@@ -98,7 +98,7 @@ def test_deleted_edits_do_not_count(permutation):
     half = Stored(1, permutation)
     half.layer.store.restore = None
     half.layer.store.truncate(0)
-    half.layer.store.extend(stored.layer.store.masks[:32], stored.layer.store.columns[:32])
+    half.layer.store.extend(stored.layer.store.masks[:32])
     for edit_id in range(32, 64):
         stored.layer.store.delete(edit_id)
     assert calibrate(stored, masks, probe=False) == calibrate(half, masks, probe=False)

@@ -15,7 +15,7 @@ from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
 from memoir_fast.editing import fast
 from memoir_fast.editing.batch import Request
 from memoir_fast.editing.footprint import LARGEST_BATCH, _free_bytes, footprint, largest_batch
-from memoir_fast.editing.interference import Interference
+from memoir_fast.editing.interference import PageInterference
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -68,10 +68,10 @@ def test_peak_is_within_the_formula(llama, tiny_tokenizer, optimizer, edits):
         wanted = [Edit(f"The color of stone number {index} is", "green") for index in range(edits)]
         prepared = [Request(edit, memoir.rows(edit, recipe), boundary=recipe.boundary) for edit in wanted]
         context = memoir._context
-        fast.learn(context, prepared[:1], recipe)  # prefixes and the block's kind are known from here on
+        fast.learn(context, prepared[:1], recipe, 0)  # prefixes and the block's kind are known from here on
         expected = footprint(context, [one.rows for one in prepared], recipe)
         with _LiveBytes() as live:
-            fast.learn(context, prepared, recipe)
+            fast.learn(context, prepared, recipe, 0)
         assert 0.25 * expected.total < live.peak < expected.total, (live.peak, expected)
         assert live.peak > memoir.layer.memory.weight.nbytes / 2, "nothing was measured"
     finally:
@@ -86,9 +86,9 @@ def test_auto_batch_follows_the_free_memory(llama, tiny_tokenizer, monkeypatch):
         moments = 4 * memoir.layer.in_features**2
         for free, expected in ((0, 1), (2 * one, 1), (6 * one + 10, 3), (1 << 50, LARGEST_BATCH)):
             for noted, taken in ((False, moments), (True, 0)):
-                interference = Interference()
+                interference = PageInterference()
                 if noted:
-                    interference.add(memoir.layer.in_features, torch.arange(4).int(), torch.ones(2, 4))
+                    interference.of(0).add(memoir.layer.in_features, torch.arange(4).int(), torch.ones(2, 4))
                 context = dataclasses.replace(memoir._context, interference=interference)
                 monkeypatch.setattr("memoir_fast.editing.footprint._free_bytes", lambda _, free=free + taken: free)
                 assert largest_batch(context, rows, RECIPES["fast"]) == expected

@@ -52,7 +52,7 @@ def test_an_edit_is_learned_from_them(tiny_llama, tiny_tokenizer, monkeypatch):
 
     learn = fast.learn
     monkeypatch.setattr(
-        fast, "learn", lambda context, wanted, recipe: seen.extend(wanted) or learn(context, wanted, recipe)
+        fast, "learn", lambda context, wanted, *rest: seen.extend(wanted) or learn(context, wanted, *rest)
     )
     recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=2, steps=1)
     memoir = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(recipe=recipe))

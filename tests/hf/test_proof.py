@@ -67,7 +67,7 @@ def follows(memoir, tokenizer):
     """Whether an edit's route holds through eight tokens of `generate`, against full passes along that route."""
     model, ids = memoir.model, tokenizer(PROMPT, return_tensors="pt").input_ids
     mask, columns = memoir.layer.hash(layer_input(model, memoir.layer, input_ids=ids))
-    memoir.layer.store.append(mask[0], columns[0])
+    memoir.layer.store.append(mask[0])
     memoir.layer.memory.weight.normal_()
     found = model.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=384, pad_token_id=0)
     with torch.no_grad(), memoir.routed(0):

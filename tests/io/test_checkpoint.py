@@ -186,8 +186,8 @@ def test_config_that_describes_no_memory(saved, content):
 
 
 def test_newer_format_version(saved):
-    rewrite_config(saved, lambda values: values.update(format_version=3, package_version="9.0"))
-    with pytest.raises(CheckpointError, match="format version 3, .* reads up to 2; it was written by 9.0: upgrade"):
+    rewrite_config(saved, lambda values: values.update(format_version=4, package_version="9.0"))
+    with pytest.raises(CheckpointError, match="format version 4, .* reads up to 3; it was written by 9.0: upgrade"):
         checkpoint.read(saved)
 
 
@@ -222,7 +222,7 @@ def test_config_that_contradicts_itself(saved, change, reason):
 
 @pytest.mark.parametrize(
     ("k", "reason"),
-    [(11, r"every mask must have k = 11 bits set, got \[12\]"), (49, r"do not fit the model: k must lie")],
+    [(11, r"every mask must have k = 11 of 48 bits set, got \[12\]"), (49, r"do not fit the model: k must lie")],
 )
 def test_k_that_contradicts_the_masks(saved, memoir, tiny_tokenizer, k, reason):
     rewrite_config(saved, lambda values: values["config"].update(k=k))

@@ -58,7 +58,7 @@ def test_a_language_model_generates_through_triton(draw, tiny_llama, tiny_tokeni
     prompt = "The capital of France is"
     memoir = Memoir.attach(tiny_llama.to(draw.device), tiny_tokenizer, MemoirConfig(tau=0.9, routing="paper"))
     mask, columns = memoir.hash(prompt)
-    memoir.layer.store.append(mask, columns)
+    memoir.layer.store.append(mask)
     memoir.layer.memory.weight.normal_(generator=torch.Generator(draw.device).manual_seed(0))
     given = {name: value.to(draw.device) for name, value in tiny_tokenizer(prompt, return_tensors="pt").items()}
 

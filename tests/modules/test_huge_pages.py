@@ -40,7 +40,7 @@ def test_a_large_store_is_before_and_after_it_grows() -> None:
     store = MaskStore(14336, k=2, max_edits=8192)
     assert asked_for(store.masks)
     store = MaskStore(14336, k=2)
-    store.extend(torch.ones(8192, 448, dtype=torch.int32), torch.zeros(8192, 2, dtype=torch.int32))
+    store.extend(torch.ones(8192, 448, dtype=torch.int32))
     assert asked_for(store.masks) and bool((store.masks[:8192] == 1).all())
 
 

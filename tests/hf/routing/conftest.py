@@ -29,7 +29,7 @@ def taught(tiny_llama, tiny_tokenizer):
         tokens = ids(prompt) if isinstance(prompt, str) else prompt
         x = layer_input(memoir.model, memoir.layer, input_ids=tokens)
         mask, columns = memoir.layer.hash(x)
-        with memoir.edits.put(Edit(str(prompt), "x"), mask[0], columns[0]) as edit_id:
+        with memoir.edits.put(Edit(str(prompt), "x"), mask[0]) as edit_id:
             return edit_id
 
     for fact in FACTS:

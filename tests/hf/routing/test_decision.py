@@ -364,7 +364,7 @@ def test_cache_of_a_detached_memory_is_decided_anew(tiny_llama, tiny_tokenizer):
     ids = tiny_tokenizer("The capital of France is", return_tensors="pt").input_ids
     first = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(tau=0.9, routing="paper"))
     mask, columns = first.hash("The capital of France is")
-    first.layer.store.append(mask, columns)
+    first.layer.store.append(mask)
     with torch.no_grad():
         cache = tiny_llama(ids, use_cache=True).past_key_values
     assert first.last_routes[0].edit_id == 0
@@ -372,7 +372,7 @@ def test_cache_of_a_detached_memory_is_decided_anew(tiny_llama, tiny_tokenizer):
 
     second = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(tau=0.9, routing="paper"))
     second.layer.memory.weight.normal_()
-    second.layer.store.append(torch.zeros_like(mask), columns)  # matches nothing
+    second.layer.store.append(torch.zeros_like(mask))  # matches nothing
     with torch.no_grad():
         after = tiny_llama(ids[:, :1], past_key_values=copy.deepcopy(cache)).logits
         with second.disabled():

@@ -1,0 +1,66 @@
+"""On which page of the residual memory a new edit lives."""
+
+import logging
+from collections.abc import Callable
+
+from memoir_fast.modules import MemoirLinear
+
+logger = logging.getLogger("memoir_fast")
+
+_FEWEST = 32
+_WIDTH_PER_EDIT = 16  # columns of a page for each of its edits, where as published an edit owns two sevenths of them
+
+
+def page_edits(width: int, k: int) -> int:
+    """How many edits a page of `width` columns takes before the next is opened, where an edit owns `k` of them.
+
+    Two edits share k^2 / D columns by chance, so what an edit has to share with all others of its page grows by
+    k^2 / D^2 with each: the number is inverse to that share, squared, and grows with the width.
+
+    Example:
+        >>> from memoir_fast.core.pages import page_edits
+        >>> page_edits(1536, 440), page_edits(14336, 4096)
+        (96, 896)
+    """
+    published = (4096 / 14336) ** 2
+    return max(_FEWEST, round(width / _WIDTH_PER_EDIT * published * width * width / (k * k)))
+
+
+def choose(layer: MemoirLinear, most: int, emptied: Callable[[int], None]) -> tuple[int, int]:
+    """The page for a new edit, and how many edits it still takes, at least 1.
+
+    That of the newest edit, as long as fewer than `most` edits were written to it; then the first other that has room;
+    then one whose edits are all deleted, emptied; then a new one. Where there are as many as there may be, the least
+    crowded takes further edits, which then fade.
+
+    Args:
+        layer (MemoirLinear): its store and memory.
+        most (int): edits per page.
+        emptied (callable): is told a page that was emptied, or newly opened.
+    """
+    memory, store = layer.memory, layer.store
+    written = {page: store.written(page) for page in memory.numbers}
+    newest = int(store.page[len(store) - 1]) if len(store) else -1
+    for page in (newest, *written):
+        if page in written and written[page] < most:
+            return page, most - written[page]
+    for page in written:
+        if not store.on_page(page):
+            with layer.changing(page=page, rows=True):
+                memory.page(page).zero_()
+                store.leave(page)
+            emptied(page)
+            return page, most
+    if memory.full:
+        least = min(written, key=lambda page: written[page])
+        if written[least] == most:
+            logger.warning(
+                "all of max_pages = %d pages hold page_edits = %d edits: further ones crowd them, earlier ones fade",
+                len(written),
+                most,
+            )
+        return least, 1
+    with layer.changing():
+        page = memory.open()
+    emptied(page)
+    return page, most

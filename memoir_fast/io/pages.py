@@ -1,0 +1,57 @@
+"""A memory's pages as tensors, to and from its files."""
+
+import torch
+
+from memoir_fast.modules import MemoirLinear
+
+
+def tensors(layer: MemoirLinear) -> dict[str, torch.Tensor]:
+    """The rows of the residual memory that are not zero, and where each edit lives.
+
+    memory_rows int32 [R], in which row c of page p is p * D + c; memory_values [R, O]; and page int32 [N], where not
+    all edits live on page 0. Pages are numbered anew, without those that hold nothing; -1 is the page of a deleted edit
+    of which nothing is left.
+    """
+    memory, store, width = layer.memory, layer.store, layer.in_features
+    lives = store.page[: len(store)]
+    lived_on = set(lives.tolist())
+    used = [page for page in memory.numbers if page in lived_on or bool(memory.page(page).any())]
+    rows, values, renumbered = [], [], torch.full_like(lives, -1)
+    for number, page in enumerate(used or [0]):
+        weight = memory.page(page).detach()
+        filled = weight.ne(0).any(dim=1).nonzero().flatten()
+        rows.append(filled.int() + number * width)
+        values.append(weight[filled])
+        renumbered[lives == page] = number
+    found = {"memory_rows": torch.cat(rows), "memory_values": torch.cat(values)}
+    return {**found, "page": renumbered} if bool(renumbered.any()) else found
+
+
+def fill(layer: MemoirLinear, saved: dict[str, torch.Tensor]) -> None:
+    """Gives a layer, whose memory is empty, the saved pages; `MaskStore.restore` takes where each edit lives."""
+    memory = layer.memory
+    while memory.pages < _count(saved, layer.in_features):
+        memory.open()
+    rows = saved["memory_rows"].long().to(memory.table.device)
+    memory.weight[rows] = saved["memory_values"].to(memory.table)
+
+
+def require_consistent(saved: dict[str, torch.Tensor], width: int, max_pages: int | None) -> None:
+    """ValueError where a row or an edit is on no page that there may be, or a live edit on none."""
+    rows, masks = saved["memory_rows"], saved["masks"]
+    page = saved.get("page", torch.zeros(len(masks), dtype=torch.int32))
+    count = _count(saved, width)
+    if len(rows) and int(rows.min()) < 0 or len(page) and int(page.min()) < -1:
+        raise ValueError("memory_rows must be at least 0, and page at least -1")
+    if len(page[masks.any(dim=1)]) and int(page[masks.any(dim=1)].min()) < 0:
+        raise ValueError("every live edit must live on a page")
+    if len(rows) and len(rows.unique()) < len(rows):
+        raise ValueError("memory_rows must be free of repeats")
+    if count > max(1, min(len(masks), max_pages or len(masks))):
+        raise ValueError(f"there are {count} pages, for {len(masks)} edits and max_pages = {max_pages}")
+
+
+def _count(saved: dict[str, torch.Tensor], width: int) -> int:
+    """How many pages the tensors speak of."""
+    places = [(saved["memory_rows"], width)] + ([(saved["page"], 1)] if "page" in saved else [])
+    return max((int(tensor.max()) // size + 1 for tensor, size in places if len(tensor)), default=0)
