@@ -99,8 +99,8 @@ void plan_call(LinearCall& call, LinearType type) {
   const int64_t rows = static_cast<int64_t>(call.batch) * call.tokens;
   call.splits = kClusterBlocks;
   call.tile_rows = rows <= most_streamed(type) ? 0 : rows <= 16 ? 16 : rows <= 32 ? 32 : 64;
-  // A dense pass can be cheaper only where routes together have as many columns as memory has rows.
-  const bool may_be_dense = call.batch > 1 && static_cast<int64_t>(call.batch) * call.k >= call.width;
+  // A dense pass can be cheaper only where routes together have as many columns as memory, of one page, has rows.
+  const bool may_be_dense = call.batch > 1 && call.rows == call.width && static_cast<int64_t>(call.batch) * call.k >= call.width;
   call.packed_row = round_up(may_be_dense ? call.width : call.k, kDepth);
 }
 

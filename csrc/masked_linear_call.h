@@ -18,6 +18,7 @@ struct LinearCall {
   int64_t columns_row, columns_step, route_step;
   int64_t out_batch, out_token, out_output;
   int batch, tokens, width, outputs, k, edits;
+  int rows;    // of memory: pages of `width` rows
   int splits;  // blocks of a cluster: each adds up its share of the active columns
   int add;     // 1: out keeps what it holds for sequences without a route, and is added to for the others
 

@@ -12,11 +12,20 @@ DEVICE int route_of(const LinearCall& call, int sequence) {
   return edit >= 0 && edit < call.edits ? edit : -1;
 }
 
-// Active column `i` of an edit, or -1 where the number stored is none.
-DEVICE int column_of(const LinearCall& call, int edit, int i) {
-  const int column = load_written(call.columns + edit * call.columns_row + i * call.columns_step);
-  return column >= 0 && column < call.width ? column : -1;
+// The first row of the page of memory that an edit lives on, which its first column tells.
+DEVICE int page_of(const LinearCall& call, int edit) {
+  const int row = load_written(call.columns + edit * call.columns_row);
+  return row >= 0 && row < call.rows ? row - row % call.width : 0;
 }
+
+// Active column `i` of an edit whose page begins at row `page`, or -1 where the number stored is no row of it.
+DEVICE int column_of(const LinearCall& call, int edit, int page, int i) {
+  const int row = load_written(call.columns + edit * call.columns_row + i * call.columns_step);
+  return row >= page && row < page + call.width ? row - page : -1;
+}
+
+// One dense pass serves several edits only where they live on the one page that there is.
+DEVICE bool one_page(const LinearCall& call) { return call.rows == call.width; }
 
 template <class T>
 DEVICE const T* row_of_x(const LinearCall& call, int row) {

@@ -37,6 +37,7 @@ void serve(const Tensor& out, const Tensor& x, const Tensor& memory, const Tenso
   require(x.size(0) <= kMostSequences, "too many sequences for this kernel: ", x.size(0));
   require(x.size(2) <= kWidest && memory.size(1) <= std::numeric_limits<int32_t>::max() / 2, "too wide: D = ", x.size(2),
           ", O = ", memory.size(1));
+  require(memory.size(0) <= std::numeric_limits<int32_t>::max(), "too many rows of memory: ", memory.size(0));
   require(memory.stride(1) == 1 && memory.stride(0) * size % kPiece == 0 &&
               reinterpret_cast<uintptr_t>(memory.const_data_ptr()) % kPiece == 0,
           "rows of memory must be dense and start on 16-byte boundaries");
@@ -59,6 +60,7 @@ void serve(const Tensor& out, const Tensor& x, const Tensor& memory, const Tenso
   call.batch = static_cast<int>(x.size(0)), call.tokens = static_cast<int>(x.size(1));
   call.width = static_cast<int>(x.size(2)), call.outputs = static_cast<int>(memory.size(1));
   call.k = static_cast<int>(columns.size(1)), call.edits = static_cast<int>(columns.size(0));
+  call.rows = static_cast<int>(memory.size(0));
   call.add = add;
   plan_call(call, type);
   if (call.tile_rows == 0) {

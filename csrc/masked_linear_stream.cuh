@@ -31,13 +31,13 @@ struct Stream {
 
 // The chunk's columns from `first` on, of `length`; a dense pass takes every column.
 template <class T, int kRows>
-DEVICE void list_chunk(const LinearCall& call, Stream<T, kRows>& shared, int edit, bool dense, int first, int length,
-                       int padded) {
+DEVICE void list_chunk(const LinearCall& call, Stream<T, kRows>& shared, int edit, int page, bool dense, int first,
+                       int length, int padded) {
   int column[kChunkOfThread];  // all asked for before the first is waited for
 #pragma unroll
   for (int i = 0; i < kChunkOfThread; ++i) {
     const int e = threadIdx.x + i * kLinearThreads;
-    column[i] = e >= length ? -1 : dense ? first + e : column_of(call, edit, first + e);
+    column[i] = e >= length ? -1 : dense ? first + e : column_of(call, edit, page, first + e);
   }
 #pragma unroll
   for (int i = 0; i < kChunkOfThread; ++i) {
@@ -75,7 +75,7 @@ DEVICE void gather_chunk(const LinearCall& call, Stream<T, kRows>& shared, unsig
     const T* x = row_of_x<T>(call, r);
 #pragma unroll 1
     for (int i = threadIdx.x; i < call.k; i += kLinearThreads) {
-      const int column = column_of(call, shared.edit[r], i), e = column - first;
+      const int column = column_of(call, shared.edit[r], 0, i), e = column - first;
       if (column >= 0 && e >= 0 && e < length) shared.inputs[e].of[r] = to_float(x[column * call.x_input]);
     }
   }
@@ -111,7 +111,7 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void stream_rows(const LinearCall call) 
   }
   clear_unrouted<T>(call, tile, rank);
   const int routes = count_bits(leaders);
-  const bool dense = kRows > 1 && routes > 1 && static_cast<int64_t>(routes) * call.k >= call.width;
+  const bool dense = kRows > 1 && routes > 1 && one_page(call) && static_cast<int64_t>(routes) * call.k >= call.width;
   const int length = dense ? call.width : call.k;
   const int share = (length + call.splits - 1) / call.splits;
   const int begin = rank * share, end = begin + share < length ? begin + share : length;
@@ -127,20 +127,22 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void stream_rows(const LinearCall call) 
         members |= static_cast<unsigned int>(shared.edit[r] == shared.edit[leader]) << r;
       }
     }
+    const int page = page_of(call, shared.edit[leader]);
+    const uint4* own = memory + static_cast<int64_t>(page) * call.memory_row;
     float sum[kRows][S::kValues] = {};
 #pragma unroll 1
     for (int first = begin; first < end; first += kChunk) {
       const int used = end - first < kChunk ? end - first : kChunk;
       const int padded = static_cast<int>(round_up(used, S::kSlots * S::kAhead));
       block_barrier();  // everybody has left the chunk before
-      list_chunk(call, shared, shared.edit[leader], dense, first, used, padded);
+      list_chunk(call, shared, shared.edit[leader], page, dense, first, used, padded);
       block_barrier();
       uint4 ahead[S::kAhead];
       const auto fetch = [&](int e) {
 #pragma unroll
         for (int u = 0; u < S::kAhead; ++u) {
           const int column = shared.list[e + u * S::kSlots];
-          ahead[u] = column >= 0 && inside ? load_streaming(memory + column * call.memory_row) : uint4{};
+          ahead[u] = column >= 0 && inside ? load_streaming(own + column * call.memory_row) : uint4{};
         }
       };
       fetch(slot);

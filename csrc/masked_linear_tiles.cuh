@@ -52,7 +52,7 @@ DEVICE bool plan_routes(const LinearCall& call, RoutePlan& plan, int& routed) {
 #pragma unroll
   for (int w = 0; w < kLinearThreads / kWarp32; ++w) tiles += plan.tiles[w], routed += plan.routed[w];
   const int64_t dense_tiles = (static_cast<int64_t>(routed) * call.tokens + call.tile_rows - 1) / call.tile_rows;
-  return tiles > dense_tiles && dense_tiles * call.width <= static_cast<int64_t>(tiles) * call.k;
+  return tiles > dense_tiles && one_page(call) && dense_tiles * call.width <= static_cast<int64_t>(tiles) * call.k;
 }
 
 struct Pack {
@@ -77,10 +77,11 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void pack_inputs(const LinearCall call, 
   if (left <= 0) return;
   const int used = left < kPackedByBlock ? left : kPackedByBlock;
   const auto* x = row_of_x<uint16_t>(call, row);
+  const int page = page_of(call, edit);
   if (!dense) {
 #pragma unroll 8
     for (int i = threadIdx.x; i < used; i += kLinearThreads) {
-      const int column = first + i < length ? column_of(call, edit, first + i) : -1;
+      const int column = first + i < length ? column_of(call, edit, page, first + i) : -1;
       shared.values[i] = column >= 0 ? x[column * call.x_input] : static_cast<uint16_t>(0);
     }
   } else {
@@ -88,7 +89,7 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void pack_inputs(const LinearCall call, 
     block_barrier();
 #pragma unroll 4
     for (int i = threadIdx.x; i < call.k; i += kLinearThreads) {
-      const int column = column_of(call, edit, i);
+      const int column = column_of(call, edit, page, i);
       if (column >= first && column < first + used) shared.values[column - first] = x[column * call.x_input];
     }
   }
@@ -130,11 +131,11 @@ DEVICE int place_of_memory(int row, int piece) { return row * (kTileOutputs / 8)
 DEVICE int place_of_input(int row, int piece) { return row * (kDepth / 8) + (piece ^ row / 2 % 4); }
 
 template <class T, int kTileRows>
-DEVICE void copy_memory(const LinearCall& call, Tile<T, kTileRows>& shared, int stage, int tile, int first, int used) {
+DEVICE void copy_memory(const LinearCall& call, Tile<T, kTileRows>& shared, const uint4* memory, int stage, int tile,
+                        int first, int used) {
   using S = Tile<T, kTileRows>;
   constexpr int kRowsAtOnce = kLinearThreads / S::kOutputPieces;
   const int piece = threadIdx.x % S::kOutputPieces;
-  const auto* memory = static_cast<const uint4*>(call.memory);
   const bool inside = tile * kTileOutputs + piece * 8 < call.outputs;
 #pragma unroll
   for (int i = 0; i < kDepth; i += kRowsAtOnce) {
@@ -210,6 +211,8 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void multiply_tiles(const LinearCall cal
   for (int leader = 0; leader < call.batch; ++leader) {
     const int edit = shared.plan.edit[leader];
     if (edit < 0 || (dense ? shared.plan.routed_rank[leader] : shared.plan.rank[leader]) != 0) continue;
+    const int page = page_of(call, edit);
+    const auto* memory = static_cast<const uint4*>(call.memory) + static_cast<int64_t>(page) * call.memory_row;
     const int rows = (dense ? routed : shared.plan.size[leader]) * call.tokens;
     block_barrier();  // everybody has left the route before
     for (int b = threadIdx.x; b < call.batch; b += kLinearThreads) {
@@ -223,7 +226,7 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void multiply_tiles(const LinearCall cal
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) {
         const int at = i + u * kLinearThreads;
-        column[u] = at >= used ? -1 : dense ? begin + at : column_of(call, edit, begin + at);
+        column[u] = at >= used ? -1 : dense ? begin + at : column_of(call, edit, page, begin + at);
       }
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) {
@@ -236,7 +239,7 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void multiply_tiles(const LinearCall cal
     for (int first_row = 0; first_row < rows; first_row += S::kRows) {
       float sum[S::kTilesOfRows][S::kTilesOfOutputs][4] = {};
       for (int step = 0; step < S::kStages - 1; ++step) {
-        if (step < steps) copy_memory(call, shared, step, tile, step * kDepth, used);
+        if (step < steps) copy_memory(call, shared, memory, step, tile, step * kDepth, used);
       }
       if (!waited) wait_for_predecessors();
       waited = true;
@@ -250,7 +253,7 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void multiply_tiles(const LinearCall cal
         block_barrier();  // the stage of this step is complete, and everybody has left that of the step before
         const int ahead = step + S::kStages - 1;
         if (ahead < steps) {
-          copy_memory(call, shared, ahead % S::kStages, tile, ahead * kDepth, used);
+          copy_memory(call, shared, memory, ahead % S::kStages, tile, ahead * kDepth, used);
           copy_inputs(call, shared, ahead % S::kStages, begin + ahead * kDepth, first_row, rows);
         }
         commit_copies();

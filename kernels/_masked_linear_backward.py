@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from memoir_fast.kernels import _launch
 from memoir_fast.kernels._common import dot, on_device_of, power_of_two
+from memoir_fast.kernels._pages import column_of, page_of
 
 
 @triton.jit
@@ -19,6 +20,7 @@ def _grad_x(
     outputs,
     k,
     C,
+    R,
     stride_gb,
     stride_gs,
     stride_go,
@@ -38,10 +40,12 @@ def _grad_x(
     edit = tl.load(route_ptr + b * stride_r).to(tl.int64)
     if (edit < 0) | (edit >= C):
         return
-    c = tl.load(columns_ptr + edit * stride_cc + j.to(tl.int64) * stride_ck, mask=j < k, other=-1).to(tl.int64)
-    inside = (c >= 0) & (c < D)
+    columns_ptr += edit * stride_cc
+    page = page_of(columns_ptr, D, R)
+    c = column_of(tl.load(columns_ptr + j.to(tl.int64) * stride_ck, mask=j < k, other=-1), page, D).to(tl.int64)
+    inside = c >= 0
     grad_ptr += b * stride_gb + s[:, None].to(tl.int64) * stride_gs
-    memory_ptr += c[:, None] * stride_wd
+    memory_ptr += (page + c[:, None]) * stride_wd
     acc = tl.zeros((BLOCK_S, BLOCK_J), tl.float32)
     for start in range(0, outputs, BLOCK_O):
         o = start + tl.arange(0, BLOCK_O)
@@ -67,6 +71,7 @@ def _grad_memory(
     outputs,
     k,
     C,
+    R,
     stride_gb,
     stride_gs,
     stride_go,
@@ -96,8 +101,9 @@ def _grad_memory(
     j = tl.program_id(1) * BLOCK_J + tl.arange(0, BLOCK_J)
     o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     columns_ptr += edit.to(tl.int64) * stride_cc
-    c = tl.load(columns_ptr + j.to(tl.int64) * stride_ck, mask=j < k, other=-1).to(tl.int64)
-    inside = (c >= 0) & (c < D)
+    page = page_of(columns_ptr, D, R)
+    c = column_of(tl.load(columns_ptr + j.to(tl.int64) * stride_ck, mask=j < k, other=-1), page, D).to(tl.int64)
+    inside = c >= 0
     x_rows = x_ptr + leader.to(tl.int64) * stride_xb + c[None, :] * stride_xd
     grad_rows = grad_ptr + leader.to(tl.int64) * stride_gb + o[None, :].to(tl.int64) * stride_go
     acc = tl.zeros((BLOCK_J, BLOCK_O), tl.float32)
@@ -111,7 +117,7 @@ def _grad_memory(
                 acc = dot(tl.trans(x), dy, acc)
         x_rows += stride_xb
         grad_rows += stride_gb
-    grad_memory_ptr += c[:, None] * outputs + o[None, :]
+    grad_memory_ptr += (page + c[:, None]) * outputs + o[None, :]
     held = inside[:, None] & (o < outputs)[None, :]
     tl.store(grad_memory_ptr, tl.load(grad_memory_ptr, mask=held, other=0.0) + acc, mask=held)
 
@@ -139,6 +145,7 @@ def _to_x(
         outputs,
         k,
         edits,
+        len(memory),
         *grad.stride(),
         *memory.stride(),
         *columns.stride(),
@@ -177,6 +184,7 @@ def _to_memory(
             outputs,
             k,
             edits,
+            len(memory),
             *grad.stride(),
             *x.stride(),
             *columns.stride(),

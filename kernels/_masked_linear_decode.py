@@ -6,16 +6,16 @@ import triton.language as tl
 from memoir_fast.kernels import _launch
 from memoir_fast.kernels._common import dot, power_of_two
 from memoir_fast.kernels._masked_linear_gather import active_inputs
+from memoir_fast.kernels._pages import column_of, page_of
 
 _ROWS = 16  # rows of one tile: the smallest tensor-core tile
 
 
 @triton.jit
-def _columns(columns_ptr, start, end, D, stride_ck, BLOCK_K: tl.constexpr):
-    """The active columns from `start` to `end` [BLOCK_K]; -1 for one outside [0, D) and past the end."""
+def _columns(columns_ptr, start, end, page, D, stride_ck, BLOCK_K: tl.constexpr):
+    """The active columns from `start` to `end` [BLOCK_K]; -1 for what is no row of the page, and past the end."""
     j = start + tl.arange(0, BLOCK_K)
-    c = tl.load(columns_ptr + j.to(tl.int64) * stride_ck, mask=j < end, other=-1)
-    return tl.where(c < D, c, -1)
+    return column_of(tl.load(columns_ptr + j.to(tl.int64) * stride_ck, mask=j < end, other=-1), page, D)
 
 
 @triton.jit
@@ -39,6 +39,7 @@ def _one(
     outputs,
     k,
     C,
+    R,
     stride_oo,
     stride_xd,
     stride_wd,
@@ -62,17 +63,19 @@ def _one(
 
     memory_ptr += o[None, :].to(tl.int64) * stride_wo
     columns_ptr += edit * stride_cc
+    page = page_of(columns_ptr, D, R)
+    memory_ptr += page.to(tl.int64) * stride_wd
     share = tl.cdiv(tl.cdiv(k, SPLITS), BLOCK_K) * BLOCK_K
     begin = split * share
     end = tl.minimum(begin + share, k)
     # One step ahead in flight: the next step's rows of memory are asked for before this step's are used.
-    c = _columns(columns_ptr, begin, end, D, stride_ck, BLOCK_K)
+    c = _columns(columns_ptr, begin, end, page, D, stride_ck, BLOCK_K)
     x, weight = _step(x_ptr, memory_ptr, c, o, outputs, stride_xd, stride_wd)
-    c = _columns(columns_ptr, begin + BLOCK_K, end, D, stride_ck, BLOCK_K)
+    c = _columns(columns_ptr, begin + BLOCK_K, end, page, D, stride_ck, BLOCK_K)
     acc = tl.zeros((BLOCK_K, BLOCK_O), tl.float32)
     for start in range(begin, end, BLOCK_K):
         x_next, weight_next = _step(x_ptr, memory_ptr, c, o, outputs, stride_xd, stride_wd)
-        c = _columns(columns_ptr, start + 2 * BLOCK_K, end, D, stride_ck, BLOCK_K)
+        c = _columns(columns_ptr, start + 2 * BLOCK_K, end, page, D, stride_ck, BLOCK_K)
         acc += x.to(tl.float32)[:, None] * weight.to(tl.float32)
         x = x_next
         weight = weight_next
@@ -100,6 +103,7 @@ def _rows(
     outputs,
     k,
     C,
+    R,
     stride_ob,
     stride_os,
     stride_oo,
@@ -155,6 +159,8 @@ def _rows(
     acc = tl.zeros((ROWS, BLOCK_O), tl.float32)
     if dense | (mine >= 0):
         columns_ptr += tl.maximum(mine, 0).to(tl.int64) * stride_cc
+        page = page_of(columns_ptr, D, R)
+        memory_ptr += page.to(tl.int64) * stride_wd
         length = tl.where(dense, D, k)
         share = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK_K) * BLOCK_K
         begin = split * share
@@ -163,8 +169,8 @@ def _rows(
         for start in range(begin, end, BLOCK_K):
             j = start + tl.arange(0, BLOCK_K)
             c = tl.load(columns_ptr + j.to(tl.int64) * stride_ck, mask=(j < end) & (not dense), other=-1)
-            c = tl.where(dense & (j < end), j, c)
-            inside = (c >= 0) & (c < D)
+            c = tl.where(dense & (j < end), j, column_of(c, page, D))
+            inside = c >= 0
             x = tl.load(x_rows + c[None, :].to(tl.int64) * stride_xd, mask=member[:, None] & inside[None, :], other=0.0)
             weight = tl.load(
                 memory_ptr + c[:, None].to(tl.int64) * stride_wd + o[None, :].to(tl.int64) * stride_wo,
@@ -226,16 +232,16 @@ def launch(
     tiles = triton.cdiv(outputs, block_o)
     partial = torch.empty((splits, rows, outputs) if splits > 1 else 1, dtype=torch.float32, device=x.device)
     slots = min(_ROWS, batch)  # no tile can hold more routes
-    may_be_dense = rows > 1 and slots * k >= width
+    may_be_dense = rows > 1 and slots * k >= width and len(memory) == width
     if may_be_dense:
         x = active_inputs(x, columns, route)
     tensors = (out, partial, x, memory, columns, route)
     constants = {"ADD": add, "SPLITS": splits, "BLOCK_K": block_k, "BLOCK_O": block_o, **_launch.options(config)}
     if rows == 1:
         strides = (out.stride(2), x.stride(2), *memory.stride(), *columns.stride())
-        _one[(tiles, splits)](*tensors, width, outputs, k, edits, *strides, **constants)
+        _one[(tiles, splits)](*tensors, width, outputs, k, edits, len(memory), *strides, **constants)
     else:
-        sizes = (rows, tokens, width, outputs, k, edits)
+        sizes = (rows, tokens, width, outputs, k, edits, len(memory))
         strides = (*out.stride(), *x.stride(), *memory.stride(), *columns.stride(), *route.stride())
         _rows[(tiles, splits, triton.cdiv(rows, _ROWS) * slots)](
             *tensors, *sizes, *strides, MAY_BE_DENSE=may_be_dense, SLOTS=slots, ROWS=_ROWS, **constants

@@ -5,11 +5,12 @@ import triton
 import triton.language as tl
 from memoir_fast.kernels import _launch
 from memoir_fast.kernels._common import dot, power_of_two
+from memoir_fast.kernels._pages import column_of, page_of
 
 
 @triton.jit(do_not_specialize=["stride_aj"])
 def _pack(
-    active_ptr, x_ptr, columns_ptr, route_ptr, S, D, k, C,
+    active_ptr, x_ptr, columns_ptr, route_ptr, S, D, k, C, R,
     stride_ab, stride_as, stride_aj, stride_xb, stride_xs, stride_xd, stride_cc, stride_ck, stride_r,
     ROWS: tl.constexpr, BLOCK_J: tl.constexpr
 ):  # fmt: skip
@@ -23,9 +24,11 @@ def _pack(
     if (edit < 0) | (edit >= C):
         return
     j = tl.program_id(2) * BLOCK_J + tl.arange(0, BLOCK_J)
-    c = tl.load(columns_ptr + edit * stride_cc + j.to(tl.int64) * stride_ck, mask=j < k, other=-1)
+    columns_ptr += edit * stride_cc
+    c = tl.load(columns_ptr + j.to(tl.int64) * stride_ck, mask=j < k, other=-1)
+    c = column_of(c, page_of(columns_ptr, D, R), D)
     s = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-    inside = ((c >= 0) & (c < D))[None, :] & (s < S)
+    inside = (c >= 0)[None, :] & (s < S)
     x = tl.load(x_ptr + b * stride_xb + s * stride_xs + c[None, :].to(tl.int64) * stride_xd, mask=inside, other=0.0)
     tl.store(
         active_ptr + b * stride_ab + s * stride_as + j[None, :] * stride_aj, x, mask=(j < stride_as)[None, :] & (s < S)
@@ -34,7 +37,7 @@ def _pack(
 
 @triton.jit
 def _multiply(
-    out_ptr, active_ptr, memory_ptr, columns_ptr, route_ptr, S, D, outputs, k, C, stride_ob, stride_os, stride_oo,
+    out_ptr, active_ptr, memory_ptr, columns_ptr, route_ptr, S, D, outputs, k, C, R, stride_ob, stride_os, stride_oo,
     stride_ab, stride_as, stride_wd, stride_wo, stride_cc, stride_ck, stride_r,
     ADD: tl.constexpr, WHOLE: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_O: tl.constexpr
 ):  # fmt: skip
@@ -57,13 +60,14 @@ def _multiply(
     columns_ptr += edit * stride_cc
     j = tl.arange(0, BLOCK_K)
     active_ptr += b * stride_ab + tl.minimum(s, S - 1)[:, None].to(tl.int64) * stride_as + j[None, :]
-    memory_ptr += o[None, :].to(tl.int64) * stride_wo
-    first = tl.load(columns_ptr)
-    first = tl.where((first >= 0) & (first < D), first, 0)
+    page = page_of(columns_ptr, D, R)
+    memory_ptr += page.to(tl.int64) * stride_wd + o[None, :].to(tl.int64) * stride_wo
+    first = tl.maximum(column_of(tl.load(columns_ptr), page, D), 0)
     c = tl.load(columns_ptr + j.to(tl.int64) * stride_ck, mask=j < k, other=-1)
     acc = tl.zeros((BLOCK_S, BLOCK_O), tl.float32)
     for start in range(0, k, BLOCK_K):
-        row = tl.where((c >= 0) & (c < D), c, first)
+        c = column_of(c, page, D)
+        row = tl.where(c >= 0, c, first)
         at = memory_ptr + row[:, None].to(tl.int64) * stride_wd
         weight = tl.load(at) if WHOLE else tl.load(at, mask=(o < outputs)[None, :], other=0.0)
         acc = dot(tl.load(active_ptr), weight, acc)
@@ -90,12 +94,13 @@ def launch(
     active = torch.empty((batch, tokens, packed), dtype=x.dtype, device=x.device)
     pack_rows, block_j = config["PACK_ROWS"], power_of_two(packed, 16, config["PACK_J"])
     _pack[(batch, triton.cdiv(tokens, pack_rows), triton.cdiv(packed, block_j))](
-        active, x, columns, route, tokens, width, k, edits, *active.stride(), *x.stride(), *columns.stride(),
-        *route.stride(), ROWS=pack_rows, BLOCK_J=block_j, num_warps=config["PACK_WARPS"], enable_fp_fusion=True
+        active, x, columns, route, tokens, width, k, edits, len(memory), *active.stride(), *x.stride(),
+        *columns.stride(), *route.stride(), ROWS=pack_rows, BLOCK_J=block_j, num_warps=config["PACK_WARPS"],
+        enable_fp_fusion=True
     )  # fmt: skip
     _multiply[(triton.cdiv(outputs, block_o), triton.cdiv(tokens, block_s), batch)](
-        out, active, memory, columns, route, tokens, width, outputs, k, edits, *out.stride(), *active.stride()[:2],
-        *memory.stride(), *columns.stride(), *route.stride(),
+        out, active, memory, columns, route, tokens, width, outputs, k, edits, len(memory), *out.stride(),
+        *active.stride()[:2], *memory.stride(), *columns.stride(), *route.stride(),
         ADD=add, WHOLE=outputs % block_o == 0, BLOCK_S=block_s, BLOCK_K=block_k, BLOCK_O=block_o,
         **_launch.options(config),
     )  # fmt: skip

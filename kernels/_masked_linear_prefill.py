@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from memoir_fast.kernels import _launch
 from memoir_fast.kernels._common import dot, power_of_two
+from memoir_fast.kernels._pages import column_of, page_of
 
 
 @triton.jit
@@ -19,6 +20,7 @@ def _prefill(
     outputs,
     k,
     C,
+    R,
     stride_ob,
     stride_os,
     stride_oo,
@@ -49,12 +51,14 @@ def _prefill(
 
     columns_ptr += edit * stride_cc
     x_ptr += b * stride_xb + s[:, None].to(tl.int64) * stride_xs
-    memory_ptr += o[None, :].to(tl.int64) * stride_wo
+    page = page_of(columns_ptr, D, R)
+    memory_ptr += page.to(tl.int64) * stride_wd + o[None, :].to(tl.int64) * stride_wo
     acc = tl.zeros((BLOCK_S, BLOCK_O), tl.float32)
     for start in range(0, k, BLOCK_K):
         j = start + tl.arange(0, BLOCK_K)
         c = tl.load(columns_ptr + j.to(tl.int64) * stride_ck, mask=j < k, other=-1)
-        inside = (c >= 0) & (c < D)
+        c = column_of(c, page, D)
+        inside = c >= 0
         x = tl.load(x_ptr + c[None, :].to(tl.int64) * stride_xd, mask=(s < S)[:, None] & inside[None, :], other=0.0)
         weight = tl.load(
             memory_ptr + c[:, None].to(tl.int64) * stride_wd, mask=inside[:, None] & (o < outputs)[None, :], other=0.0
@@ -86,6 +90,7 @@ def launch(
         outputs,
         k,
         edits,
+        len(memory),
         *out.stride(),
         *x.stride(),
         *memory.stride(),

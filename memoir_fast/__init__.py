@@ -9,9 +9,10 @@ if TYPE_CHECKING:
     from memoir_fast.config import MemoirConfig
     from memoir_fast.core.calibration import Calibration
     from memoir_fast.core.edit import Edit
+    from memoir_fast.core.status import MemoirStatus
     from memoir_fast.errors import MemoirError
     from memoir_fast.hf.routing import Route
-    from memoir_fast.memoir import EditResult, Memoir, MemoirStatus
+    from memoir_fast.memoir import EditResult, Memoir
     from memoir_fast.modules import MaskStore, MemoirLinear, ResidualMemory, TopHash
     from memoir_fast.recipe import RECIPES, Recipe
 
@@ -26,7 +27,7 @@ _HOME = {
     "MemoirConfig": "config",
     "MemoirError": "errors",
     "MemoirLinear": "modules",
-    "MemoirStatus": "memoir",
+    "MemoirStatus": "core.status",
     "RECIPES": "recipe",
     "Recipe": "recipe",
     "ResidualMemory": "modules",

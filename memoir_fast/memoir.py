@@ -4,21 +4,20 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from memoir_fast import backends
 from memoir_fast.config import MemoirConfig
-from memoir_fast.core import threshold
+from memoir_fast.core import pages, threshold
 from memoir_fast.core.background import background_mean, irrelevant_prompts
 from memoir_fast.core.calibration import Calibration
 from memoir_fast.core.edit import Edit
 from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.core.scoring import teacher_forced
+from memoir_fast.core.status import MemoirStatus, status_of
 from memoir_fast.editing.context import EditContext
 from memoir_fast.editing.teacher import EditResult, Teacher
 from memoir_fast.editing.wordings import write_prefixes
@@ -26,29 +25,8 @@ from memoir_fast.errors import CheckpointError
 from memoir_fast.hf.tokens import Row, prompt_ids
 from memoir_fast.io import checkpoint
 from memoir_fast.io.fingerprint import require_same_model
+from memoir_fast.io.merge import Merged, merge
 from memoir_fast.recipe import RECIPES, Recipe
-
-
-@dataclass(frozen=True)
-class MemoirStatus:
-    """The state of a memory in plain values."""
-
-    model_type: str
-    layer: str
-    edits: int
-    deleted: int
-    k: int
-    width: int
-    outputs: int
-    tau: float
-    dtype: str
-    device: str
-    pages: int
-    page_edits: int
-    memory_bytes: int
-    store_bytes: int
-    bytes_per_edit: int
-    backends: dict[str, str]
 
 
 class Memoir(EditedModel):
@@ -282,6 +260,56 @@ class Memoir(EditedModel):
                 results |= {one.edit_id: one for one in taught}
         return list(results.values())
 
+    def compact(
+        self, *, recipe: str | Recipe | None = None, batch: int | str | None = None, progress: bool = True
+    ) -> list[EditResult]:
+        """Fills pages up, and takes off what deleted edits left: the edits of such pages are taught again on others.
+
+        Pages that hold what deleted edits wrote are taken apart, and half empty ones, where there are several. Ids
+        stay. An interrupt leaves every edit whole, where it was or where it goes.
+
+        Args:
+            recipe, batch, progress: as in `edit`.
+
+        Returns:
+            The results of the edits that were taught again; none where all pages are full and without residue.
+        """
+        assert self.config.page_edits is not None
+        with self.layer.learning(), torch.inference_mode(False):
+            leaving = pages.loose(self.layer, self.config.page_edits)
+            store, memory = self.layer.store, self.layer.memory
+            moving = [self.edits[edit_id] for page in leaving for edit_id in store.on_page(page)]
+            self._teacher.leaving = frozenset(leaving)
+            try:
+                results = self.edit(moving, recipe=recipe, batch=batch, progress=progress)
+            finally:
+                self._teacher.leaving = frozenset()
+                for page in leaving:
+                    if not store.on_page(page):
+                        pages.empty(self.layer, page)
+                        self._teacher.forget(page)
+                        if len(memory.numbers) > 1:
+                            memory.close(page)
+            return results
+
+    def merge(self, folder: str | os.PathLike, prefer: str = "other", **hub: Any) -> Merged:
+        """Takes over the edits of a saved memory of the same model, with their pages and without teaching them again.
+
+        Args:
+            folder (str | PathLike), **hub: as in `from_pretrained`.
+            prefer (str): whose edit wins where both have a prompt with different targets: "other", the folder's, or
+                "this". Default: "other".
+
+        Raises:
+            CheckpointError: the folder holds no memory that can be read.
+            WrongModelError: it belongs to another base model.
+            MemoirError: its codes or columns mean something else here; its edits have to be taught.
+            StoreFullError: there is no room for its edits or pages.
+
+        Everything is checked before the first edit is taken over.
+        """
+        return merge(self, checkpoint.read(folder, **hub), prefer)
+
     def calibrate(self, irrelevant_prompts: Sequence[str] | None = None, false_match_rate: float = 1e-3) -> Calibration:
         """Sets tau so that no more than `false_match_rate` of irrelevant prompts match an edit.
 
@@ -332,28 +360,7 @@ class Memoir(EditedModel):
 
     def status(self) -> MemoirStatus:
         """What the memory holds, and what it costs."""
-        weight, store = self.layer.memory.weight, self.layer.store
-        codes, per_edit = self.layer.codes, store.nbytes // len(store.masks)
-        if codes is not None:
-            per_edit += codes.nbytes // len(codes.codes) * round(codes.live / max(1, len(self.edits)))
-        return MemoirStatus(
-            model_type=getattr(getattr(self.model, "config", None), "model_type", type(self.model).__name__),
-            layer=self.config.layer or "",
-            edits=len(self.edits),
-            deleted=len(store) - len(self.edits),
-            k=self.layer.k,
-            width=self.layer.in_features,
-            outputs=self.layer.out_features,
-            tau=self.tau,
-            dtype=str(weight.dtype).removeprefix("torch."),
-            device=str(weight.device),
-            pages=len(self.layer.memory.numbers),
-            page_edits=self.config.page_edits or 0,
-            memory_bytes=weight.nbytes,
-            store_bytes=store.nbytes + (codes.nbytes if codes is not None else 0),
-            bytes_per_edit=per_edit,
-            backends=backends.last_used(),
-        )
+        return status_of(self)
 
     def _first_prefixes(self, count: int) -> list[str]:
         """The memory's prefixes, written by the model when they are first asked for."""

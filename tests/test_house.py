@@ -18,6 +18,7 @@ SHORT = {
     "tools/docstrings.py": "an extension of the site's builder",
     "memoir_fast/__main__.py": "python -m memoir_fast",
     "csrc/clear_scratch.cuh": "a kernel of its own, that only one file may include",
+    "memoir_fast/modules/spawned.py": "what two modules send to a process",
     "csrc/cuda_host.h": "what the torch side of the CUDA ops shares, apart from the kernels' headers",
 }
 

@@ -16,6 +16,7 @@ ELSEWHERE = {
     "core/calibration.py": "core/test_threshold.py",
     "core/edit.py": "hf/test_joining.py",
     "core/edited_model.py": "test_memoir.py",
+    "core/status.py": "test_memoir.py",
     "editing/batch.py": "editing/test_fast.py",
     "editing/context.py": "editing/test_wordings.py",
     "editing/dual.py": "editing/test_fast.py",

@@ -1,7 +1,7 @@
 """On which page of the residual memory a new edit lives."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from memoir_fast.modules import MemoirLinear
 
@@ -26,7 +26,9 @@ def page_edits(width: int, k: int) -> int:
     return max(_FEWEST, round(width / _WIDTH_PER_EDIT * published * width * width / (k * k)))
 
 
-def choose(layer: MemoirLinear, most: int, emptied: Callable[[int], None]) -> tuple[int, int]:
+def choose(
+    layer: MemoirLinear, most: int, emptied: Callable[[int], None], without: Collection[int] = ()
+) -> tuple[int, int]:
     """The page for a new edit, and how many edits it still takes, at least 1.
 
     That of the newest edit, as long as fewer than `most` edits were written to it; then the first other that has room;
@@ -37,21 +39,20 @@ def choose(layer: MemoirLinear, most: int, emptied: Callable[[int], None]) -> tu
         layer (MemoirLinear): its store and memory.
         most (int): edits per page.
         emptied (callable): is told a page that was emptied, or newly opened.
+        without (collection of int): pages that take no edit now.
     """
     memory, store = layer.memory, layer.store
-    written = {page: store.written(page) for page in memory.numbers}
+    written = {page: store.written(page) for page in memory.numbers if page not in without}
     newest = int(store.page[len(store) - 1]) if len(store) else -1
     for page in (newest, *written):
         if page in written and written[page] < most:
             return page, most - written[page]
     for page in written:
         if not store.on_page(page):
-            with layer.changing(page=page, rows=True):
-                memory.page(page).zero_()
-                store.leave(page)
+            empty(layer, page)
             emptied(page)
             return page, most
-    if memory.full:
+    if memory.full and written:
         least = min(written, key=lambda page: written[page])
         if written[least] == most:
             logger.warning(
@@ -64,3 +65,24 @@ def choose(layer: MemoirLinear, most: int, emptied: Callable[[int], None]) -> tu
         page = memory.open()
     emptied(page)
     return page, most
+
+
+def empty(layer: MemoirLinear, page: int) -> None:
+    """Takes what deleted edits left there off a page on which no edit lives."""
+    with layer.changing(page=page, rows=True):
+        layer.memory.page(page).zero_()
+        layer.store.leave(page)
+
+
+def loose(layer: MemoirLinear, most: int) -> list[int]:
+    """The pages that `Memoir.compact` takes apart: with residue of deleted edits, or, if there are several, half empty.
+
+    Args:
+        layer (MemoirLinear): its store and memory.
+        most (int): edits per page.
+    """
+    store = layer.store
+    live = {page: len(store.on_page(page)) for page in layer.memory.numbers}
+    half = [page for page in live if live[page] <= most // 2]
+    residue = [page for page in live if store.written(page) > live[page]]
+    return sorted({*residue, *(half if len(half) > 1 else ())})

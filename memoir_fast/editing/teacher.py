@@ -76,6 +76,8 @@ class Teacher:
         choose_threshold: Callable[[], None] = lambda: None,
     ) -> None:
         self._context, self._edits, self._page_edits = context, edits, page_edits
+        self.leaving: frozenset[int] = frozenset()
+        """Pages whose edits, taught again, go to others."""
         self._prepare_threshold, self._choose_threshold = prepare_threshold, choose_threshold
 
     def prepare(self, edit: Edit, recipe: Recipe) -> Prepared:
@@ -127,17 +129,19 @@ class Teacher:
         return [_Outcome(*one, page, seconds) for one in zip(outcome, codes, strict=True)]
 
     def _lives(self, edit: Edit) -> int | None:
-        """The page of the edit that this one replaces; None where it replaces none."""
+        """The page of the edit that this one replaces; None where it replaces none, or one that leaves its page."""
         edit_id = self._edits.id_of(edit.prompt)
-        return None if edit_id is None else int(self._context.layer.store.page[edit_id])
+        page = -1 if edit_id is None else int(self._context.layer.store.page[edit_id])
+        return None if page < 0 or page in self.leaving else page
 
     def _page(self, lives: int | None) -> tuple[int, int]:
         """The page that an edit is written to, and how many edits may go there together; see `_lives`."""
         if lives is not None:
             return lives, LARGEST_BATCH
-        return pages.choose(self._context.layer, self._page_edits, self._forget)
+        return pages.choose(self._context.layer, self._page_edits, self.forget, self.leaving)
 
-    def _forget(self, page: int) -> None:
+    def forget(self, page: int) -> None:
+        """Counts nothing of a page any more, for the interference."""
         self._context.interference.forget(page)
         self._edits.uncount(page)
 

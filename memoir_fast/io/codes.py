@@ -1,6 +1,6 @@
 """A memory's routing code and code rows as tensors and plain values, to and from its files."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -10,6 +10,14 @@ from memoir_fast.modules.routing_code import RoutingCode
 
 _CODE = ("weights", "marks", "mean", "projection")
 _ROWS = ("codes", "owner", "min_overlap", "room")
+
+
+class Rows(NamedTuple):
+    """The code rows of one edit; see `CodeStore.add`."""
+
+    codes: torch.Tensor
+    min_overlap: torch.Tensor
+    room: torch.Tensor
 
 
 def tensors(layer: MemoirLinear) -> dict[str, torch.Tensor]:

@@ -24,7 +24,10 @@ def _check(x: torch.Tensor, memory: torch.Tensor, columns: torch.Tensor, route: 
     checks.index_range("route", route, -1, columns.shape[0])
     if checks.readable(route) and checks.readable(columns):
         for edit in set(route.tolist()) - {-1}:
-            checks.index_range("columns", columns[edit], 0, memory.shape[0])
+            own = columns[edit]
+            page = int(own[0]) - int(own[0]) % x.shape[2]
+            checks.index_range("columns", own, 0, memory.shape[0])
+            checks.index_range(f"columns of edit {edit}, all on one page,", own, page, page + x.shape[2])
 
 
 def _check_add(
@@ -141,14 +144,17 @@ torch.library.register_autograd("memoir_fast::masked_linear", _backward_formula,
 def masked_linear(x: torch.Tensor, memory: torch.Tensor, columns: torch.Tensor, route: torch.Tensor) -> torch.Tensor:
     """What the residual memory adds to the layer's output, per sequence along the columns of its matched edit.
 
-    y[b, s] = sum over c in columns[route[b]] of x[b, s, c] * memory[c], accumulated in float32 (float64 for float64)
-    in a fixed order; exactly 0 where route is -1. Differentiable in x and memory; memory's gradient is zero outside the
-    active rows.
+    y[b, s] = sum over r in columns[route[b]] of x[b, s, r mod D] * memory[r], accumulated in float32 (float64 for
+    float64) in a fixed order; exactly 0 where route is -1. Memory is pages of D rows, and an edit's rows lie on one of
+    them; a page that no route names is not read. Differentiable in x and memory; memory's gradient is zero outside
+    the active rows.
 
     Args:
         x (Tensor): layer input, float16/bfloat16/float32/float64 [B, S, D].
-        memory (Tensor): W_m transposed, x's dtype, [D, O]: one column of W_m is one contiguous row.
-        columns (Tensor): int32 [C, k], the columns of every stored edit, each row ascending and free of repeats.
+        memory (Tensor): W_m transposed, x's dtype, [P * D, O], P >= 1 pages: one column of W_m is one contiguous row.
+        columns (Tensor): int32 [C, k], each edit's rows of memory, ascending and free of repeats, on one page: column c
+            of page p is p * D + c. On a device, what is no row of the page of an edit's first is passed over; on the
+            CPU it raises.
         route (Tensor): int32 [B], the edit of each sequence, or -1. On a device, a value outside [-1, C) counts as
             -1; on the CPU it raises.
 
@@ -166,6 +172,9 @@ def masked_linear(x: torch.Tensor, memory: torch.Tensor, columns: torch.Tensor, 
         >>> x, memory = torch.tensor([[[1.0, 10.0, 100.0]]] * 2), torch.tensor([[1.0], [2.0], [3.0]])
         >>> masked_linear(x, memory, torch.tensor([[0, 2]]).int(), torch.tensor([0, -1]).int()).flatten()
         tensor([301.,   0.])
+        >>> memory = torch.cat([memory, -memory])
+        >>> masked_linear(x, memory, torch.tensor([[0, 2], [3, 5]]).int(), torch.tensor([0, 1]).int()).flatten()
+        tensor([ 301., -301.])
     """
     if torch.is_grad_enabled() and (x.requires_grad or memory.requires_grad):
         return _op(x, memory, columns, route)

@@ -44,7 +44,7 @@ def memory_update(memory: torch.Tensor, columns: torch.Tensor, a: torch.Tensor, 
     """In-place memory[columns] += a^T c: an edit learned in dual form, written to its k rows and to nothing else.
 
     Args:
-        memory (Tensor): W_m transposed, float16/bfloat16/float32/float64 [D, O]; changed in place.
+        memory (Tensor): W_m transposed, or a page of it, float16/bfloat16/float32/float64 [D, O]; changed in place.
         columns (Tensor): int32 [k], without repeats. On a device, a column outside [0, D) is passed over; on the CPU
             it raises.
         a (Tensor): inputs of the layer at those columns, any of the float dtypes, [n, k].

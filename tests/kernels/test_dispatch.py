@@ -69,7 +69,9 @@ def test_a_language_model_generates_through_triton(draw, tiny_llama, tiny_tokeni
 
     through_triton, used = generate("triton")
     assert memoir.last_routes[0].edit_id == 0
-    assert used == dict.fromkeys(("prompt_feature", "tophash", "mask_match", "masked_linear_add_"), "triton")
+    assert used == dict.fromkeys(
+        ("prompt_feature", "tophash", "mask_match", "mask_columns", "masked_linear_add_"), "triton"
+    )
     by_reference, used = generate("reference")
     assert set(used.values()) == {"reference"}
     assert torch.equal(through_triton, by_reference)

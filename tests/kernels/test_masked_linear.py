@@ -16,8 +16,10 @@ def _exact(x, memory, columns, route) -> tuple[torch.Tensor, torch.Tensor]:
     magnitude = value.clone()
     for row, edit in enumerate(route.tolist()):
         if 0 <= edit < len(columns):
-            active = columns[edit][(columns[edit] >= 0) & (columns[edit] < len(memory))].long()
-            inputs, weights = x[row][:, active].double(), memory[active].double()
+            width, own, first = x.shape[2], columns[edit].long(), int(columns[edit, 0])
+            page = first - first % width if 0 <= first < len(memory) else 0
+            active = own[(own >= page) & (own < page + width)]
+            inputs, weights = x[row][:, active - page].double(), memory[active].double()
             value[row], magnitude[row] = inputs @ weights, inputs.abs() @ weights.abs()
     return value, magnitude
 
@@ -29,9 +31,16 @@ def _case(draw, batch: int, tokens: int) -> tuple[torch.Tensor, ...]:
     dtype = draw.pick(*DTYPES)
     x, memory = draw.normal(batch, tokens, width, dtype=dtype), draw.normal(width, outputs, dtype=dtype)
     columns, route = draw.columns(edits, k, width), draw.integers(-1, edits, batch)
+    if draw.chance(0.5):
+        pages = draw.pick(2, 3, 40)
+        page = draw.integers(0, pages, edits)
+        table = memory.new_full((pages * width, outputs), float("nan"))
+        for edit in range(edits):
+            table[page[edit] * width : (page[edit] + 1) * width] = memory
+        memory, columns = table, columns + width * page[:, None].int()
     if draw.chance(0.2):
         route = torch.where(draw.uniform(batch) < 0.4, route * 1000 + 100, route)
-        columns = torch.where(draw.uniform(edits, k) < 0.2, columns - width, columns)
+        columns = torch.where(draw.uniform(edits, k) < 0.2, columns - len(memory), columns)
     return x, memory, columns, route
 
 

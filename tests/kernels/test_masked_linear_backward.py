@@ -13,9 +13,12 @@ def _exact(grad, x, memory, columns, route) -> list[torch.Tensor]:
     to_memory, size_memory = (torch.zeros_like(memory, dtype=torch.float64) for _ in range(2))
     for row, edit in enumerate(route.tolist()):
         if 0 <= edit < len(columns):
-            active = columns[edit][(columns[edit] >= 0) & (columns[edit] < len(memory))].long()
-            dy, inputs, weights = grad[row].double(), x[row][:, active].double(), memory[active].double()
-            to_x[row, :, active], size_x[row, :, active] = dy @ weights.T, dy.abs() @ weights.T.abs()
+            width, own, first = x.shape[2], columns[edit].long(), int(columns[edit, 0])
+            page = first - first % width if 0 <= first < len(memory) else 0
+            active = own[(own >= page) & (own < page + width)]
+            column = active - page
+            dy, inputs, weights = grad[row].double(), x[row][:, column].double(), memory[active].double()
+            to_x[row, :, column], size_x[row, :, column] = dy @ weights.T, dy.abs() @ weights.T.abs()
             to_memory[active] += inputs.T @ dy
             size_memory[active] += inputs.T.abs() @ dy.abs()
     return [to_x, size_x, to_memory, size_memory]
@@ -30,9 +33,12 @@ def test_random_calls(draw, assert_product, seed):
     grad, x = draw.normal(batch, tokens, outputs, dtype=dtype), draw.normal(batch, tokens, width, dtype=dtype)
     memory, columns = draw.normal(width, outputs, dtype=dtype), draw.columns(edits, k, width)
     route = draw.integers(-1, edits, batch)
+    if draw.chance(0.4):
+        page = draw.integers(0, 3, edits)
+        columns, memory = columns + width * page[:, None].int(), memory.repeat(3, 1)
     if draw.chance(0.2):
         route = torch.where(draw.uniform(batch) < 0.4, route * 1000 + 100, route)
-        columns = torch.where(draw.uniform(edits, k) < 0.2, columns - width, columns)
+        columns = torch.where(draw.uniform(edits, k) < 0.2, columns - len(memory), columns)
     arguments = [draw.layout(tensor) for tensor in (grad, x, memory, columns, route)]
     need_x, need_memory = draw.pick((True, True), (True, True), (True, False), (False, True), (False, False))
     grad_x, grad_memory = masked_linear_backward(*arguments, need_x, need_memory)

@@ -112,6 +112,28 @@ def linear_inputs() -> Callable[..., tuple[torch.Tensor, ...]]:
 
 
 @pytest.fixture
+def on_pages() -> Callable[..., tuple[torch.Tensor, ...]]:
+    """on_pages(inputs, pages, only): the same product from a memory of several pages, edits on the first, last, others.
+
+    Pages that no route names hold NaN. `only`: the pages to draw from.
+    """
+
+    def spread(inputs, pages, only=None):
+        x, memory, columns, route = inputs
+        width = len(memory)
+        draw = torch.tensor(only if only is not None else range(pages))
+        page = draw[torch.randint(len(draw), (len(columns),))]
+        if only is None:
+            page[-1], page[0] = pages - 1, 0
+        table = memory.new_full((pages * width, memory.shape[1]), float("nan"))
+        for edit in set(route.tolist()) & set(range(len(columns))):
+            table[page[edit] * width : (page[edit] + 1) * width] = memory
+        return x, table, columns + (page * width).int()[:, None], route
+
+    return spread
+
+
+@pytest.fixture
 def assert_rounded_once() -> Callable[..., None]:
     """assert_rounded_once(y, inputs, base): within one rounding, and float32 accumulation, of the sum in float64."""
 

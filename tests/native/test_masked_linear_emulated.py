@@ -25,7 +25,7 @@ def run(emulated):
         assert memory.data_ptr() % 16 == 0 and memory.stride(1) == 1
         assert memory.stride(0) * memory.element_size() % 16 == 0
         strides = (*x.stride(), memory.stride(0), *columns.stride(), route.stride(0), *out.stride())
-        sizes = (*x.shape, memory.shape[1], columns.shape[1], len(columns))
+        sizes = (*x.shape, memory.shape[1], columns.shape[1], len(columns), len(memory))
         pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (out, x, memory, columns, route)]
         emulated("linear").run_linear(
             KINDS[x.dtype], rows, splits, int(base is not None), *pointers,
@@ -98,6 +98,33 @@ def test_stream_of_more_columns_than_a_chunk(assert_right, linear_inputs, splits
 )
 def test_tiles(assert_right, linear_inputs, dtype, rows, shape):
     assert_right(rows, linear_inputs(*shape, dtype))
+
+
+@pytest.mark.parametrize(
+    ("rows", "shape", "dtype"),
+    [
+        (1, (1, 1, 70, 16, 40, 3), torch.float32),
+        (4, (4, 1, 90, 24, 70, 3), torch.bfloat16),
+        (8, (6, 1, 90, 24, 40, 8), torch.float32),
+        (-16, (5, 3, 63, 24, 40, 3), torch.float16),
+        (-16, (9, 1, 90, 24, 40, 8), torch.bfloat16),
+        (-64, (3, 40, 65, 16, 33, 2), torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_edits_on_several_pages(assert_right, linear_inputs, on_pages, rows, shape, dtype):
+    """The bits of one page, wherever edits live, and no page is read on which none of the batch's does."""
+    assert_right(rows, on_pages(linear_inputs(*shape, dtype), pages=5))
+
+
+@pytest.mark.parametrize(("rows", "dtype"), [(1, torch.float32), (-16, torch.bfloat16)])
+def test_rows_of_another_page_are_left_out(run, linear_inputs, on_pages, assert_rounded_once, rows, dtype):
+    x, memory, columns, _ = linear_inputs(1, 1, 50, 16, 30, 1, dtype)
+    route = torch.zeros(1).int()
+    x, memory, columns, route = on_pages((x, memory, columns, route), pages=3, only=[1])
+    kept = columns[:, torch.arange(30) % 3 != 1]
+    columns[0, 1::3] = torch.tensor([-1, 49, 100, 2**31 - 1, -(2**31), 0, 149, 150, 12, 120]).int()
+    assert_rounded_once(run(rows, x, memory, columns, route), (x, memory, kept, route))
 
 
 @pytest.mark.parametrize("splits", [1, 4])

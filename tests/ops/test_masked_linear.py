@@ -43,8 +43,9 @@ def oracle(x, memory, columns, route):
     for row, edit in enumerate(route.tolist()):
         if edit >= 0:
             active = columns[edit].tolist()
-            y[row] = x[row][:, active] @ memory[active]
-            size[row] = np.abs(x[row][:, active]) @ np.abs(memory[active])
+            inputs = x[row][:, [one % x.shape[2] for one in active]]
+            y[row] = inputs @ memory[active]
+            size[row] = np.abs(inputs) @ np.abs(memory[active])
     return y, size
 
 
@@ -265,8 +266,8 @@ def route_of(*edits):
     [
         ({"x": torch.zeros(2, 3, 8).int()}, TypeError, f"x must be {FLOATS} [B, S, D], got int32 [2, 3, 8]"),
         ({"x": torch.zeros(2, 8)}, ValueError, f"x must be {FLOATS} [B, S, D], got float32 [2, 8]"),
-        ({"memory": torch.zeros(8, 4).half()}, TypeError, "memory must be float32 [8, O], got float16 [8, 4]"),
-        ({"memory": torch.zeros(4, 8)}, ValueError, "memory must be float32 [8, O], got float32 [4, 8]"),
+        ({"memory": torch.zeros(8, 4).half()}, TypeError, "memory must be float32 [R, O], got float16 [8, 4]"),
+        ({"memory": torch.zeros(4, 8)}, ValueError, "memory must be whole pages of D = 8 rows, got float32 [4, 8]"),
         ({"columns": torch.zeros(2, 3)}, TypeError, "columns must be int32 [C, k], got float32 [2, 3]"),
         ({"columns": torch.zeros(3).int()}, ValueError, "columns must be int32 [C, k], got int32 [3]"),
         (
@@ -283,6 +284,12 @@ def route_of(*edits):
             {"columns": torch.tensor([[0, 8], [0, 1]]).int()},
             ValueError,
             "columns must lie in [0, 8), got values from 0 to 8",
+        ),
+        ({"memory": torch.zeros(0, 4)}, ValueError, "memory must be whole pages of D = 8 rows, got float32 [0, 4]"),
+        (
+            {"memory": torch.zeros(16, 4), "columns": torch.tensor([[0, 1], [7, 8]]).int()},
+            ValueError,
+            "columns of edit 1, all on one page, must lie in [0, 8), got values from 7 to 8",
         ),
         ({"route": torch.zeros(2)}, TypeError, "route must be int32 [2], got float32 [2]"),
         ({"route": route_of(0, 0, 0)}, ValueError, "route must be int32 [2], got int32 [3]"),

@@ -94,10 +94,10 @@ extern "C" void run_linear(int kind, int rows, int splits, int add, void* out, c
   call.columns_row = strides[4], call.columns_step = strides[5], call.route_step = strides[6];
   call.out_batch = strides[7], call.out_token = strides[8], call.out_output = strides[9];
   call.batch = sizes[0], call.tokens = sizes[1], call.width = sizes[2], call.outputs = sizes[3];
-  call.k = sizes[4], call.edits = sizes[5];
+  call.k = sizes[4], call.edits = sizes[5], call.rows = sizes[6];
   call.splits = splits, call.add = add;
   call.tile_rows = rows < 0 ? -rows : 0;
-  const bool may_be_dense = call.batch > 1 && static_cast<int64_t>(call.batch) * call.k >= call.width;
+  const bool may_be_dense = call.batch > 1 && call.rows == call.width && static_cast<int64_t>(call.batch) * call.k >= call.width;
   call.packed_row = memoir::round_up(may_be_dense ? call.width : call.k, memoir::kDepth);
   if (rows < 0) return kind == 1 ? tiles<memoir::Half>(call) : tiles<memoir::BFloat16>(call);
   if (kind == 0) return stream<float>(call, rows);

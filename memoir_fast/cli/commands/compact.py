@@ -1,0 +1,22 @@
+"""`memoir compact`: fills the pages of a saved memory up, and takes off what deleted edits left."""
+
+from memoir_fast.cli.options import Device, Dtype, Json, Model, Quiet
+from memoir_fast.cli.saved import Memory, Out, Recipe, open_saved, save_taught
+
+
+def compact(
+    model: Model,
+    memory: Memory,
+    recipe: Recipe = None,
+    out: Out = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    json_file: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Fill pages up and take off what deleted edits left, by teaching the edits of such pages again; save the memory.
+
+    Exit code 3: some edit was not learned.
+    """
+    memoir, target = open_saved(model, memory, out, dtype, device, json_file)
+    save_taught(memoir, memoir.compact(recipe=recipe, progress=not quiet), target, json_file, quiet)

@@ -1,0 +1,27 @@
+"""`memoir refresh`: teaches the faded edits of a saved memory again."""
+
+from typing import Annotated
+
+import typer
+
+from memoir_fast.cli.options import Device, Dtype, Json, Model, Quiet
+from memoir_fast.cli.saved import Memory, Out, Recipe, open_saved, save_taught
+
+
+def refresh(
+    model: Model,
+    memory: Memory,
+    turns: Annotated[int, typer.Option("--turns", min=1, help="How often to look for faded edits.")] = 3,
+    recipe: Recipe = None,
+    out: Out = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    json_file: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Teach the edits again that others have overwritten, and save the memory.
+
+    Exit code 3: some edit was not learned.
+    """
+    memoir, target = open_saved(model, memory, out, dtype, device, json_file)
+    save_taught(memoir, memoir.refresh(turns=turns, recipe=recipe, progress=not quiet), target, json_file, quiet)

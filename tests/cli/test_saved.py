@@ -1,0 +1,88 @@
+"""`memoir refresh`, `compact` and `merge`: a saved memory is changed and saved."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from memoir_fast import RECIPES, Memoir, MemoirConfig
+from memoir_fast.cli.app import app
+from memoir_fast.io import checkpoint
+
+FACTS = [(f"The number {number} is", ["Rome", "camel"][number % 2]) for number in range(4)]
+
+
+@pytest.fixture
+def invoke():
+    runner = CliRunner(env={"COLUMNS": "200"})
+    return lambda *arguments: runner.invoke(app, [str(one) for one in arguments])
+
+
+@pytest.fixture
+def saved(tiny_llama, tiny_tokenizer, tmp_path, monkeypatch):
+    """Folders with the tiny model and with a memory of four edits on two pages, the first of them deleted."""
+    easy = dataclasses.replace(RECIPES["fast"], steps=2, prefixes=0, rewordings=0, questions=0, bar=100.0)
+    monkeypatch.setitem(RECIPES, "fast", easy)
+    tiny_llama.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    config = MemoirConfig(tau=0.9, k=16, background=8, page_edits=2)
+    memoir = Memoir.attach(tiny_llama, tiny_tokenizer, config)
+    memoir.edit(FACTS, progress=False)
+    memoir.delete(0)
+    memoir.save_pretrained(tmp_path / "memory")
+    return tmp_path
+
+
+def _options(saved, *more):
+    return ("-m", saved / "model", "--memory", saved / "memory", "--json", "-", *more)
+
+
+def test_refresh_teaches_what_has_faded(invoke, saved):
+    done = invoke("refresh", *_options(saved, "--out", saved / "new", "--turns", 1))
+    assert done.exit_code == 0, done.stderr
+    values = json.loads(done.stdout)
+    assert values["taught_again"] == len(values["results"]) == values["learned"] and values["edits"] == 3
+    assert f"saved in {saved / 'new'}" in done.stderr and (saved / "new").is_dir()
+
+
+def test_what_was_not_learned_is_an_exit_code(invoke, saved, monkeypatch):
+    hard = dataclasses.replace(RECIPES["fast"], bar=1e-9)
+    monkeypatch.setitem(RECIPES, "fast", hard)
+    done = invoke("compact", *_options(saved))
+    assert done.exit_code == 3 and json.loads(done.stdout)["learned"] == 0
+
+
+def test_compact_takes_pages_with_residue_apart(invoke, saved):
+    done = invoke("compact", *_options(saved))
+    assert done.exit_code == 0, done.stderr
+    values = json.loads(done.stdout)
+    assert values["taught_again"] == 1 and values["results"][0]["edit_id"] == 1 and values["pages"] == 2
+    assert checkpoint.read(saved / "memory").tensors["page"].tolist() == [-1, 1, 0, 0]
+
+
+def test_merge_lists_conflicts_and_takes_the_rest(invoke, saved, tiny_tokenizer):
+    other = Memoir.from_pretrained(_plain(saved), tiny_tokenizer, saved / "memory")
+    other.edit([(FACTS[1][0], "Greek"), ("The river is", "wide")], progress=False)
+    other.save_pretrained(saved / "other")
+    done = invoke("merge", *_options(saved, "--with", saved / "other", "--prefer", "this", "--out", saved / "both"))
+    assert done.exit_code == 0, done.stderr
+    values = json.loads(done.stdout)
+    assert values["conflicts"] == [{"prompt": FACTS[1][0], "this": "camel", "other": "Greek"}]
+    assert values["added"] == [4] and values["same"] == [2, 3] and values["edits"] == 4
+    assert "two targets of one prompt: this won" in done.stderr
+    edits = checkpoint.read(saved / "both").edits
+    assert edits[1].target == "camel" and edits[4].target == "wide"
+
+
+def test_a_memory_of_the_hub_needs_a_place_to_be_saved(invoke, saved):
+    for command in ("refresh", "compact"):
+        done = invoke(command, "-m", saved / "model", "--memory", "someone/memory")
+        assert done.exit_code == 1 and "someone/memory is no local folder; name one with --out" in done.stderr
+
+
+def _plain(saved):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(saved / "model", dtype=torch.float32)

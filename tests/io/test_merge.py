@@ -1,0 +1,89 @@
+"""Taking the edits of a saved memory into another."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
+from memoir_fast.errors import MemoirError, StoreFullError
+
+RECIPE = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, questions=0, steps=3)
+OURS = [("The number one is", "Rome"), ("The number two is", "camel"), ("Who wrote the play?", "Bob")]
+THEIRS = [("The river is", "wide"), OURS[1], ("Who wrote the play?", "Eve"), ("The sky is", "red")]
+
+
+@pytest.fixture(params=["early", "paper"])
+def folders(tiny_llama, tiny_tokenizer, tmp_path, request):
+    """Two memories of one model, saved; their answers to their own prompts."""
+    settings = {"tau": 0.9, "k": 16, "background": 8, "page_edits": 2, "routing": request.param}
+    answers = []
+    for name, facts in (("ours", OURS), ("theirs", THEIRS)):
+        memoir = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(recipe=RECIPE, **settings))
+        memoir.edit(facts, progress=False)
+        memoir.save_pretrained(tmp_path / name)
+        answers.append({prompt: _answer(memoir, prompt) for prompt, _ in facts})
+        memoir.detach()
+    return tmp_path, answers
+
+
+def _answer(memoir, prompt):
+    with torch.no_grad():
+        logits = memoir.model(memoir.tokenizer(prompt, return_tensors="pt").input_ids).logits
+    return logits
+
+
+def _ours(folders, model, tokenizer):
+    return Memoir.from_pretrained(model, tokenizer, folders[0] / "ours")
+
+
+def test_edits_come_with_their_pages_and_answer_as_they_did(folders, tiny_llama, tiny_tokenizer):
+    memoir = _ours(folders, tiny_llama, tiny_tokenizer)
+    found = memoir.merge(folders[0] / "theirs")
+    assert found.added == [3, 2, 4] and found.same == [1], "the winner of a conflict has the id of the other"
+    assert found.conflicts == [(Edit(*OURS[2]), Edit(*THEIRS[2]))]
+    assert memoir.edits[2].target == "Eve" and len(memoir.edits) == 5 and memoir.status().pages == 4
+    ours, theirs = folders[1]
+    for prompt, logits in {**ours, **theirs, OURS[1][0]: ours[OURS[1][0]]}.items():
+        assert torch.equal(_answer(memoir, prompt), logits), prompt
+        assert memoir.last_routes[0].edit_id == memoir.edits.id_of(prompt)
+    memoir.edit("One more", "Rome")
+    assert len(memoir.edits) == 6
+
+
+def test_this_memory_wins_where_it_is_preferred(folders, tiny_llama, tiny_tokenizer):
+    memoir = _ours(folders, tiny_llama, tiny_tokenizer)
+    found = memoir.merge(folders[0] / "theirs", prefer="this")
+    assert found.added == [3, 4] and memoir.edits[2].target == "Bob"
+    assert torch.equal(_answer(memoir, OURS[2][0]), folders[1][0][OURS[2][0]])
+
+
+def test_what_was_merged_is_saved_and_loaded(folders, tiny_llama, tiny_tokenizer):
+    memoir = _ours(folders, tiny_llama, tiny_tokenizer)
+    memoir.merge(folders[0] / "theirs")
+    answers = {edit.prompt: _answer(memoir, edit.prompt) for edit in memoir.edits.values()}
+    memoir.save_pretrained(folders[0] / "both")
+    loaded = Memoir.from_pretrained(memoir.detach(), tiny_tokenizer, folders[0] / "both")
+    assert all(torch.equal(_answer(loaded, prompt), logits) for prompt, logits in answers.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "reason"),
+    [
+        ({"k": 12}, MemoirError, "k: 12 here, 16 there"),
+        ({"seed": 1}, MemoirError, "permutation differs"),
+        ({"max_edits": 2}, StoreFullError, "the store holds 0 of max_edits = 2, 4 more do not fit"),
+        ({"max_pages": 2}, StoreFullError, "the memory has 1 of max_pages = 2, 2 more do not fit"),
+        ({"layer": "model.layers.1.mlp.down_proj"}, MemoirError, "layer: model.layers.1"),
+    ],
+)
+def test_what_cannot_be_merged_changes_nothing(folders, tiny_llama, tiny_tokenizer, change, error, reason):
+    saved = Memoir.from_pretrained(tiny_llama, tiny_tokenizer, folders[0] / "theirs")
+    config = saved.config.replace(**{"routing_block": None, **change})
+    saved.detach()
+    memoir = Memoir.attach(tiny_llama, tiny_tokenizer, config)
+    with pytest.raises(error, match=reason):
+        memoir.merge(folders[0] / "theirs")
+    assert memoir.edits == {} and len(memoir.layer.store) == 0 and not memoir.layer.memory.weight.any()
+    with pytest.raises(ValueError, match="prefer must be one of other, this, got 'newer'"):
+        memoir.merge(folders[0] / "theirs", prefer="newer")
