@@ -5,6 +5,7 @@ for sizes, the distribution of the best of N random overlaps for false matches.
 """
 
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -58,6 +59,10 @@ def sizes(stored: int, layer: Layer) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         memoir.save_pretrained(folder)
         saved = {path.suffix: path.stat().st_size for path in Path(folder).iterdir() if path.is_file()}
+        model, tokenizer = memoir.detach(), memoir.tokenizer
+        started = time.perf_counter()
+        Memoir.from_pretrained(model, tokenizer, folder, check=False)
+        opened = time.perf_counter() - started
     return {
         "N": stored,
         "store_bytes": store.nbytes,
@@ -65,6 +70,7 @@ def sizes(stored: int, layer: Layer) -> dict[str, Any]:
         "saved_tensor_bytes": saved.get(".safetensors", 0),
         "saved_tensor_bytes_formula": 4 * layer.words * stored + 8 * layer.width,
         "saved_text_bytes": saved.get(".jsonl", 0),
+        "open_seconds": opened,
     }
 
 

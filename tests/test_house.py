@@ -19,6 +19,8 @@ SHORT = {
     "memoir_fast/__main__.py": "python -m memoir_fast",
     "csrc/clear_scratch.cuh": "a kernel of its own, that only one file may include",
     "memoir_fast/modules/spawned.py": "what two modules send to a process",
+    "kernels/_pages.py": "what the forms of one op share",
+    "memoir_fast/cli/commands/compact.py": "a command, and nothing but its options",
     "csrc/cuda_host.h": "what the torch side of the CUDA ops shares, apart from the kernels' headers",
 }
 

@@ -55,6 +55,7 @@ _KEYS = {
     "files",
     "checksum",
 }
+_PIECE = 1 << 22  # bytes of a file that are read at a time
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -149,7 +150,8 @@ def read(folder: str | os.PathLike, **hub: Any) -> SavedMemory:
         with locked(path, shared=True):
             values = _read_config(path / CONFIG_NAME)
             entries = {kind: values["files"][kind] for kind in _DATA_NAMES}
-            contents = {kind: _read_data(path, kind, entry) for kind, entry in entries.items()}
+            files = {kind: _verified(path, kind, entry) for kind, entry in entries.items()}
+            tensors, edits = _parse_tensors(files["memory"]), _parse_edits(files["edits"])
         saved = SavedMemory(
             folder=path,
             package_version=str(values["package_version"]),
@@ -158,8 +160,8 @@ def read(folder: str | os.PathLike, **hub: Any) -> SavedMemory:
             prefixes=_texts(values["prefixes"]),
             calibration=_calibration(values.get("calibration")),
             fingerprint=dict(values["fingerprint"]),
-            edits=_parse_edits(contents["edits"], path / entries["edits"]["name"]),
-            tensors=_parse_tensors(contents["memory"], path / entries["memory"]["name"]),
+            edits=edits,
+            tensors=tensors,
             sizes={entry["name"]: entry["size"] for entry in entries.values()},
             routing=values.get("routing"),
         )
@@ -227,8 +229,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     return values
 
 
-def _read_data(folder: Path, kind: str, entry: dict[str, Any]) -> bytes:
-    """The content of a data file, of the size and the digest that the config names."""
+def _verified(folder: Path, kind: str, entry: dict[str, Any]) -> Path:
+    """A data file, of the size and the digest that the config names; it is read in pieces."""
     if not re.fullmatch(_DATA_NAMES[kind], entry["name"]):
         raise ValueError(f"{entry['name']!r} is no name of a {kind} file")
     path = folder / entry["name"]
@@ -237,15 +239,18 @@ def _read_data(folder: Path, kind: str, entry: dict[str, Any]) -> bytes:
         if size != entry["size"]:
             how = "truncated" if size < entry["size"] else "damaged"
             raise CheckpointError(f"{path} is {how}: expected {entry['size']} bytes, got {size}")
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            found = hashlib.sha256()
+            while piece := file.read(_PIECE):
+                found.update(piece)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    digest = hashlib.sha256(content).hexdigest()
+    digest = found.hexdigest()
     if digest != entry["sha256"]:
         raise CheckpointError(f"{path} is damaged: expected sha256 {entry['sha256'][:12]}..., got {digest[:12]}...")
-    return content
+    return path
 
 
 def _threshold(value: Any) -> float:
@@ -275,9 +280,9 @@ def _texts_of(edit: Edit) -> dict[str, Any]:
     }
 
 
-def _parse_edits(content: bytes, path: Path) -> dict[int, Edit]:
+def _parse_edits(path: Path) -> dict[int, Edit]:
     edits = {}
-    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
             values = json.loads(line)
             further = {name: tuple(values.get(name, ())) for name in ("paraphrases", "keep")}
@@ -287,9 +292,10 @@ def _parse_edits(content: bytes, path: Path) -> dict[int, Edit]:
     return edits
 
 
-def _parse_tensors(content: bytes, path: Path) -> dict[str, torch.Tensor]:
+def _parse_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file, where they lie: what is not looked at is not read."""
     try:
-        return safetensors.torch.load(content)
+        return safetensors.torch.load_file(path)
     except (SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} is no safetensors file: {error}") from error
 

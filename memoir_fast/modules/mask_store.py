@@ -1,6 +1,7 @@
 """`MaskStore`: the masks, pages and thresholds of all edits, and the search among them."""
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -162,7 +163,8 @@ class MaskStore(nn.Module):
             )
         if last > len(self.masks):
             self._grow(max(last, 2 * len(self.masks)))
-        self.masks[first:last] = masks
+        if masks is not self.masks:
+            self.masks[first:last] = masks
         self.page[first:last] = page
         self.min_overlap[first:last] = self._least if min_overlap is None else min_overlap
         self.target_tokens[first:last] = 0
@@ -215,10 +217,19 @@ class MaskStore(nn.Module):
     def restore(
         self, masks: torch.Tensor, min_overlap: torch.Tensor | None = None, page: torch.Tensor | int = 0
     ) -> None:
-        """Fills an empty store with saved rows, as `extend` does; a mask of zeros is a deleted edit."""
+        """Fills an empty store with saved rows, as `extend` does; a mask of zeros is a deleted edit.
+
+        Where they are more than it has room for, `masks` is taken over as it lies, as on pages of a file; not copied.
+        """
         if self._rows:
             raise ValueError(f"only an empty store can be restored, this one has {self._rows} rows")
-        self.extend(masks, min_overlap, page)
+        if self.max_edits is None and len(masks) > len(self.masks):
+            tensor("masks", masks, torch.int32, "n W", W=self.masks.shape[1])
+            self.masks = masks.to(self.masks.device).contiguous()
+            self._grow(len(masks), ("page", "target_tokens"))
+            self.extend(self.masks, min_overlap, page)
+        else:
+            self.extend(masks, min_overlap, page)
         self._note_deleted()
 
     def delete(self, edit_id: int) -> None:
@@ -253,11 +264,11 @@ class MaskStore(nn.Module):
         """Query masks int32 [B, W] -> the most bits that each shares with an edit's mask, int32 [B]; 0: nothing."""
         return best_row(query, self.masks, self.count, 1)[1]
 
-    def _grow(self, capacity: int) -> None:
+    def _grow(self, capacity: int, names: Sequence[str] = ("masks", "page", "target_tokens")) -> None:
         least = self.min_overlap.new_full((capacity,), self._least)
         least[: self._rows] = self.min_overlap[: self._rows]
         self.min_overlap = least
-        for name in ("masks", "page", "target_tokens"):
+        for name in names:
             old = getattr(self, name)
             new = huge_pages.zeros((capacity, *old.shape[1:]), old.dtype, old.device)
             new[: self._rows] = old[: self._rows]

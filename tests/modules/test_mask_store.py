@@ -161,11 +161,18 @@ def test_restore_knows_which_edits_were_deleted():
     store.extend(masks)
     store.delete(69)
     other = MaskStore(WIDTH, K)
-    other.restore(store.masks[:70])
+    saved = store.masks[:70].clone()
+    other.restore(saved)
+    assert other.masks.data_ptr() == saved.data_ptr(), "many masks are taken over, not copied"
     assert other.live == list(range(69)) and len(other) == 70
     assert _found(other, masks) == [*range(69), -1]
     with pytest.raises(ValueError, match="only an empty store can be restored, this one has 70 rows"):
         other.restore(masks)
+    assert other.append(masks[69]) == 70 and _found(other, masks) == [*range(69), 70]
+    few = MaskStore(WIDTH, K)
+    few.restore(saved[:3])
+    few.delete(0)
+    assert saved[:3].any(dim=1).all(), "few are copied"
 
 
 @pytest.mark.parametrize(("saved", "present"), [(3, 0), (100, 0), (100, 3), (3, 100), (0, 3), (65, 64), (200, 100)])
