@@ -75,8 +75,8 @@ def _times(rows: list[dict[str, Any]]) -> str:
 def _sizes(rows: list[dict[str, Any]]) -> str:
     lines = [
         "A memory in this process and on disk, at SmolLM2's layer (D=1536, k=440), in MB. The store holds a mask, a",
-        "page, a threshold and two lengths for each place that it has, 4 (W + 4) bytes; in rows older than that also its",
-        "columns, 4 k more. A saved one holds masks only, 4 W bytes per edit, and 8 D.",
+        "page, a threshold and two lengths for each place that it has, 4 (W + 4) bytes; in rows older than that its",
+        "columns too, 4 k more. A saved one holds masks only, 4 W bytes per edit, and 8 D.",
         "",
         "| edits | store | formula | saved tensors | formula | saved text |",
         "| --- | --- | --- | --- | --- | --- |",
