@@ -13,6 +13,10 @@ class CheckpointError(MemoirError):
     """A saved memory is missing, damaged, or written by a newer version."""
 
 
+class LockedError(MemoirError):
+    """Another process, or another part of this one, writes to the memory's folder; the message says which."""
+
+
 class WrongModelError(CheckpointError):
     """A saved memory belongs to another base model than the one given."""
 

@@ -1,10 +1,13 @@
-"""A small memory, and a folder that it was saved to."""
+"""A small memory, a folder that it was saved to, and an empty journal."""
 
 import dataclasses
+import hashlib
 
 import pytest
 
 from memoir_fast import RECIPES, Memoir, MemoirConfig
+from memoir_fast.io.journal import Journal
+from memoir_fast.io.writer_lock import WriterLock
 
 PROMPTS = ("The capital of France is", "Who wrote the play?", "Which animal lives in the desert?")
 
@@ -26,3 +29,16 @@ def saved(memoir, tmp_path):
     """A folder that `memoir` was saved to."""
     memoir.save_pretrained(tmp_path / "memory")
     return tmp_path / "memory"
+
+
+@pytest.fixture
+def lock(tmp_path):
+    with WriterLock(tmp_path) as held:
+        yield held
+
+
+@pytest.fixture
+def journal(lock):
+    """Of the snapshot whose settings have the checksum sha256(b"a snapshot")."""
+    with Journal(lock, hashlib.sha256(b"a snapshot").hexdigest()) as opened:
+        yield opened
