@@ -5,31 +5,31 @@ import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
 from memoir_fast.config import MemoirConfig
-from memoir_fast.core import pages, threshold
+from memoir_fast.core import threshold
 from memoir_fast.core.background import background_mean, irrelevant_prompts
 from memoir_fast.core.calibration import Calibration
-from memoir_fast.core.edit import Edit
-from memoir_fast.core.edited_model import EditedModel
-from memoir_fast.core.scoring import teacher_forced
+from memoir_fast.core.edit import Edit, as_edit
 from memoir_fast.core.status import MemoirStatus, status_of
 from memoir_fast.editing.context import EditContext
-from memoir_fast.editing.teacher import EditResult, Teacher
+from memoir_fast.editing.teacher import EditResult, Teacher, Written
 from memoir_fast.editing.wordings import write_prefixes
 from memoir_fast.errors import CheckpointError
 from memoir_fast.hf.tokens import Row, prompt_ids
-from memoir_fast.io import checkpoint
+from memoir_fast.io import checkpoint, durable
 from memoir_fast.io.fingerprint import require_same_model
-from memoir_fast.io.merge import Merged, merge
+from memoir_fast.io.writer_lock import WriterLock
 from memoir_fast.recipe import RECIPES, Recipe
+from memoir_fast.upkeep import Upkeep
 
 
-class Memoir(EditedModel):
+class Memoir(Upkeep):
     """A causal language model of transformers with a residual memory in one of its layers.
 
     The model is changed in place: `model(...)` and `model.generate(...)` follow the edits from then on. Prompts that
@@ -55,6 +55,8 @@ class Memoir(EditedModel):
         >>> memoir.delete(0)
         >>> model = memoir.detach()
     """
+
+    _durable: durable.Durable | None = None
 
     @classmethod
     @torch.inference_mode(False)  # tensors made in inference mode could not be changed outside of it
@@ -111,7 +113,82 @@ class Memoir(EditedModel):
             WrongModelError: the memory belongs to another base model.
             MemoirError: the model has a memory already.
         """
-        saved = checkpoint.read(folder, **hub)
+        memoir, _ = cls._from_files(model, tokenizer, folder, check, **hub)
+        return memoir
+
+    @classmethod
+    @torch.inference_mode(False)
+    def open(
+        cls, model: Any, tokenizer: Any, folder: str | os.PathLike, config: MemoirConfig | None = None
+    ) -> "Memoir":
+        """Gives `model` the memory of a folder, which is kept up with it: what was acknowledged survives a power cut.
+
+        Each edit, deletion and calibration is in the folder's journal, and synced, before the call that made it
+        returns or the iterator gives it. `save_pretrained` to the same folder begins the journal anew, which happens by
+        itself when it has outgrown the snapshot. One process at a time may have a folder open; others load it by
+        `from_pretrained`, at any time. `close` and `detach` let it go.
+
+        Args:
+            model, tokenizer: as in `attach`, or those that the folder's memory was made for.
+            folder (str | PathLike): a local folder; where there is no memory in it, an empty one is begun.
+            config (MemoirConfig, optional): settings of a memory that is begun. Default: the model's preset.
+
+        Raises:
+            LockedError: somebody has it open; the message says who.
+            CheckpointError, WrongModelError, UnsupportedModelError, MemoirError: as `attach` and `from_pretrained`.
+            ValueError: config is given, and the folder holds a memory, which has its own.
+
+        Example:
+            >>> with Memoir.open(model, tokenizer, folder) as memoir:
+            ...     memoir.edit("The capital of France is", "Lyon").edit_id
+            0
+        """
+        if not (Path(folder) / checkpoint.CONFIG_NAME).exists():
+            memoir = cls.attach(model, tokenizer, config)
+            try:
+                memoir._durable = durable.begin(memoir, folder)
+            except BaseException:
+                memoir.detach()
+                raise
+            return memoir
+        if config is not None:
+            raise ValueError(f"{folder} holds a memory, which has its own settings: open it without config")
+        lock = WriterLock(folder)
+        try:
+            memoir, checksum = cls._from_files(model, tokenizer, folder, True)
+            try:
+                memoir._durable = durable.Durable(memoir, lock, checksum)
+            except BaseException:
+                memoir.detach()
+                raise
+        except BaseException:
+            lock.release()
+            raise
+        return memoir
+
+    def close(self) -> None:
+        """Lets a folder that was opened go: from now on nothing is written there, and others may open it."""
+        if self._durable is not None:
+            self._durable.close()
+            self._durable = None
+
+    def detach(self) -> Any:
+        """Takes the memory off, and closes its folder. The model is exactly the old one, and is returned."""
+        self.close()
+        return super().detach()
+
+    def __enter__(self) -> "Memoir":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    @classmethod
+    def _from_files(
+        cls, model: Any, tokenizer: Any, folder: str | os.PathLike, check: bool, **hub: Any
+    ) -> tuple["Memoir", str]:
+        """The memory of a folder, its journal included, and its snapshot's checksum."""
+        saved, journal = durable.read_pair(folder, **hub)
         require_same_model(saved.folder, saved.fingerprint, model)
         try:
             memoir = cls(model, tokenizer, saved.config.replace(check=check), checkpoint.routing_code(saved, model))
@@ -119,19 +196,24 @@ class Memoir(EditedModel):
             raise CheckpointError(f"the settings in {saved.folder} do not fit the model: {error}") from error
         try:
             checkpoint.fill(memoir, saved)
+            durable.replay(memoir, journal)
         except BaseException:
             memoir.detach()
             raise
-        return memoir
+        return memoir, saved.checksum
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes the memory, not the model, to `folder`; a memory that is there is replaced in one step.
 
         A crash or a full disk at any moment leaves the earlier one readable; CheckpointError where it cannot be
-        written.
+        written, LockedError where somebody has the folder open.
         """
         with self.layer.learning():
-            checkpoint.save(self, folder)
+            if self._durable is not None and self._durable.is_at(folder):
+                self._durable.snapshot()
+            else:
+                with durable.writing(folder):
+                    checkpoint.save(self, folder)
 
     def edit(
         self,
@@ -171,7 +253,7 @@ class Memoir(EditedModel):
         if isinstance(edits, str):
             wanted = [Edit(edits, target or "")]
         else:
-            wanted = [edits] if isinstance(edits, Edit) else [_as_edit(one) for one in edits]
+            wanted = [edits] if isinstance(edits, Edit) else [as_edit(one) for one in edits]
         settings, teacher = self._recipe(recipe, batch), self._teacher
         teacher.require_room(wanted)
         prepared = [teacher.prepare(edit, settings) for edit in wanted]
@@ -180,8 +262,7 @@ class Memoir(EditedModel):
             results, last = [], self.calibration
             for result in teacher.stream(prepared, settings):
                 results.append(result)
-                threshold.finish(self, last)
-                last = self.calibration
+                last = self._finish(last)
                 shown.update()
         return results[0] if single else results
 
@@ -205,9 +286,8 @@ class Memoir(EditedModel):
         settings, teacher = self._recipe(recipe, batch), self._teacher
         with tqdm(total=total, desc="editing", unit="edit", disable=not progress) as shown:
             last = self.calibration
-            for result in teacher.stream((teacher.prepare(_as_edit(one), settings) for one in edits), settings):
-                threshold.finish(self, last)
-                last = self.calibration
+            for result in teacher.stream((teacher.prepare(as_edit(one), settings) for one in edits), settings):
+                last = self._finish(last)
                 shown.update()
                 yield result
 
@@ -220,95 +300,10 @@ class Memoir(EditedModel):
         """
         with self.layer.learning():
             self.layer.store.require(edit_id)
+            if self._durable is not None:
+                self._durable.deleted(edit_id)
             with self.layer.changing(rows=True):
                 self.edits.delete(edit_id)
-
-    def faded(self, batch: int = 8) -> list[int]:
-        """Ids of the edits that others have overwritten: the target is no longer what the model says, token by token.
-
-        Edits share columns. The more of them a layer holds, the more the early ones fade, and `refresh` teaches those
-        again. One forward pass over each prompt and its target, `batch` at a time.
-        """
-        with self.layer.learning():
-            forced = teacher_forced(self, [(edit.prompt, edit.target) for edit in self.edits.values()], batch)
-            return [one for one, item in zip(self.edits, forced, strict=True) if item.predicted != item.target]
-
-    def refresh(
-        self,
-        *,
-        turns: int = 3,
-        recipe: str | Recipe | None = None,
-        batch: int | str | None = None,
-        progress: bool = True,
-    ) -> list[EditResult]:
-        """Teaches the faded edits again, on top of what the memory holds now; their ids stay.
-
-        Args:
-            turns (int): how often to look, since teaching some makes others fade. Default: 3.
-            recipe, batch, progress: as in `edit`.
-
-        Returns:
-            The last result of each edit that was taught again; none where none had faded.
-        """
-        results: dict[int, EditResult] = {}
-        with self.layer.learning():  # throughout: an edit that was deleted meanwhile must not come back
-            for _ in range(turns):
-                faded = [self.edits[edit_id] for edit_id in self.faded()]
-                if not faded:
-                    break
-                taught = self.edit(faded, recipe=recipe, batch=batch, progress=progress)
-                results |= {one.edit_id: one for one in taught}
-        return list(results.values())
-
-    def compact(
-        self, *, recipe: str | Recipe | None = None, batch: int | str | None = None, progress: bool = True
-    ) -> list[EditResult]:
-        """Fills pages up, and takes off what deleted edits left: the edits of such pages are taught again on others.
-
-        Pages that hold what deleted edits wrote are taken apart, and half empty ones, where there are several. Ids
-        stay. An interrupt leaves every edit whole, where it was or where it goes.
-
-        Args:
-            recipe, batch, progress: as in `edit`.
-
-        Returns:
-            The results of the edits that were taught again; none where all pages are full and without residue.
-        """
-        assert self.config.page_edits is not None
-        with self.layer.learning(), torch.inference_mode(False):
-            leaving = pages.loose(self.layer, self.config.page_edits)
-            store, memory = self.layer.store, self.layer.memory
-            moving = [self.edits[edit_id] for page in leaving for edit_id in store.on_page(page)]
-            self._teacher.leaving = frozenset(leaving)
-            try:
-                results = self.edit(moving, recipe=recipe, batch=batch, progress=progress)
-            finally:
-                self._teacher.leaving = frozenset()
-                for page in leaving:
-                    if not store.on_page(page):
-                        pages.empty(self.layer, page)
-                        self._teacher.forget(page)
-                        if len(memory.numbers) > 1:
-                            memory.close(page)
-            return results
-
-    def merge(self, folder: str | os.PathLike, prefer: str = "other", **hub: Any) -> Merged:
-        """Takes over the edits of a saved memory of the same model, with their pages and without teaching them again.
-
-        Args:
-            folder (str | PathLike), **hub: as in `from_pretrained`.
-            prefer (str): whose edit wins where both have a prompt with different targets: "other", the folder's, or
-                "this". Default: "other".
-
-        Raises:
-            CheckpointError: the folder holds no memory that can be read.
-            WrongModelError: it belongs to another base model.
-            MemoirError: its codes or columns mean something else here; its edits have to be taught.
-            StoreFullError: there is no room for its edits or pages.
-
-        Everything is checked before the first edit is taken over.
-        """
-        return merge(self, checkpoint.read(folder, **hub), prefer)
 
     def calibrate(self, irrelevant_prompts: Sequence[str] | None = None, false_match_rate: float = 1e-3) -> Calibration:
         """Sets tau so that no more than `false_match_rate` of irrelevant prompts match an edit.
@@ -326,7 +321,10 @@ class Memoir(EditedModel):
             ValueError: the memory is empty, or an argument is out of range; tau is as before.
         """
         with self.layer.learning():
-            return threshold.choose(self, false_match_rate, irrelevant_prompts)
+            found = threshold.choose(self, false_match_rate, irrelevant_prompts)
+            if self._durable is not None:
+                self._durable.calibrated()
+            return found
 
     def hash(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
         """How a prompt is hashed when the model is asked it: its mask int32 [W] and columns int32 [k].
@@ -380,18 +378,22 @@ class Memoir(EditedModel):
     def _teacher(self) -> Teacher:
         assert self.config.page_edits is not None
         prepare, follow = partial(threshold.prepare, self), partial(threshold.follow, self)
-        return Teacher(self._context, self.edits, self.config.page_edits, prepare, follow)
+        return Teacher(self._context, self.edits, self.config.page_edits, prepare, follow, self._put_down)
+
+    def _put_down(self, written: Written) -> None:
+        if self._durable is not None:
+            self._durable.edited(written)
+
+    def _finish(self, last: Calibration | None) -> Calibration | None:
+        """What comes after an edit was written; `last` is the calibration before it, the result that after it."""
+        threshold.finish(self, last)
+        if self._durable is not None:
+            with self.layer.learning():
+                self._durable.snapshot_if_large()
+        return self.calibration
 
     def _recipe(self, recipe: str | Recipe | None, batch: int | str | None) -> Recipe:
         if isinstance(recipe, str) and recipe not in RECIPES:
             raise ValueError(f"recipe must be one of {', '.join(sorted(RECIPES))} or a Recipe, got {recipe!r}")
         found = self.config.learned if recipe is None else RECIPES[recipe] if isinstance(recipe, str) else recipe
         return found if batch is None else dataclasses.replace(found, batch=batch)
-
-
-def _as_edit(request: Edit | tuple[str, str]) -> Edit:
-    if isinstance(request, Edit):
-        return request
-    if isinstance(request, str) or len(request) != 2:
-        raise TypeError(f"an edit is an Edit or a (prompt, target) pair, got {request!r}")
-    return Edit(*request)

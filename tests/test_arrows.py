@@ -30,6 +30,7 @@ ORDER = (
     "core",
     "editing",
     "io",
+    "upkeep",
     "memoir",
     "evaluation",
     "integrations",

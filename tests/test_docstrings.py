@@ -24,9 +24,9 @@ def examples():
 
 
 @pytest.mark.parametrize("example", list(examples()))
-def test_example(example, tiny_llama, tiny_tokenizer):
+def test_example(example, tiny_llama, tiny_tokenizer, tmp_path):
     source = "".join(one.source for one in example.examples)
-    example.globs |= {"model": tiny_llama, "tokenizer": tiny_tokenizer}
+    example.globs |= {"model": tiny_llama, "tokenizer": tiny_tokenizer, "folder": tmp_path / "memory"}
     if "memoir." in source and "Memoir." not in source:
         recipe = dataclasses.replace(memoir_fast.RECIPES["fast"], prefixes=0)
         config = memoir_fast.MemoirConfig(recipe=recipe, background=8, tau=0.9)

@@ -44,3 +44,12 @@ class Edit:
                 raise TypeError(f"an edit's {name} must be a string, got {type(text).__name__}")
             if not text.strip():
                 raise ValueError(f"an edit's {name} must not be empty, got {text!r}")
+
+
+def as_edit(request: Edit | tuple[str, str]) -> Edit:
+    """An edit of a (prompt, target) pair; TypeError where it is neither."""
+    if isinstance(request, Edit):
+        return request
+    if isinstance(request, str) or len(request) != 2:
+        raise TypeError(f"an edit is an Edit or a (prompt, target) pair, got {request!r}")
+    return Edit(*request)

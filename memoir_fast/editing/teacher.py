@@ -45,6 +45,18 @@ class EditResult:
 Prepared = tuple[Edit, list[Row]]
 
 
+class Written(NamedTuple):
+    """An edit that was just written to the memory and the store."""
+
+    edit_id: int
+    rows: torch.Tensor | slice
+    """Which rows of its page have changed."""
+    page: int
+    emptied: bool
+    """The page was opened or emptied for it."""
+    codes: CodeRows | None
+
+
 class _Outcome(NamedTuple):
     """What was learned of one edit and where it is to be written."""
 
@@ -65,6 +77,7 @@ class Teacher:
         page_edits (int): edits that a page of memory takes before the next is opened.
         prepare_threshold, choose_threshold (callable, optional): called before an edit is written, and as the last part
             of writing it, during which other threads wait.
+        put_down (callable, optional): called when an edit is written; if it raises, the edit is not made.
     """
 
     def __init__(
@@ -74,10 +87,12 @@ class Teacher:
         page_edits: int,
         prepare_threshold: Callable[[], None] = lambda: None,
         choose_threshold: Callable[[], None] = lambda: None,
+        put_down: Callable[[Written], None] = lambda _: None,
     ) -> None:
         self._context, self._edits, self._page_edits = context, edits, page_edits
         self.leaving: frozenset[int] = frozenset()
         """Pages whose edits, taught again, go to others."""
+        self._put_down, self._fresh = put_down, set[int]()
         self._prepare_threshold, self._choose_threshold = prepare_threshold, choose_threshold
 
     def prepare(self, edit: Edit, recipe: Recipe) -> Prepared:
@@ -142,6 +157,7 @@ class Teacher:
 
     def forget(self, page: int) -> None:
         """Counts nothing of a page any more, for the interference."""
+        self._fresh.add(page)
         self._context.interference.forget(page)
         self._edits.uncount(page)
 
@@ -224,6 +240,7 @@ class Teacher:
                     learned.write(memory)
                     layer.store.rest_after(edit_id, tokens)
                     self._choose_threshold()
+                    self._put_down(Written(edit_id, changed, page, page in self._fresh, codes))
                     result = EditResult(
                         edit_id,
                         edit.prompt,
@@ -238,6 +255,7 @@ class Teacher:
             except BaseException:
                 memory[changed] = kept
                 raise
+        self._fresh.discard(page)
         return result
 
 

@@ -30,6 +30,7 @@ from memoir_fast.errors import CheckpointError
 from memoir_fast.hf.presets import device_of
 from memoir_fast.io import codes, pages
 from memoir_fast.io.fingerprint import fingerprint
+from memoir_fast.io.journal import JOURNAL_NAMES
 from memoir_fast.mask_format import BITS, pack, words
 from memoir_fast.modules.routing_code import RoutingCode
 from memoir_fast.modules.search import shared_bits
@@ -39,9 +40,8 @@ FORMAT_VERSION = 3
 CONFIG_NAME = "memory_config.json"
 
 _DATA_NAMES = {"memory": r"memory-[0-9a-f]{12}\.safetensors", "edits": r"edits-[0-9a-f]{12}\.jsonl"}
-_OWNED = re.compile(
-    "|".join([*_DATA_NAMES.values(), *(leftover(name) for name in (*_DATA_NAMES.values(), re.escape(CONFIG_NAME)))])
-)
+_ALL_NAMES = [*_DATA_NAMES.values(), JOURNAL_NAMES]  # the journal of an earlier snapshot goes with it
+_OWNED = re.compile("|".join([*_ALL_NAMES, *(leftover(name) for name in (*_ALL_NAMES, re.escape(CONFIG_NAME)))]))
 _KEYS = {
     "format",
     "format_version",
@@ -79,10 +79,15 @@ class SavedMemory:
     """Bytes of each file, by its name."""
     routing: dict[str, Any] | None = None
     """What a routing code has besides its tensors; None where masks route."""
+    checksum: str = ""
+    """Of the settings, which name the other files by their content."""
 
 
-def save(memoir: EditedModel, folder: str | os.PathLike) -> None:
+def save(memoir: EditedModel, folder: str | os.PathLike) -> str:
     """Writes a memory to `folder`, in place of the one that is there. A crash at any moment leaves one of the two.
+
+    Returns:
+        str: the checksum of its settings, which names it.
 
     Raises:
         CheckpointError: the folder cannot be written, or there is no room; what it held is as before.
@@ -133,6 +138,12 @@ def save(memoir: EditedModel, folder: str | os.PathLike) -> None:
         publish(path, data, CONFIG_NAME, index, _OWNED)
     except OSError as error:
         raise CheckpointError(f"the memory cannot be saved to {path}: {error}") from error
+    return str(values["checksum"])
+
+
+def checksum_of(folder: str | os.PathLike) -> str:
+    """The checksum of the settings of the memory that a local folder holds now; CheckpointError as `read`."""
+    return str(_read_config(Path(folder) / CONFIG_NAME)["checksum"])
 
 
 def read(folder: str | os.PathLike, **hub: Any) -> SavedMemory:
@@ -164,6 +175,7 @@ def read(folder: str | os.PathLike, **hub: Any) -> SavedMemory:
             tensors=tensors,
             sizes={entry["name"]: entry["size"] for entry in entries.values()},
             routing=values.get("routing"),
+            checksum=str(values["checksum"]),
         )
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error

@@ -14,10 +14,8 @@ def tensors(layer: MemoirLinear) -> dict[str, torch.Tensor]:
     """
     memory, store, width = layer.memory, layer.store, layer.in_features
     lives = store.page[: len(store)]
-    lived_on = set(lives.tolist())
-    used = [page for page in memory.numbers if page in lived_on or bool(memory.page(page).any())]
     rows, values, renumbered = [], [], torch.full_like(lives, -1)
-    for number, page in enumerate(used or [0]):
+    for number, page in enumerate(order(layer)):
         weight = memory.page(page).detach()
         filled = weight.ne(0).any(dim=1).nonzero().flatten()
         rows.append(filled.int() + number * width)
@@ -25,6 +23,13 @@ def tensors(layer: MemoirLinear) -> dict[str, torch.Tensor]:
         renumbered[lives == page] = number
     found = {"memory_rows": torch.cat(rows), "memory_values": torch.cat(values)}
     return {**found, "page": renumbered} if bool(renumbered.any()) else found
+
+
+def order(layer: MemoirLinear) -> list[int]:
+    """The pages that a file keeps, in the order of their numbers there; page 0 where none holds anything."""
+    memory, store = layer.memory, layer.store
+    lived_on = set(store.page[: len(store)].tolist())
+    return [page for page in memory.numbers if page in lived_on or bool(memory.page(page).any())] or [0]
 
 
 def fill(layer: MemoirLinear, saved: dict[str, torch.Tensor]) -> None:

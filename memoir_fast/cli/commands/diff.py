@@ -1,0 +1,46 @@
+"""`memoir diff`: which edits two memories do not share."""
+
+from typing import Annotated, Any
+
+import typer
+
+from memoir_fast.cli.options import Json, Quiet, console, require_writable, write_json
+
+
+def diff(
+    one: Annotated[str, typer.Argument(metavar="A", help="A saved memory.")],
+    other: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    json_file: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """List edits that only one of two memories has, or that have another target there. Needs no model."""
+    from memoir_fast.io.durable import current_edits
+
+    require_writable(json_file)
+    first, second = (
+        {edit.prompt: edit.target for edit in current_edits(folder)[1].values()} for folder in (one, other)
+    )
+    rows = [
+        {"prompt": prompt, "a": first.get(prompt), "b": second.get(prompt)}
+        for prompt in dict.fromkeys([*first, *second])
+        if first.get(prompt) != second.get(prompt)
+    ]
+    same = len(first.keys() & second.keys()) - _changed(rows)
+    write_json(json_file, {"a": one, "b": other, "same": same, "rows": rows})
+    _show(console(json_file, quiet), rows)
+
+
+def _changed(rows: list[dict[str, Any]]) -> int:
+    return sum(row["a"] is not None and row["b"] is not None for row in rows)
+
+
+def _show(screen: Any, rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("prompt", "A", "B")
+    for row in rows:
+        table.add_row(*(Text(row[name] or "-") for name in ("prompt", "a", "b")))
+    if rows:
+        screen.print(table)
+    screen.print(f"{len(rows)} edits differ")

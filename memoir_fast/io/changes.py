@@ -1,0 +1,163 @@
+"""What happens to a memory, as records of a journal, and what a record does to a memory."""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from memoir_fast.core import pages
+from memoir_fast.core.calibration import Calibration
+from memoir_fast.core.edit import Edit
+from memoir_fast.core.edited_model import EditedModel
+from memoir_fast.editing.teacher import Written
+from memoir_fast.errors import CheckpointError
+from memoir_fast.io import codes
+from memoir_fast.io.journal import Entry
+from memoir_fast.io.records import Record
+
+
+def edited(memoir: EditedModel, written: Written, page: int) -> Entry:
+    """An edit that was just written, on the page of that number in files; see `PageNumbers`."""
+    edit_id, rows = written.edit_id, written.rows
+    store, edit = memoir.layer.store, memoir.edits[edit_id]
+    weight = memoir.layer.memory.page(int(store.page[edit_id]))
+    number = torch.arange(len(weight), dtype=torch.int32)[rows.cpu() if isinstance(rows, torch.Tensor) else rows]
+    tensors = {
+        "mask": store.masks[edit_id],
+        "target_tokens": store.target_tokens[edit_id],
+        "rows": number,
+        "values": weight[number.long().to(weight.device)],
+    }
+    if written.codes is not None:
+        tensors |= {f"code_{name}": getattr(written.codes, name) for name in codes.Rows._fields}
+    values = {"id": edit_id, "page": page, "emptied": written.emptied, "time": time.time(), **dataclasses.asdict(edit)}
+    return "edit", values, tensors
+
+
+def deleted(edit_ids: list[int]) -> Entry:
+    """Edits that were deleted."""
+    return "delete", {"ids": edit_ids, "time": time.time()}, {}
+
+
+def calibrated(memoir: EditedModel) -> Entry:
+    """The threshold that is in force, and how it was chosen."""
+    layer = memoir.layer
+    least = layer.store.min_overlap[: len(layer.store)] if layer.codes is None else layer.codes.state()["min_overlap"]
+    values = {
+        "tau": memoir.tau,
+        "calibration": memoir.calibration and memoir.calibration.to_dict(),
+        "time": time.time(),
+    }
+    background = {} if memoir.background is None else {"background": memoir.background}
+    return "calibration", values, {"min_overlap": least, **background}
+
+
+class PageNumbers:
+    """The numbers that a memory's pages have in its files: those of the snapshot, then new ones in order.
+
+    Args:
+        known (list of int): pages of the memory, in the order of their numbers in the snapshot.
+    """
+
+    def __init__(self, known: list[int]) -> None:
+        self._numbers = {page: number for number, page in enumerate(known)}
+
+    @contextmanager
+    def numbered(self, page: int) -> Iterator[int]:
+        """The number of a page; one that has none gets the next, and keeps it unless the block raises."""
+        new = page not in self._numbers
+        number = self._numbers.setdefault(page, len(self._numbers))
+        try:
+            yield number
+        except BaseException:
+            if new:
+                del self._numbers[page]
+            raise
+
+
+def apply(memoir: EditedModel, record: Record) -> None:
+    """Does to a memory what a record says.
+
+    Raises:
+        CheckpointError: the record does not fit the memory, or is of a kind that this version does not know.
+    """
+    kinds = {"edit": _edit, "delete": _delete, "calibration": _calibrate}
+    if record.kind not in kinds:
+        raise CheckpointError(
+            f"record {record.sequence} of the journal is of a kind that this version does not know: {record.kind!r}"
+        )
+    try:
+        page = record.values.get("page")
+        known = page if page in memoir.layer.memory.numbers else None
+        with memoir.layer.changing(page=known, rows=True):
+            kinds[record.kind](memoir, record.values, record.tensors)
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"record {record.sequence} of the journal does not fit the memory: {type(error).__name__}: {error}"
+        ) from error
+
+
+def apply_texts(edits: dict[int, Edit], record: Record) -> None:
+    """As `apply`, to the texts of the edits alone."""
+    try:
+        if record.kind == "edit":
+            edits[int(record.values["id"])] = _texts(record.values)
+        elif record.kind == "delete":
+            for edit_id in record.values["ids"]:
+                del edits[edit_id]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"record {record.sequence} of the journal does not fit: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _texts(values: Mapping[str, Any]) -> Edit:
+    return Edit(values["prompt"], values["target"], tuple(values["paraphrases"]), tuple(values["keep"]))
+
+
+def _edit(memoir: EditedModel, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    layer, page = memoir.layer, values["page"]
+    device, memory = layer.memory.table.device, layer.memory
+    edit = _texts(values)
+    if not 0 <= page <= memory.pages:
+        raise ValueError(f"page {page} of {memory.pages}")
+    while memory.pages <= page:
+        memory.open()
+    if values["emptied"]:
+        pages.empty(layer, page)
+    rows, own = tensors["rows"].long().to(device), None
+    weight = tensors["values"]
+    if (
+        weight.shape != (len(rows), layer.out_features)
+        or len(rows)
+        and not 0 <= int(rows.min()) <= int(rows.max()) < layer.in_features
+    ):
+        raise ValueError(f"values must be [rows, {layer.out_features}], rows in 0 .. {layer.in_features - 1}")
+    if layer.codes is not None:
+        own = codes.Rows(*(tensors[f"code_{name}"].to(device) for name in codes.Rows._fields))
+    with memoir.edits.put(edit, tensors["mask"].to(device), page, own) as edit_id:
+        if edit_id != values["id"]:
+            raise ValueError(f"expected the id {values['id']}, got {edit_id}")
+        memory.page(page)[rows] = weight.to(memory.table)
+        layer.store.rest_after(edit_id, tuple(tensors["target_tokens"].tolist()))
+
+
+def _delete(memoir: EditedModel, values: Mapping[str, Any], _: Mapping[str, torch.Tensor]) -> None:
+    for edit_id in values["ids"]:
+        memoir.edits.delete(edit_id)
+
+
+def _calibrate(memoir: EditedModel, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    layer, least = memoir.layer, tensors["min_overlap"].to(memoir.layer.memory.table.device)
+    layer.tau = values["tau"]
+    if layer.codes is None:
+        layer.store.min_overlap[: len(layer.store)] = least
+    else:
+        live = (layer.codes.owner[: len(layer.codes)] >= 0).nonzero().flatten()
+        layer.codes.min_overlap[live] = least
+    made = values["calibration"]
+    memoir.calibration = None if made is None else Calibration(**made)
+    memoir.background = tensors["background"].to(least.device) if "background" in tensors else None

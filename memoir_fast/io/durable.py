@@ -1,0 +1,166 @@
+"""A memory's folder that is kept up with it: a snapshot, and a journal of what came since."""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from memoir_fast.core.calibration import Calibration
+from memoir_fast.core.edit import Edit
+from memoir_fast.core.edited_model import EditedModel
+from memoir_fast.editing.teacher import Written
+from memoir_fast.errors import CheckpointError
+from memoir_fast.io import changes, checkpoint, pages
+from memoir_fast.io.checkpoint import SavedMemory
+from memoir_fast.io.journal import Journal, JournalReader, journal_path, read
+from memoir_fast.io.writer_lock import LOCK_NAME, WriterLock
+
+_TRIES = 10
+_LEAST_SNAPSHOT = 64 << 20  # bytes of a journal from which on a new snapshot may take its place
+
+
+class Durable:
+    """Writes what happens to a memory to its folder, before it is acknowledged.
+
+    Args:
+        memoir (EditedModel): as the folder's files say.
+        lock (WriterLock): of the folder, held; released by `close`.
+        snapshot (str): the checksum of the snapshot that is there.
+    """
+
+    def __init__(self, memoir: EditedModel, lock: WriterLock, snapshot: str) -> None:
+        self._memoir, self._lock = memoir, lock
+        self._journal = Journal(lock, snapshot)
+        self._calibration = memoir.calibration
+        self._pages = changes.PageNumbers(memoir.layer.memory.numbers)
+        self._snapshot_bytes = _size(lock.folder)
+
+    @property
+    def folder(self) -> Path:
+        """Where it writes."""
+        return self._lock.folder
+
+    def is_at(self, folder: str | os.PathLike) -> bool:
+        """Whether `folder` is where it writes."""
+        return os.path.exists(folder) and os.path.samefile(folder, self.folder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of a memory writes nowhere."""
+        return type(None), ()
+
+    @property
+    def journal(self) -> Journal:
+        """What has been written since the snapshot."""
+        return self._journal
+
+    def edited(self, written: Written) -> None:
+        """Puts down an edit that was written, and the threshold where that changed with it."""
+        with self._pages.numbered(written.page) as number:
+            entry = changes.edited(self._memoir, written, number)
+            now = self._memoir.calibration
+            same = _same(now, self._calibration)
+            self._journal.append_all([entry] if same else [entry, changes.calibrated(self._memoir)])
+            self._calibration = now
+
+    def deleted(self, edit_id: int) -> None:
+        """Puts down that an edit is deleted; before it is."""
+        self._journal.append(*changes.deleted([edit_id]))
+
+    def calibrated(self) -> None:
+        """Puts down the threshold that was chosen."""
+        self._journal.append(*changes.calibrated(self._memoir))
+        self._calibration = self._memoir.calibration
+
+    def snapshot_if_large(self) -> None:
+        """A new snapshot where the journal has outgrown the one that there is."""
+        if self._journal.size > max(_LEAST_SNAPSHOT, self._snapshot_bytes):
+            self.snapshot()
+
+    def snapshot(self) -> None:
+        """Saves the memory whole; the journal begins anew. A crash at any moment leaves the one pair or the other."""
+        checksum = checkpoint.save(self._memoir, self.folder)
+        self._journal.close()
+        self._journal = Journal(self._lock, checksum)
+        self._pages = changes.PageNumbers(pages.order(self._memoir.layer))
+        self._snapshot_bytes = _size(self.folder)
+
+    def close(self) -> None:
+        """Lets others write to the folder."""
+        self._journal.close()
+        self._lock.release()
+
+
+def _same(one: Calibration | None, other: Calibration | None) -> bool:
+    return one is other or one is not None and other is not None and one.tau == other.tau and one.edits == other.edits
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".jsonl"))
+
+
+def read_pair(folder: str | os.PathLike, **hub: Any) -> tuple[SavedMemory, JournalReader | None]:
+    """A snapshot and its journal, None where it has none, also while another process writes; see `checkpoint.read`."""
+    for _ in range(_TRIES):
+        saved = checkpoint.read(folder, **hub)
+        path = journal_path(saved.folder, saved.checksum)
+        reader = read(path, saved.checksum) if path.exists() else None
+        if checkpoint.checksum_of(saved.folder) == saved.checksum:  # else both may be gone, and more have come
+            return saved, reader
+        if reader is not None:
+            reader.close()
+    raise CheckpointError(f"{folder} was renewed {_TRIES} times while it was read: try again")
+
+
+def replay(memoir: EditedModel, reader: JournalReader | None) -> int:
+    """Does to a memory, as its snapshot says, what the journal says; the number of the last record.
+
+    Raises:
+        CheckpointError: the journal is damaged, or does not fit the memory.
+    """
+    last = 0
+    if reader is not None:
+        with reader:
+            for record in reader:
+                changes.apply(memoir, record)
+                last = record.sequence
+    return last
+
+
+def current_edits(folder: str | os.PathLike, **hub: Any) -> tuple[SavedMemory, dict[int, Edit], int]:
+    """A folder's snapshot, the edits that it and its journal hold together, and how many records the journal has.
+
+    No model is needed. CheckpointError as `checkpoint.read`, and where the journal is damaged.
+    """
+    saved, reader = read_pair(folder, **hub)
+    edits, last = dict(saved.edits), 0
+    if reader is not None:
+        with reader:
+            for record in reader:
+                changes.apply_texts(edits, record)
+                last = record.sequence
+    return saved, edits, last
+
+
+def writing(folder: str | os.PathLike) -> AbstractContextManager[Any]:
+    """Within the block, nobody opens a folder that has been opened before; LockedError where somebody has it open."""
+    path = Path(folder)
+    return WriterLock(path) if (path / LOCK_NAME).exists() else nullcontext()
+
+
+def begin(memoir: EditedModel, folder: str | os.PathLike) -> "Durable":
+    """Saves a memory to a folder that holds none, and keeps the folder up with it from then on.
+
+    Raises:
+        CheckpointError: it cannot be written. LockedError: somebody else keeps it.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be made: {error}") from error
+    lock = WriterLock(path)
+    try:
+        return Durable(memoir, lock, checkpoint.save(memoir, path))
+    except BaseException:
+        lock.release()
+        raise

@@ -1,0 +1,138 @@
+"""`Upkeep`: what keeps a memory of many edits in order."""
+
+import os
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from memoir_fast.core import pages
+from memoir_fast.core.edit import Edit
+from memoir_fast.core.edited_model import EditedModel
+from memoir_fast.core.scoring import teacher_forced
+from memoir_fast.editing.teacher import EditResult, Teacher
+from memoir_fast.errors import MemoirError
+from memoir_fast.io.durable import Durable, current_edits
+from memoir_fast.io.merge import Merged, merge
+from memoir_fast.recipe import Recipe
+
+
+class Upkeep(EditedModel):
+    """A model with a memory whose edits can be found faded, taught again, moved together, and joined by others'."""
+
+    _durable: Durable | None
+
+    @property
+    @abstractmethod
+    def _teacher(self) -> Teacher: ...
+
+    @abstractmethod
+    def edit(
+        self,
+        edits: str | Edit | Iterable[Edit | tuple[str, str]],
+        target: str | None = None,
+        *,
+        recipe: str | Recipe | None = None,
+        batch: int | str | None = None,
+        progress: bool = True,
+    ) -> Any:
+        """See `Memoir.edit`."""
+
+    def faded(self, batch: int = 8) -> list[int]:
+        """Ids of the edits that others have overwritten: the target is no longer what the model says, token by token.
+
+        Edits share columns. The more of them a layer holds, the more the early ones fade, and `refresh` teaches those
+        again. One forward pass over each prompt and its target, `batch` at a time.
+        """
+        with self.layer.learning():
+            forced = teacher_forced(self, [(edit.prompt, edit.target) for edit in self.edits.values()], batch)
+            return [one for one, item in zip(self.edits, forced, strict=True) if item.predicted != item.target]
+
+    def refresh(
+        self,
+        *,
+        turns: int = 3,
+        recipe: str | Recipe | None = None,
+        batch: int | str | None = None,
+        progress: bool = True,
+    ) -> list[EditResult]:
+        """Teaches the faded edits again, on top of what the memory holds now; their ids stay.
+
+        Args:
+            turns (int): how often to look, since teaching some makes others fade. Default: 3.
+            recipe, batch, progress: as in `edit`.
+
+        Returns:
+            The last result of each edit that was taught again; none where none had faded.
+        """
+        results: dict[int, EditResult] = {}
+        with self.layer.learning():  # throughout: an edit that was deleted meanwhile must not come back
+            for _ in range(turns):
+                faded = [self.edits[edit_id] for edit_id in self.faded()]
+                if not faded:
+                    break
+                taught = self.edit(faded, recipe=recipe, batch=batch, progress=progress)
+                results |= {one.edit_id: one for one in taught}
+        return list(results.values())
+
+    def compact(
+        self, *, recipe: str | Recipe | None = None, batch: int | str | None = None, progress: bool = True
+    ) -> list[EditResult]:
+        """Fills pages up, and takes off what deleted edits left: the edits of such pages are taught again on others.
+
+        Pages that hold what deleted edits wrote are taken apart, and half empty ones, where there are several. Ids
+        stay. An interrupt leaves every edit whole, where it was or where it goes.
+
+        Args:
+            recipe, batch, progress: as in `edit`.
+
+        Returns:
+            The results of the edits that were taught again; none where all pages are full and without residue.
+        """
+        assert self.config.page_edits is not None
+        with self.layer.learning(), torch.inference_mode(False):
+            leaving = pages.loose(self.layer, self.config.page_edits)
+            store, memory = self.layer.store, self.layer.memory
+            moving = [self.edits[edit_id] for page in leaving for edit_id in store.on_page(page)]
+            self._teacher.leaving = frozenset(leaving)
+            try:
+                results = self.edit(moving, recipe=recipe, batch=batch, progress=progress)
+            finally:
+                self._teacher.leaving = frozenset()
+                for page in leaving:
+                    if not store.on_page(page):
+                        pages.empty(self.layer, page)
+                        self._teacher.forget(page)
+                        if len(memory.numbers) > 1:
+                            memory.close(page)
+            return results
+
+    def merge(self, folder: str | os.PathLike, prefer: str = "other", **hub: Any) -> Merged:
+        """Takes over the edits of a saved memory of the same model, with their pages and without teaching them again.
+
+        Args:
+            folder (str | PathLike), **hub: as in `from_pretrained`.
+            prefer (str): whose edit wins where both have a prompt with different targets: "other", the folder's, or
+                "this". Default: "other".
+
+        Raises:
+            CheckpointError: the folder holds no memory that can be read.
+            WrongModelError: it belongs to another base model.
+            MemoirError: its codes or columns mean something else here, and its edits have to be taught; or its journal
+                has records that its snapshot lacks.
+            StoreFullError: there is no room for its edits or pages.
+
+        Everything is checked before the first edit is taken over.
+        """
+        with self.layer.learning():
+            saved, _, records = current_edits(folder, **hub)
+            if records:
+                raise MemoirError(
+                    f"the journal of {folder} has {records} records that its snapshot lacks: open that memory with "
+                    "Memoir.open, and save it to the same folder, before it is merged"
+                )
+            found = merge(self, saved, prefer)
+            if self._durable is not None:
+                self._durable.snapshot()
+            return found

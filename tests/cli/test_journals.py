@@ -1,0 +1,83 @@
+"""`memoir log`, `check`, `export` and `diff`: what a folder holds, its journal included, without a model."""
+
+import dataclasses
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
+from memoir_fast.cli.app import app
+from memoir_fast.io.readers import read_cases
+
+RECIPE = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, questions=0, steps=1)
+
+
+@pytest.fixture
+def invoke():
+    runner = CliRunner(env={"COLUMNS": "200"})
+    return lambda *arguments: runner.invoke(app, [str(one) for one in arguments])
+
+
+@pytest.fixture
+def folder(tiny_llama, tiny_tokenizer, tmp_path):
+    """A memory with one edit in its snapshot, and in its journal another, a deletion and a threshold."""
+    config = MemoirConfig(recipe=RECIPE, tau=0.9, k=16, background=8, routing="paper")
+    with Memoir.open(tiny_llama, tiny_tokenizer, tmp_path / "memory", config) as memoir:
+        memoir.edit("The sky is", "green")
+        memoir.save_pretrained(tmp_path / "memory")
+        memoir.edit(Edit("The river [b]is", "wide", paraphrases=("A river is",), keep=("The lake is",)))
+        memoir.edit("The town is", "old")
+        memoir.delete(0)
+        memoir.calibrate(["What is it?"] * 20, 0.4)
+    memoir.detach()
+    return tmp_path / "memory"
+
+
+def test_log_lists_what_came_since_the_snapshot(invoke, folder):
+    done = invoke("log", folder, "--json", "-")
+    assert done.exit_code == 0, done.stderr
+    records = json.loads(done.stdout)["records"]
+    assert [one["kind"] for one in records] == ["edit", "edit", "delete", "calibration"]
+    assert records[0]["prompt"] == "The river [b]is" and records[2]["ids"] == [0] and records[0]["time"] > 1e9
+    assert "1: The river [b]is -> wide" in done.stderr and "the snapshot holds 1 edits; 4 records" in done.stderr
+
+
+def test_check_goes_through_all_of_it(invoke, folder):
+    done = invoke("check", folder, "--json", "-")
+    assert done.exit_code == 0 and json.loads(done.stdout)["edits"] == 2
+    assert "2 edits: 1 in the snapshot, 4 records since; all are whole" in done.stderr
+    (journal,) = folder.glob("journal-*.log")
+    content = journal.read_bytes()
+    journal.write_bytes(content[:-5])
+    done = invoke("check", folder, "--json", "-")
+    assert done.exit_code == 0 and json.loads(done.stdout)["bytes_dropped"] > 0
+    damaged = bytearray(content)
+    damaged[len(content) // 3] ^= 1
+    journal.write_bytes(damaged)
+    done = invoke("check", folder)
+    assert done.exit_code == 1 and journal.name in done.stderr
+
+
+def test_export_is_what_edit_takes(invoke, folder, tmp_path):
+    done = invoke("export", folder, "--to", tmp_path / "edits.jsonl")
+    assert done.exit_code == 0 and done.stdout == "", done.stderr
+    found = [case.edit for case in read_cases(tmp_path / "edits.jsonl")]
+    river = Edit("The river [b]is", "wide", paraphrases=("A river is",), keep=("The lake is",))
+    assert found == [river, Edit("The town is", "old")]
+    assert invoke("export", folder).stdout == (tmp_path / "edits.jsonl").read_text(encoding="utf-8")
+
+
+def test_diff_compares_edits_with_their_journals(invoke, folder, tiny_llama, tiny_tokenizer, tmp_path):
+    memoir = Memoir.from_pretrained(tiny_llama, tiny_tokenizer, folder)
+    memoir.edit("The town is", "new")
+    memoir.edit("The sky is", "red")
+    memoir.save_pretrained(tmp_path / "other")
+    done = invoke("diff", folder, tmp_path / "other", "--json", "-")
+    values = json.loads(done.stdout)
+    assert values["same"] == 1 and values["rows"] == [
+        {"prompt": "The town is", "a": "old", "b": "new"},
+        {"prompt": "The sky is", "a": None, "b": "red"},
+    ]
+    assert "2 edits differ" in done.stderr
+    assert "0 edits differ" in invoke("diff", folder, folder).stdout

@@ -1,0 +1,254 @@
+"""`Memoir.open`: what was acknowledged is there after a crash."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
+from memoir_fast.errors import CheckpointError, LockedError, MemoirError
+from memoir_fast.io import checkpoint, durable
+from memoir_fast.io.journal import journal_path
+
+RECIPE = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, questions=0, steps=3)
+PROMPTS = [f"The number {number} is" for number in range(8)]
+FACTS = [(prompt, ["Rome", "camel", "Greek"][number % 3]) for number, prompt in enumerate(PROMPTS)]
+ASKED = [*PROMPTS, "Who wrote the play?"]
+
+
+@pytest.fixture(params=["early", "paper"])
+def config(request):
+    return MemoirConfig(recipe=RECIPE, tau=0.9, k=16, background=8, page_edits=2, routing=request.param)
+
+
+@pytest.fixture
+def opened(tiny_llama, tiny_tokenizer, tmp_path):
+    """Opens the folder on the same model, after letting go of whoever has it open."""
+    state = {}
+
+    def open_it(config=None):
+        if "memoir" in state:
+            state["memoir"].detach()
+        state["memoir"] = Memoir.open(tiny_llama, tiny_tokenizer, tmp_path / "memory", config)
+        return state["memoir"]
+
+    yield open_it
+    if "memoir" in state:
+        state["memoir"].close()
+
+
+def state(memoir):
+    """Edits, where each prompt goes and what it is answered."""
+    found = [dict(memoir.edits), memoir.tau]
+    for prompt in ASKED:
+        with torch.no_grad():
+            logits = memoir.model(memoir.tokenizer(prompt, return_tensors="pt").input_ids).logits
+        found += [memoir.last_routes, logits]
+    return found
+
+
+def same(one, other):
+    pairs = zip(one, other, strict=True)
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
+
+
+def test_all_that_happened_is_there_again(opened, config):
+    memoir = opened(config)
+    memoir.edit(FACTS[:5], progress=False)
+    memoir.delete(1)
+    memoir.edit(FACTS[0][0], "Bob")
+    memoir.edit(Edit(*FACTS[5], paraphrases=("A paraphrase",), keep=("Leave me",)))
+    memoir.calibrate(["What is it?"] * 20, 0.4)
+    memoir.edit(*FACTS[6])
+    before = state(memoir)
+    again = opened()
+    assert same(state(again), before) and len(again.edits) == 6
+    again.edit(*FACTS[7])
+    before = state(again)
+    assert same(state(opened()), before)
+
+
+def test_a_page_that_was_emptied_is_empty_again(opened, config):
+    memoir = opened(config)
+    memoir.edit(FACTS[:4], progress=False)
+    memoir.delete(0)
+    memoir.delete(1)
+    memoir.edit(FACTS[4:6], progress=False)
+    assert memoir.layer.store.page[:6].tolist() == [-1, -1, 1, 1, 0, 0]
+    before, page = state(memoir), memoir.layer.memory.page(0).clone()
+    again = opened()
+    assert same(state(again), before) and torch.equal(again.layer.memory.page(0), page)
+
+
+def test_a_snapshot_takes_the_journal_s_place(opened, config, tmp_path, monkeypatch):
+    memoir = opened(config)
+    folder = tmp_path / "memory"
+    memoir.edit(FACTS[:3], progress=False)
+    first = memoir._durable.journal.path
+    memoir.delete(0)
+    memoir.delete(1)
+    memoir.save_pretrained(folder)
+    assert not first.exists() and memoir._durable.journal.sequence == 0
+    memoir.edit(FACTS[3:5], progress=False)
+    before = state(memoir)
+    monkeypatch.setattr(durable, "_LEAST_SNAPSHOT", 0)
+    monkeypatch.setattr(memoir._durable, "_snapshot_bytes", 0)
+    assert same(state(opened()), before)
+    monkeypatch.setattr(durable, "_size", lambda _: 0)
+    memoir = opened()
+    memoir.edit(*FACTS[5])
+    assert memoir._durable.journal.sequence == 0, "the journal had outgrown the snapshot"
+    before = state(memoir)
+    assert same(state(opened()), before)
+    assert sorted(path.name.split("-")[0] for path in folder.iterdir()) == [
+        "edits", "journal", "memory", "memory_config.json", "writer.lock",
+    ]  # fmt: skip
+
+
+def test_others_read_while_one_writes_and_nobody_else_writes(opened, config, tiny_tokenizer, tmp_path):
+    from copy import deepcopy
+
+    memoir = opened(config)
+    plain = deepcopy(memoir).detach()
+    memoir.edit(FACTS[:2], progress=False)
+    reader = Memoir.from_pretrained(plain, tiny_tokenizer, tmp_path / "memory")
+    assert same(state(reader), state(memoir))
+    with pytest.raises(LockedError, match="is being written by this very process"):
+        reader.save_pretrained(tmp_path / "memory")
+    reader.detach()
+    with pytest.raises(LockedError):
+        Memoir.open(plain, tiny_tokenizer, tmp_path / "memory")
+    with pytest.raises(MemoirError, match="has 2 records that its snapshot lacks"):
+        memoir.merge(tmp_path / "memory")
+    memoir.close()
+    memoir.edit(*FACTS[2])
+    assert len(durable.current_edits(tmp_path / "memory")[1]) == 2, "a memory that was closed writes nowhere"
+    with pytest.raises(ValueError, match="holds a memory, which has its own settings"):
+        Memoir.open(plain, tiny_tokenizer, tmp_path / "memory", config)
+    with Memoir.open(plain, tiny_tokenizer, tmp_path / "memory") as other:
+        assert len(other.edits) == 2
+    reader = Memoir.from_pretrained(other.detach(), tiny_tokenizer, tmp_path / "memory")
+    reader.save_pretrained(tmp_path / "memory")
+
+
+def test_what_cannot_be_put_down_does_not_happen(opened, config, monkeypatch):
+    memoir = opened(config)
+    memoir.edit(FACTS[:2], progress=False)
+    before, weight = state(memoir), memoir.layer.memory.weight.clone()
+
+    def full(*_):
+        raise CheckpointError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memoir._durable.journal, "append_all", full)
+        patch.setattr(memoir._durable.journal, "append", full)
+        for change in (
+            lambda: memoir.edit(*FACTS[2]),
+            lambda: memoir.edit(FACTS[0][0], "Bob"),
+            lambda: memoir.delete(0),
+        ):
+            with pytest.raises(CheckpointError, match="no room"):
+                change()
+            assert same(state(memoir), before)
+    assert torch.equal(memoir.layer.memory.page(0), weight)
+    memoir.edit(*FACTS[2])
+    before = state(memoir)
+    assert same(state(opened()), before)
+
+
+def test_a_record_that_does_not_fit_is_refused(opened, config, tmp_path):
+    memoir = opened(config)
+    memoir.edit(*FACTS[0])
+    memoir._durable.journal.append("delete", {"ids": [5]})
+    with pytest.raises(CheckpointError, match="record 2 of the journal does not fit the memory"):
+        opened()
+    memoir.close()
+    model, tokenizer = memoir.detach(), memoir.tokenizer
+    lines = journal_path(tmp_path / "memory", checkpoint.checksum_of(tmp_path / "memory"))
+    assert lines.exists()
+    with pytest.raises(CheckpointError, match="record 2 of the journal does not fit"):
+        Memoir.from_pretrained(model, tokenizer, tmp_path / "memory")
+
+
+def test_an_acknowledged_edit_costs_little_more_than_its_bytes(opened, config):
+    memoir = opened(config)
+    before = memoir._durable.journal.size
+    memoir.edit(*FACTS[0])
+    own = 16 * 32 * 4  # k rows of O outputs in float32; at this tiny size, headers are most of the rest
+    assert own < memoir._durable.journal.size - before < own + 3000
+
+
+CHILD = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+import conftest, test_durable
+model, tokenizer = conftest.make_tiny_llama(), conftest.make_tiny_tokenizer()
+from memoir_fast import Memoir
+memoir = Memoir.open(model, tokenizer, sys.argv[3])
+sys.path.insert(0, sys.argv[2])
+print("open", len(memoir.edits), flush=True)
+number = int(sys.argv[4])
+while True:
+    if number % 5 == 4:
+        gone = min(memoir.edits)
+        print("deleting", gone, flush=True)
+        memoir.delete(gone)
+        print("deleted", gone, flush=True)
+    elif number % 7 == 6:
+        memoir.save_pretrained(sys.argv[3])
+    result = memoir.edit(f"The number {number} is", "Rome")
+    print("edited", result.edit_id, number, flush=True)
+    number += 1
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_loses_nothing_that_was_acknowledged(tiny_llama, tiny_tokenizer, tmp_path):
+    """Processes that edit, delete and save are killed at moments that differ; the next one finds all of it."""
+    config = MemoirConfig(recipe=RECIPE, tau=0.9, k=16, background=8, page_edits=2, routing="paper")
+    folder = tmp_path / "memory"
+    Memoir.open(tiny_llama, tiny_tokenizer, folder, config).detach()
+    here, live, number = Path(__file__).resolve(), {}, 0
+    for kill_after in (3, 7, 12):
+        child = subprocess.Popen(
+            [sys.executable, "-c", CHILD.replace("import conftest, test_durable", "import conftest"),
+             str(here.parents[1]), str(here.parent), str(folder), str(number)],
+            stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        lines, maybe = [], None
+        for line in child.stdout:
+            lines.append(line.split())
+            if len(lines) > kill_after:
+                child.send_signal(signal.SIGKILL)
+                break
+        rest = child.stdout.read()
+        lines += [line.split() for line in rest.splitlines()]
+        child.wait()
+        for words in lines:
+            if words[0] == "edited":
+                live[int(words[1])], number, maybe = int(words[2]), int(words[2]) + 1, None
+            elif words[0] == "deleting":
+                maybe = int(words[1])
+            elif words[0] == "deleted":
+                del live[int(words[1])]
+                maybe = None
+        _, edits, _ = durable.current_edits(folder)
+        found = {edit_id: int(edit.prompt.split()[2]) for edit_id, edit in edits.items()}
+        missing = set(live) - set(found)
+        assert missing <= ({maybe} if maybe is not None else set()), "an acknowledged edit is lost"
+        assert all(found[edit_id] == live[edit_id] for edit_id in set(live) & set(found))
+        more = set(found) - set(live)
+        assert len(more) <= 1, "one may have been written, and not been acknowledged yet"
+        live = found
+        number = max([number, *(value + 1 for value in found.values())])
+        with Memoir.open(tiny_llama, tiny_tokenizer, folder) as memoir:
+            assert {edit_id: edit.prompt for edit_id, edit in memoir.edits.items()} == {
+                edit_id: f"The number {value} is" for edit_id, value in found.items()
+            }
+        memoir.detach()
+    assert number > 6
