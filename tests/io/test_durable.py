@@ -1,11 +1,6 @@
 """`Memoir.open`: what was acknowledged is there after a crash."""
 
 import dataclasses
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -181,74 +176,3 @@ def test_an_acknowledged_edit_costs_little_more_than_its_bytes(opened, config):
     memoir.edit(*FACTS[0])
     own = 16 * 32 * 4  # k rows of O outputs in float32; at this tiny size, headers are most of the rest
     assert own < memoir._durable.journal.size - before < own + 3000
-
-
-CHILD = """
-import sys, torch
-sys.path.insert(0, sys.argv[1])
-import conftest, test_durable
-model, tokenizer = conftest.make_tiny_llama(), conftest.make_tiny_tokenizer()
-from memoir_fast import Memoir
-memoir = Memoir.open(model, tokenizer, sys.argv[3])
-sys.path.insert(0, sys.argv[2])
-print("open", len(memoir.edits), flush=True)
-number = int(sys.argv[4])
-while True:
-    if number % 5 == 4:
-        gone = min(memoir.edits)
-        print("deleting", gone, flush=True)
-        memoir.delete(gone)
-        print("deleted", gone, flush=True)
-    elif number % 7 == 6:
-        memoir.save_pretrained(sys.argv[3])
-    result = memoir.edit(f"The number {number} is", "Rome")
-    print("edited", result.edit_id, number, flush=True)
-    number += 1
-"""
-
-
-@pytest.mark.slow
-def test_a_kill_loses_nothing_that_was_acknowledged(tiny_llama, tiny_tokenizer, tmp_path):
-    """Processes that edit, delete and save are killed at moments that differ; the next one finds all of it."""
-    config = MemoirConfig(recipe=RECIPE, tau=0.9, k=16, background=8, page_edits=2, routing="paper")
-    folder = tmp_path / "memory"
-    Memoir.open(tiny_llama, tiny_tokenizer, folder, config).detach()
-    here, live, number = Path(__file__).resolve(), {}, 0
-    for kill_after in (3, 7, 12):
-        child = subprocess.Popen(
-            [sys.executable, "-c", CHILD.replace("import conftest, test_durable", "import conftest"),
-             str(here.parents[1]), str(here.parent), str(folder), str(number)],
-            stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        lines, maybe = [], None
-        for line in child.stdout:
-            lines.append(line.split())
-            if len(lines) > kill_after:
-                child.send_signal(signal.SIGKILL)
-                break
-        rest = child.stdout.read()
-        lines += [line.split() for line in rest.splitlines()]
-        child.wait()
-        for words in lines:
-            if words[0] == "edited":
-                live[int(words[1])], number, maybe = int(words[2]), int(words[2]) + 1, None
-            elif words[0] == "deleting":
-                maybe = int(words[1])
-            elif words[0] == "deleted":
-                del live[int(words[1])]
-                maybe = None
-        _, edits, _ = durable.current_edits(folder)
-        found = {edit_id: int(edit.prompt.split()[2]) for edit_id, edit in edits.items()}
-        missing = set(live) - set(found)
-        assert missing <= ({maybe} if maybe is not None else set()), "an acknowledged edit is lost"
-        assert all(found[edit_id] == live[edit_id] for edit_id in set(live) & set(found))
-        more = set(found) - set(live)
-        assert len(more) <= 1, "one may have been written, and not been acknowledged yet"
-        live = found
-        number = max([number, *(value + 1 for value in found.values())])
-        with Memoir.open(tiny_llama, tiny_tokenizer, folder) as memoir:
-            assert {edit_id: edit.prompt for edit_id, edit in memoir.edits.items()} == {
-                edit_id: f"The number {value} is" for edit_id, value in found.items()
-            }
-        memoir.detach()
-    assert number > 6

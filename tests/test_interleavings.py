@@ -1,0 +1,142 @@
+"""Ten operations in any order: each prompt follows its own edit as it is now, and a folder opened again says the same.
+
+`MEMOIR_FAST_INTERLEAVINGS=1000 pytest tests/test_interleavings.py` runs a thousand sequences of up to ten operations.
+"""
+
+import dataclasses
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
+
+PROMPTS = ["The capital of France is", "Which animal lives in", "What is the colour of", "The river runs through",
+           "Who wrote the play about", "Where does the road to"]  # fmt: skip
+UNRELATED = "In which country is the mountain?"
+RECIPE = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, questions=0, steps=2)
+prompts, targets = st.sampled_from(PROMPTS), st.sampled_from(["Rome", "camel", "Greek"])
+
+
+class Memories(RuleBasedStateMachine):
+    """One memory, kept in a folder, beside what it must hold."""
+
+    model = tokenizer = None
+
+    def __init__(self):
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        self.memoir, self.ids, self.targets = None, {}, {}
+
+    @initialize(routing=st.sampled_from(["early", "paper"]), page_edits=st.integers(1, 3))
+    def begin(self, routing, page_edits):
+        config = MemoirConfig(
+            recipe=RECIPE, tau=0.9, k=16, background=8, page_edits=page_edits, routing=routing, check=False
+        )
+        self.plain = self._logits(self.model, UNRELATED)
+        self.memoir = Memoir.open(self.model, self.tokenizer, self.folder / "memory", config)
+
+    @rule(prompt=prompts, answer=targets)
+    def edit(self, prompt, answer):
+        result = self.memoir.edit(prompt, answer)
+        assert result.replaced == (prompt in self.ids)
+        assert self.ids.setdefault(prompt, result.edit_id) == result.edit_id
+        self.targets[prompt] = answer
+
+    @rule(pairs=st.lists(st.tuples(prompts, targets), min_size=2, max_size=4))
+    def edit_in_a_batch(self, pairs):
+        for result in self.memoir.edit(pairs, batch=3, progress=False):
+            self.ids[result.prompt], self.targets[result.prompt] = result.edit_id, result.target
+
+    @rule(prompt=prompts)
+    def delete(self, prompt):
+        if prompt in self.ids:
+            self.memoir.delete(self.ids.pop(prompt))
+            del self.targets[prompt]
+
+    @rule()
+    def calibrate(self):
+        if self.ids:
+            self.memoir.calibrate(["What is it?", UNRELATED] * 10, 0.4)
+            self.memoir.layer.tau = 0.9
+
+    @rule()
+    def compact(self):
+        self.memoir.compact(progress=False)
+
+    @rule()
+    def refresh(self):
+        self.memoir.refresh(turns=1, progress=False)
+
+    @rule()
+    def save(self):
+        self.memoir.save_pretrained(self.folder / "memory")
+
+    @rule()
+    def open_again(self):
+        before = [self._logits(self.model, prompt) for prompt in PROMPTS]
+        self.memoir.detach()
+        self.memoir = Memoir.open(self.model, self.tokenizer, self.folder / "memory")
+        assert all(map(torch.equal, before, [self._logits(self.model, prompt) for prompt in PROMPTS]))
+
+    @rule(prompt=prompts)
+    def change_while_it_generates(self, prompt):
+        with self.memoir.layer.views.generation():
+            before = self._logits(self.model, prompt)
+            self.memoir.edit(prompt, "Rome")
+            if len(self.ids) > 1:
+                self.memoir.compact(progress=False)
+            assert torch.equal(self._logits(self.model, prompt), before)
+        self.ids[prompt], self.targets[prompt] = self.memoir.edits.id_of(prompt), "Rome"
+
+    @rule()
+    def merge_a_copy(self):
+        self.memoir.save_pretrained(self.folder / "copy")
+        assert sorted(self.memoir.merge(self.folder / "copy").same) == sorted(self.ids.values())
+
+    @invariant()
+    def each_prompt_follows_its_edit(self):
+        if self.memoir is None:
+            return
+        assert self.memoir.edits == {self.ids[prompt]: Edit(prompt, target) for prompt, target in self.targets.items()}
+        for prompt in PROMPTS:
+            self._logits(self.model, prompt)
+            own = self.memoir.last_routes[0].edit_id
+            allowed = [self.ids[prompt]] if prompt in self.ids else [-1, *self.ids.values()]
+            assert own in allowed, (prompt, own, self.ids)
+        assert not self.memoir.layer.memory._copies
+
+    @invariant()
+    def what_is_unrelated_is_left_alone(self):
+        if self.memoir is not None:
+            logits = self._logits(self.model, UNRELATED)
+            assert self.memoir.last_routes[0].edit_id != -1 or torch.equal(logits, self.plain)
+
+    def _logits(self, model, prompt):
+        with torch.no_grad():
+            return model(self.tokenizer(prompt, return_tensors="pt").input_ids).logits
+
+    def teardown(self):
+        if self.memoir is not None:
+            self.memoir.detach()
+        shutil.rmtree(self.folder)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_operations_in_any_order(tiny_llama, tiny_tokenizer):
+    Memories.model, Memories.tokenizer = tiny_llama, tiny_tokenizer
+    many = int(os.environ.get("MEMOIR_FAST_INTERLEAVINGS", "12"))
+    run_state_machine_as_test(
+        Memories,
+        settings=settings(
+            max_examples=many, stateful_step_count=10, deadline=None, derandomize=many <= 12,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )  # fmt: skip
