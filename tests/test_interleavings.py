@@ -64,7 +64,6 @@ class Memories(RuleBasedStateMachine):
     def calibrate(self):
         if self.ids:
             self.memoir.calibrate(["What is it?", UNRELATED] * 10, 0.4)
-            self.memoir.layer.tau = 0.9
 
     @rule()
     def compact(self):
