@@ -125,8 +125,8 @@ class Memoir(Upkeep):
 
         Each edit, deletion and calibration is in the folder's journal, and synced, before the call that made it
         returns or the iterator gives it. `save_pretrained` to the same folder begins the journal anew, which happens by
-        itself when it has outgrown the snapshot; what is set on `layer` by hand, as tau, is kept from then on. One process at a time may have a folder open; others load it by
-        `from_pretrained`, at any time. `close` and `detach` let it go.
+        itself when it has outgrown the snapshot; what is set on `layer` by hand is kept from then on. One process at a
+        time may have a folder open; others load it by `from_pretrained`, at any time. `close` and `detach` let it go.
 
         Args:
             model, tokenizer: as in `attach`, or those that the folder's memory was made for.

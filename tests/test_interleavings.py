@@ -1,6 +1,6 @@
 """Ten operations in any order: each prompt follows its own edit as it is now, and a folder opened again says the same.
 
-`MEMOIR_FAST_INTERLEAVINGS=1000 pytest tests/test_interleavings.py` runs a thousand sequences of up to ten operations.
+`INTERLEAVINGS=1000 pytest tests/test_interleavings.py` runs a thousand sequences of up to ten operations.
 """
 
 import dataclasses
@@ -131,7 +131,7 @@ class Memories(RuleBasedStateMachine):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_operations_in_any_order(tiny_llama, tiny_tokenizer):
     Memories.model, Memories.tokenizer = tiny_llama, tiny_tokenizer
-    many = int(os.environ.get("MEMOIR_FAST_INTERLEAVINGS", "12"))
+    many = int(os.environ.get("INTERLEAVINGS", "12"))
     run_state_machine_as_test(
         Memories,
         settings=settings(
