@@ -11,11 +11,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
+
+pytest.importorskip("hypothesis")
+from hypothesis import HealthCheck, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from hypothesis.stateful import (  # noqa: E402
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 PROMPTS = ["The capital of France is", "Which animal lives in", "What is the colour of", "The river runs through",
            "Who wrote the play about", "Where does the road to"]  # fmt: skip

@@ -35,8 +35,7 @@ def order(layer: MemoirLinear) -> list[int]:
 def fill(layer: MemoirLinear, saved: dict[str, torch.Tensor]) -> None:
     """Gives a layer, whose memory is empty, the saved pages; `MaskStore.restore` takes where each edit lives."""
     memory = layer.memory
-    while memory.pages < _count(saved, layer.in_features):
-        memory.open()
+    memory.empty(max(1, _count(saved, layer.in_features)))
     rows = saved["memory_rows"].long().to(memory.table.device)
     memory.weight[rows] = saved["memory_values"].to(memory.table)
 
