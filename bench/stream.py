@@ -1,0 +1,132 @@
+"""A long stream of edits, one after another, and what is left of each hundred of them.
+
+`python bench/stream.py --data ZSRE.json --data COUNTERFACT.json --edits 5000 --folder RUN` teaches SmolLM2-135M the
+rows of the files in their order, each prompt once. It goes on where it was stopped: the memory is kept in RUN/memory
+by its journal. At each mark all edits so far are measured: RUN/stream.json has the figures, RUN/stream.png the plot.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from memoir_fast import Memoir
+from memoir_fast.atomic import replace
+from memoir_fast.core.scoring import locality, target_accuracy
+from memoir_fast.hf.loading import load_model
+from memoir_fast.io.readers import Case, read_cases
+
+MARKS = (100, 300, 1000, 3000, 5000)
+LOCALITY = 200  # unrelated prompts that are asked at each mark
+
+
+def stream(files: Sequence[Path], edits: int) -> list[Case]:
+    """The first rows of the files, each prompt once, those that cannot be used left out."""
+    found: dict[str, Case] = {}
+    for file in files:
+        for case in read_cases(file, unusable=[]):
+            found.setdefault(case.prompt, case)
+    return list(found.values())[:edits]
+
+
+def measured(memoir: Memoir, cases: Sequence[Case]) -> dict[str, Any]:
+    """Figures of edits that were taught, as they are now.
+
+    Rel by routing, and with each prompt's own edit given; Gen of each first paraphrase with its edit given; Loc of
+    unrelated prompts; Rel of each hundred.
+    """
+    own = [(case.prompt, case.target) for case in cases]
+    again = [case for case in cases if case.paraphrases]
+    reliability = target_accuracy(memoir, own)
+    given = _given(memoir, [(case, case.prompt) for case in cases])
+    generalization = _given(memoir, [(case, case.paraphrases[0]) for case in again])
+    unrelated = [pair for case in cases for pair in case.locality if pair not in case.neighbours][:LOCALITY]
+    return {
+        "edits": len(cases),
+        "reliability": _mean(reliability),
+        "reliability_given": _mean(given),
+        "generalization_given": _mean(generalization),
+        "locality": _mean(locality(memoir, unrelated)) if unrelated else None,
+        "hundreds": [_mean(reliability[start : start + 100]) for start in range(0, len(cases), 100)],
+        "pages": memoir.status().pages,
+    }
+
+
+def _given(memoir: Memoir, asked: Sequence[tuple[Case, str]]) -> list[float]:
+    found = []
+    for case, prompt in asked:
+        edit_id = memoir.edits.id_of(case.prompt)
+        assert edit_id is not None
+        with memoir.routed(edit_id):
+            found += target_accuracy(memoir, [(prompt, case.target)])
+    return found
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def run(memoir: Memoir, cases: Sequence[Case], marks: Sequence[int], file: Path, say: Callable[[str], None]) -> None:
+    """Teaches what is not taught yet, measures at each mark that `file` lacks, and writes it there."""
+    figures = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    done = {one["edits"] for one in figures}
+    for mark in sorted({*(one for one in marks if one < len(cases)), len(cases)}):
+        started, before = time.process_time(), len(memoir.edits)
+        wanted = [case.edit for case in cases[:mark] if memoir.edits.id_of(case.prompt) is None]
+        for _ in tqdm(memoir.edit_stream(wanted), total=len(wanted), desc=f"to {mark} edits", disable=None):
+            pass
+        seconds = (time.process_time() - started) / max(1, len(memoir.edits) - before)
+        if mark in done:
+            continue
+        one = {**measured(memoir, cases[:mark]), "seconds_per_edit": seconds if wanted else None}
+        figures.append(one)
+        replace(file, json.dumps(figures, indent=1).encode())
+        say(json.dumps(one))
+
+
+def plot(file: Path, image: Path) -> None:
+    """What each hundred of edits says at each mark."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
+    for one in json.loads(file.read_text(encoding="utf-8")):
+        places = [100 * number + 50 for number in range(len(one["hundreds"]))]
+        axes.plot(places, one["hundreds"], marker=".", label=f"after {one['edits']:,} edits")
+    axes.set(xlabel="edit, by hundreds", ylabel="reliability", ylim=(0.8, 1.005), title="What is left of each hundred")
+    axes.legend(fontsize=8, loc="lower left")
+    figure.savefig(image, dpi=120)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2", help="a hub id, a local folder, or smollm2")
+    parser.add_argument("--data", type=Path, action="append", required=True, help="a file of edits; may be given again")
+    parser.add_argument("--folder", type=Path, required=True, help="where the memory and the figures are kept")
+    parser.add_argument("--edits", type=int, default=5000)
+    parser.add_argument("--marks", type=int, nargs="+", default=MARKS)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", default="float32")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    cases = stream(given.data, given.edits)
+    given.folder.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = load_model(given.model, given.dtype, "auto")
+    with Memoir.open(model, tokenizer, given.folder / "memory") as memoir:
+        run(memoir, cases, given.marks, given.folder / "stream.json", print)
+    memoir.detach()
+    plot(given.folder / "stream.json", given.folder / "stream.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
