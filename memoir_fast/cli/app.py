@@ -19,6 +19,7 @@ import typer
 
 from memoir_fast import __version__
 from memoir_fast.cli import commands
+from memoir_fast.cli.plain import plain, warn_plainly
 from memoir_fast.errors import MemoirError
 
 EXPLAINED, INTERRUPTED = 1, 130
@@ -55,7 +56,7 @@ def _explained(command: Callable[..., None]) -> Callable[..., None]:
             if os.environ.get("MEMOIR_FAST_TRACEBACK") == "1":
                 raise
             message = " ".join(str(error).split()) or type(error).__name__
-            typer.echo(f"memoir: {message}", err=True)
+            typer.echo(f"memoir: {plain(message)}", err=True)
             raise typer.Exit(EXPLAINED) from None
 
     return run
@@ -72,4 +73,5 @@ _register()
 
 def main() -> None:
     """Runs the command line on `sys.argv` and exits."""
+    warn_plainly()
     app(prog_name="memoir" if os.path.basename(sys.argv[0]) != "__main__.py" else "python -m memoir_fast")

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from memoir_fast.cli.plain import cell
 from memoir_fast.hf.routing import Route
 
 
@@ -56,7 +57,7 @@ def not_said(screen: Console, freely: Sequence[Freely]) -> None:
 
 def deleted(screen: Console, prompt: str, edited: str, again: str, old: str) -> None:
     """One prompt's answers around the deletion of its edit."""
-    table = Table("edited", "edit deleted", "before any edit", title=Text(prompt))
+    table = Table("edited", "edit deleted", "before any edit", title=cell(prompt))
     table.add_row(*map(_line, (edited, again, old)))
     screen.print(table)
 
@@ -85,4 +86,4 @@ def figures(screen: Console, values: dict[str, Any]) -> None:
 
 
 def _line(text: str) -> Text:
-    return Text(" ".join(text.split()))
+    return cell(" ".join(text.split()))

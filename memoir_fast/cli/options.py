@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from memoir_fast.cli.plain import escaped
+
 EDITS_FILE = (
     "A JSON list or JSON lines: prompt and target, or ZsRE, CounterFact, WISE, UnKE, KnowEdit, Natural Questions."
 )
@@ -35,7 +37,7 @@ def write_json(json_file: Path | None, values: Any) -> None:
     """Writes `values` where `--json` says, or nowhere."""
     if json_file is None:
         return
-    text = json.dumps(_standard(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = escaped(json.dumps(_standard(values), indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
     if str(json_file) == "-":
         sys.stdout.write(text)
     else:

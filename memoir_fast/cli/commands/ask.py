@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from memoir_fast.cli.options import Device, Dtype, Json, Model, Quiet, console, require_writable, write_json
+from memoir_fast.cli.plain import cell
 
 
 def ask(
@@ -48,10 +49,9 @@ def ask(
 
 def _show(screen: Any, values: dict[str, Any]) -> None:
     from rich.table import Table
-    from rich.text import Text
 
-    table = Table("without the memory", "with the memory", title=Text(values["prompt"]))
-    table.add_row(Text(values["answer_without"]), Text(values["answer"]))
+    table = Table("without the memory", "with the memory", title=cell(values["prompt"]))
+    table.add_row(cell(values["answer_without"]), cell(values["answer"]))
     screen.print(table)
     overlap = f"overlap {values['overlap']:.3f}, tau {values['tau']:g}"
     if values["edit_id"] is None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from memoir_fast.cli.options import Device, Dtype, Json, Model, Quiet, console, require_writable, write_json
+from memoir_fast.cli.plain import cell
 
 
 def calibrate(
@@ -65,5 +66,5 @@ def _show(screen: Any, values: dict[str, Any]) -> None:
         "saved in": values["memory"],
     }
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, cell(value))
     screen.print(table)

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from memoir_fast.cli.options import Json, Quiet, console, require_writable, write_json
+from memoir_fast.cli.plain import cell
 
 
 def diff(
@@ -36,11 +37,10 @@ def _changed(rows: list[dict[str, Any]]) -> int:
 
 def _show(screen: Any, rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
-    from rich.text import Text
 
     table = Table("prompt", "A", "B")
     for row in rows:
-        table.add_row(*(Text(row[name] or "-") for name in ("prompt", "a", "b")))
+        table.add_row(*(cell(row[name] or "-") for name in ("prompt", "a", "b")))
     if rows:
         screen.print(table)
     screen.print(f"{len(rows)} edits differ")

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from memoir_fast.cli.options import EDITS_FILE, Device, Dtype, Json, Model, Quiet, console, require_writable, write_json
+from memoir_fast.cli.plain import cell
 
 SOME_NOT_LEARNED = 3
 SHOWN = 20  # rows of a table
@@ -104,13 +105,12 @@ def _open(model: str, memory: str | None, recipe: str | None, tau: float | None,
 
 def _show(screen: Any, results: list[Any], learned: int, seconds: float, out: Path) -> None:
     from rich.table import Table
-    from rich.text import Text
 
     failed = [result for result in results if not result.learned]
     if failed:
         table = Table("id", "prompt", "target", "loss", "steps", title="not learned below the loss threshold")
         for result in failed[:SHOWN]:
-            texts = Text(result.prompt), Text(result.target)
+            texts = cell(result.prompt), cell(result.target)
             table.add_row(str(result.edit_id), *texts, f"{result.loss:.3f}", str(result.steps))
         screen.print(table)
         if len(failed) > SHOWN:
@@ -129,7 +129,6 @@ def _with_answer(result: Any, said: dict[int, tuple[str, bool]]) -> dict[str, An
 def _show_said(screen: Any, held: list[Any], said: dict[int, tuple[str, bool]]) -> None:
     """Few edits with what the model says; of many those that it does not say."""
     from rich.table import Table
-    from rich.text import Text
 
     few = len(held) <= SHOWN
     shown = [result for result in held if few or not said[result.edit_id][1]]
@@ -138,7 +137,7 @@ def _show_said(screen: Any, held: list[Any], said: dict[int, tuple[str, bool]]) 
         table = Table("id", "prompt", "target", "it says", "the target?", title=title)
         for result in shown[:SHOWN]:
             text, yes = said[result.edit_id]
-            texts = (Text(" ".join(one.split())) for one in (result.prompt, result.target, text))
+            texts = (cell(" ".join(one.split())) for one in (result.prompt, result.target, text))
             table.add_row(str(result.edit_id), *texts, "yes" if yes else "no")
         screen.print(table)
         if len(shown) > SHOWN:

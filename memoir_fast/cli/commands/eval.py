@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from memoir_fast.cli.options import EDITS_FILE, Device, Dtype, Json, Model, Quiet, console, require_writable, write_json
+from memoir_fast.cli.plain import plain
 
 
 def eval(
@@ -128,4 +129,4 @@ def _show(screen: Any, result: dict[str, Any]) -> None:
         f"{len(result['conflicts'])} groups of rows contradict each other",
     )
     for line in (*lines, *(f"left out: {why}" for why in result["unusable"])):
-        screen.print(line, markup=False)
+        screen.print(plain(line), markup=False)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from memoir_fast.cli.options import require_writable
+from memoir_fast.cli.plain import escaped
 
 
 def export(
@@ -30,6 +31,6 @@ def export(
         )
     text = "".join(line + "\n" for line in lines)
     if to is None:
-        sys.stdout.write(text)
+        sys.stdout.write(escaped(text))
     else:
         to.write_text(text, encoding="utf-8")

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from memoir_fast.cli.options import Json, Quiet, console, require_writable, write_json
+from memoir_fast.cli.plain import cell
 
 
 def inspect(
@@ -43,10 +44,9 @@ def inspect(
 
 def _show(screen: Any, report: dict[str, Any], shown: int) -> None:
     from rich.table import Table
-    from rich.text import Text
 
     base, config = report["base_model"], report["config"]
-    table = Table("", "", show_header=False, title=Text(report["memory"]))
+    table = Table("", "", show_header=False, title=cell(report["memory"]))
     rows = {
         "edits": f"{report['edits']} live, {report['deleted']} deleted",
         "columns": f"{config['k']} of {report['width']} per edit, {report['columns_used']} in use",
@@ -60,13 +60,13 @@ def _show(screen: Any, report: dict[str, Any], shown: int) -> None:
         "written by": f"memoir_fast {report['package_version']}",
     }
     for name, value in rows.items():
-        table.add_row(name, Text(value))
+        table.add_row(name, cell(value))
     screen.print(table)
     if not shown or not report["texts"]:
         return
     table = Table("id", "prompt", "target")
     for one in report["texts"][:shown]:
-        table.add_row(str(one["id"]), Text(one["prompt"]), Text(one["target"]))
+        table.add_row(str(one["id"]), cell(one["prompt"]), cell(one["target"]))
     screen.print(table)
     if len(report["texts"]) > shown:
         screen.print(f"and {len(report['texts']) - shown} more")

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from memoir_fast.cli.options import Json, Quiet, console, require_writable, write_json
+from memoir_fast.cli.plain import cell
 
 
 def log(
@@ -21,27 +22,34 @@ def log(
     records: list[dict[str, Any]] = []
     if journal is not None:
         with journal:
-            records = [{"sequence": one.sequence, "kind": one.kind, **one.values} for one in journal]
+            records = [{**one.values, "sequence": one.sequence, "kind": one.kind} for one in journal]
     write_json(json_file, {"memory": str(saved.folder), "snapshot_edits": len(saved.edits), "records": records})
     _show(console(json_file, quiet), len(saved.edits), records)
 
 
 def _show(screen: Any, edits: int, records: list[dict[str, Any]]) -> None:
     from rich.table import Table
-    from rich.text import Text
 
     table = Table("number", "time", "what", "")
     for record in records:
-        moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.get("time", 0)))
-        table.add_row(str(record["sequence"]), moment, record["kind"], Text(_words(record)))
+        table.add_row(str(record["sequence"]), _moment(record.get("time")), record["kind"], cell(_words(record)))
     if records:
         screen.print(table)
     screen.print(f"the snapshot holds {edits} edits; {len(records)} records have come since")
 
 
+def _moment(seconds: Any) -> str:
+    """A record's time, whatever it says."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(seconds)))
+    except (TypeError, ValueError, OverflowError, OSError):
+        return "no time"
+
+
 def _words(record: dict[str, Any]) -> str:
     if record["kind"] == "edit":
-        return f"{record['id']}: {record['prompt']} -> {record['target']}"
+        return f"{record.get('id')}: {record.get('prompt')} -> {record.get('target')}"
     if record["kind"] == "delete":
-        return ", ".join(map(str, record["ids"]))
-    return f"tau {record['tau']:.4f}" if record["kind"] == "calibration" else ""
+        return str(record.get("ids")).strip("[]")
+    tau = record.get("tau")
+    return f"tau {tau:.4f}" if record["kind"] == "calibration" and isinstance(tau, float) else ""

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from memoir_fast.cli.options import Device, Dtype, Json, Model, Quiet, console, write_json
+from memoir_fast.cli.plain import cell
 from memoir_fast.cli.saved import Memory, Out, open_saved
 
 SHOWN = 20  # rows of a table
@@ -42,13 +43,12 @@ def merge(
 
 def _show(screen: Any, values: dict[str, Any]) -> None:
     from rich.table import Table
-    from rich.text import Text
 
     conflicts = values["conflicts"]
     if conflicts:
         table = Table("prompt", "this", "other", title=f"two targets of one prompt: {values['preferred']} won")
         for one in conflicts[:SHOWN]:
-            table.add_row(*(Text(one[name]) for name in ("prompt", "this", "other")))
+            table.add_row(*(cell(one[name]) for name in ("prompt", "this", "other")))
         screen.print(table)
         if len(conflicts) > SHOWN:
             screen.print(f"and {len(conflicts) - SHOWN} more; --json lists all")

@@ -1,0 +1,155 @@
+"""What a folder's texts, or a model's, do to a terminal: nothing. What JSON says of them is all of it."""
+
+import dataclasses
+import json
+import shutil
+import time
+import unicodedata
+import warnings
+
+import pytest
+from typer.testing import CliRunner
+
+from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
+from memoir_fast.cli import app as command_line
+from memoir_fast.cli.commands.log import _moment
+from memoir_fast.cli.plain import cell, escaped, plain
+from memoir_fast.io import checkpoint
+from memoir_fast.io.journal import Journal
+from memoir_fast.io.writer_lock import WriterLock
+
+STEERING = "\x1b[2J \x1b]0;title\x07 \x00 \x08 \r \x0b \x7f \x85 \x9b2J \u202e \u2066 \u2028 \u200f"
+EVIL = f"The sky{STEERING} is"
+_MADE = []  # the folder that is copied
+RECIPE = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, questions=0, steps=1)
+
+
+def steers(text):
+    return [one for one in text if one not in "\n\t" and unicodedata.category(one) in ("Cc", "Cs", "Zl", "Zp")] + [
+        one
+        for one in text
+        if unicodedata.bidirectional(one) in ("RLO", "LRO", "RLE", "LRE", "PDF", "LRI", "RLI", "FSI")
+    ]
+
+
+def test_every_character():
+    """What steers is replaced, one for one, and nothing else is."""
+    for number in (*range(0x10000), *range(0x1F000, 0x1FB00), *range(0xE0000, 0xE0100)):
+        text = chr(number)
+        if number in (0x061C, 0x200E, 0x200F, 0x2069) or steers(text):
+            assert plain(text) == "\ufffd", hex(number)
+            assert json.loads(escaped(json.dumps(text, ensure_ascii=False))) == text
+            assert not steers(escaped(json.dumps(text, ensure_ascii=False)))
+        else:
+            assert plain(text) == text, hex(number)
+
+
+def test_texts_stay_readable():
+    kept = "Kyōto 🗼 日本 👩‍🚀 می‌خواهم\n\tשלום"
+    assert plain(kept) == kept and escaped(kept) == kept
+    assert plain("a\x1b[2Jb") == "a\ufffd[2Jb"
+    assert cell("[bold]a\x07").plain == "[bold]a\ufffd"
+
+
+@pytest.fixture
+def invoke():
+    runner = CliRunner(env={"COLUMNS": "200"})
+    return lambda *arguments: runner.invoke(command_line.app, [str(one) for one in arguments])
+
+
+@pytest.fixture
+def model(tiny_llama, tiny_tokenizer, tmp_path):
+    tiny_llama.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def folders(tiny_llama, tiny_tokenizer, tmp_path, tmp_path_factory):
+    """Two memories whose texts steer, in snapshot and journal; they differ in a target. Made once, then copied."""
+    if not _MADE:
+        made = tmp_path_factory.mktemp("steering")
+        for name in ("one", "other"):
+            config = MemoirConfig(recipe=RECIPE, tau=0.9, k=16, background=8, routing="paper")
+            with Memoir.open(tiny_llama, tiny_tokenizer, made / name, config) as memoir:
+                memoir.edit(EVIL, f"green{STEERING}{name}")
+                memoir.save_pretrained(made / name)
+                if name == "one":
+                    memoir.edit(Edit(f"The river{STEERING}", STEERING + "wide", (f"A river{STEERING}",)))
+            memoir.detach()
+        _MADE.append(made)
+    shutil.copytree(_MADE[0], tmp_path / "made")
+    return tmp_path / "made" / "one", tmp_path / "made" / "other"
+
+
+def change_config(folder, change):
+    path = folder / checkpoint.CONFIG_NAME
+    values = json.loads(path.read_bytes())
+    change(values)
+    values["checksum"] = checkpoint._checksum(values)
+    path.write_text(json.dumps(values))
+
+
+def test_no_command_prints_what_steers(invoke, folders, model, tmp_path):
+    one, other = folders
+    more = tmp_path / "more.jsonl"
+    more.write_text(json.dumps({"prompt": EVIL, "target": STEERING + "wide"}))
+    calls = [
+        ["inspect", one],
+        ["log", one],
+        ["check", one],
+        ["diff", one, other],
+        ["export", one],
+        ["ask", EVIL, "-m", model, "--memory", one, "--new-tokens", 2],
+        ["merge", "-m", model, "--memory", one, "--with", other, "--out", tmp_path / "merged"],
+        ["edit", "-m", model, "-e", more, "-o", tmp_path / "taught", "--memory", other, "--recipe", "paper"],
+    ]
+    for call in calls:
+        done = invoke(*call)
+        assert done.exit_code in (0, 3), (call, done.output)
+        assert not steers(done.stdout + done.stderr.replace("\rediting", "editing")), call  # a bar's own
+        assert any(word in done.stdout for word in ("sky", "river", "whole")), call
+    assert json.loads(invoke("export", other).stdout)["prompt"] == EVIL
+    said = invoke("inspect", one, "--json", "-")
+    assert not steers(said.stdout) and json.loads(said.stdout)["texts"][0]["prompt"] == EVIL
+
+
+def test_settings_and_errors_steer_as_little(invoke, folders):
+    one, other = folders
+
+    def change(values):
+        values["package_version"] = STEERING
+        values["fingerprint"] |= {"model_type": STEERING, "layer": STEERING, "weight_sha256": STEERING}
+
+    change_config(other, change)
+    done = invoke("inspect", other)
+    assert done.exit_code == 0 and not steers(done.output)
+    change_config(one, lambda values: values["files"]["edits"].update(name=STEERING))
+    change_config(other, lambda values: values["config"].update(recipe=STEERING))
+    for folder in (one, other):
+        done = invoke("inspect", folder)
+        assert done.exit_code == 1 and "memory_config.json is malformed" in done.stderr and not steers(done.output)
+
+
+def test_warnings_steer_as_little(monkeypatch):
+    """Those of the command line; the library leaves them as they are."""
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    monkeypatch.setattr(command_line, "app", lambda **_: None)
+    assert steers(warnings.formatwarning(STEERING, UserWarning, "file", 1))
+    command_line.main()
+    said = warnings.formatwarning(STEERING, UserWarning, "file", 1)
+    assert "UserWarning" in said and not steers(said)
+
+
+@pytest.mark.parametrize("moment", [None, "now", [1], 1e300, -1e300, float("nan")])
+def test_log_of_records_that_say_anything(moment):
+    assert _moment(moment) == "no time" and _moment(time.time())[:2] == "20"
+
+
+def test_log_of_records_without_their_values(invoke, folders):
+    saved = checkpoint.read(folders[1])
+    with WriterLock(folders[1]) as lock, Journal(lock, saved.checksum) as journal:
+        for kind in ("edit", "delete", "calibration", "other"):
+            journal.append(kind, {"time": "long ago", "tau": "much", "kind": "lie"})
+    done = invoke("log", folders[1])
+    assert done.exit_code == 0 and "4 records have come since" in done.stdout and "lie" not in done.stdout
