@@ -14,7 +14,7 @@ from memoir_fast.core.edit import Edit
 from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.editing.teacher import Written
 from memoir_fast.errors import CheckpointError
-from memoir_fast.io import codes
+from memoir_fast.io import checkpoint, codes
 from memoir_fast.io.journal import Entry
 from memoir_fast.io.records import Record
 
@@ -136,6 +136,7 @@ def _edit(memoir: EditedModel, values: Mapping[str, Any], tensors: Mapping[str, 
         and not 0 <= int(rows.min()) <= int(rows.max()) < layer.in_features
     ):
         raise ValueError(f"values must be [rows, {layer.out_features}], rows in 0 .. {layer.in_features - 1}")
+    checkpoint.require_bits(tensors["mask"][None], layer.in_features, layer.k)
     if layer.codes is not None:
         own = codes.Rows(*(tensors[f"code_{name}"].to(device) for name in codes.Rows._fields))
     with memoir.edits.put(edit, tensors["mask"].to(device), page, own) as edit_id:

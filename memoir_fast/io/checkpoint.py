@@ -374,7 +374,7 @@ def fill(memoir: EditedModel, saved: SavedMemory) -> None:
     layer.mu.copy_(tensors["mu"])
     layer.tau = saved.tau
     try:
-        _require_bits(tensors["masks"], layer.in_features, layer.k)
+        require_bits(tensors["masks"], layer.in_features, layer.k)
     except ValueError as error:
         raise CheckpointError(f"{saved.folder} does not hold a memory: {error}") from error
     layer.store.restore(tensors["masks"], tensors.get("min_overlap"), tensors.get("page", 0))
@@ -390,7 +390,7 @@ def fill(memoir: EditedModel, saved: SavedMemory) -> None:
     memoir.edits.restore(saved.edits)
 
 
-def _require_bits(masks: torch.Tensor, width: int, k: int) -> None:
+def require_bits(masks: torch.Tensor, width: int, k: int) -> None:
     """ValueError where a mask int32 [N, W] has other than k bits of `width`; that of a deleted edit has none."""
     every, own = (pack(torch.ones((1, bits), dtype=torch.bool)) for bits in (BITS * masks.shape[1], width))
     counts = set(shared_bits(every, masks).unique().tolist()) - {0}

@@ -339,6 +339,8 @@ class MemoirLinear(nn.Module):
 
 def first_alike(edit: torch.Tensor) -> torch.Tensor:
     """Per sequence that follows an edit, int32 [B], the first of the batch that follows the same; -1 where it is -1."""
+    if not len(edit):
+        return edit
     first = (edit[:, None] == edit).int().argmax(dim=1).int()
     return torch.where(edit >= 0, first, -1)
 

@@ -8,7 +8,7 @@ import torch
 from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
 from memoir_fast.errors import CheckpointError, LockedError, MemoirError
 from memoir_fast.io import checkpoint, durable
-from memoir_fast.io.journal import journal_path
+from memoir_fast.io.journal import journal_path, read
 
 RECIPE = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, questions=0, steps=3)
 PROMPTS = [f"The number {number} is" for number in range(8)]
@@ -168,6 +168,16 @@ def test_a_record_that_does_not_fit_is_refused(opened, config, tmp_path):
     assert lines.exists()
     with pytest.raises(CheckpointError, match="record 2 of the journal does not fit"):
         Memoir.from_pretrained(model, tokenizer, tmp_path / "memory")
+
+
+def test_a_record_whose_mask_has_other_bits_is_refused(opened, config):
+    memoir = opened(config)
+    memoir.edit(*FACTS[0])
+    (record,) = read(memoir._durable.journal.path)
+    record.tensors["mask"][0] ^= 1
+    memoir._durable.journal.append("edit", {**record.values, "id": 1, "prompt": "another"}, record.tensors)
+    with pytest.raises(CheckpointError, match="record 2 .* every mask must have k = 16 of 48 bits set"):
+        opened()
 
 
 def test_an_acknowledged_edit_costs_little_more_than_its_bytes(opened, config):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from memoir_fast.modules import MemoirLinear
-from memoir_fast.modules.memoir_linear import linear_shape, min_overlap
+from memoir_fast.modules.memoir_linear import first_alike, linear_shape, min_overlap
 
 WIDTH, OUT, K = 64, 6, 8
 
@@ -266,6 +266,13 @@ def test_it_compiles_as_one_graph(grad):
 def test_mode_follows_the_base_layer():
     assert MemoirLinear(nn.Linear(WIDTH, OUT), K).training
     assert not any(module.training for module in MemoirLinear(nn.Linear(WIDTH, OUT).eval(), K).modules())
+
+
+@pytest.mark.parametrize(
+    ("edits", "first"), [([], []), ([-1, -1], [-1, -1]), ([4, 2, -1, 4, 2, 0], [0, 1, -1, 0, 1, 5])]
+)
+def test_sequences_of_one_edit_read_the_rows_of_the_first(edits, first):
+    assert first_alike(torch.tensor(edits, dtype=torch.int32)).tolist() == first
 
 
 def test_a_draft_takes_the_place_of_the_memory_and_is_gone_after_an_exception():
