@@ -14,8 +14,9 @@ from memoir_fast.core.edit import Edit
 from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.editing.teacher import Written
 from memoir_fast.errors import CheckpointError
-from memoir_fast.io import checkpoint, codes
+from memoir_fast.io import codes
 from memoir_fast.io.journal import Entry
+from memoir_fast.io.plausible import require_bits
 from memoir_fast.io.records import Record
 
 
@@ -115,6 +116,8 @@ def apply_texts(edits: dict[int, Edit], record: Record) -> None:
 
 
 def _texts(values: Mapping[str, Any]) -> Edit:
+    if not isinstance(values["paraphrases"], list) or not isinstance(values["keep"], list):
+        raise ValueError("paraphrases and keep are lists of texts")
     return Edit(values["prompt"], values["target"], tuple(values["paraphrases"]), tuple(values["keep"]))
 
 
@@ -122,6 +125,8 @@ def _edit(memoir: EditedModel, values: Mapping[str, Any], tensors: Mapping[str, 
     layer, page = memoir.layer, values["page"]
     device, memory = layer.memory.table.device, layer.memory
     edit = _texts(values)
+    for name in ("values", "rows", "target_tokens"):
+        _require_numbers(name, tensors[name])
     if not 0 <= page <= memory.pages:
         raise ValueError(f"page {page} of {memory.pages}")
     while memory.pages <= page:
@@ -136,14 +141,26 @@ def _edit(memoir: EditedModel, values: Mapping[str, Any], tensors: Mapping[str, 
         and not 0 <= int(rows.min()) <= int(rows.max()) < layer.in_features
     ):
         raise ValueError(f"values must be [rows, {layer.out_features}], rows in 0 .. {layer.in_features - 1}")
-    checkpoint.require_bits(tensors["mask"][None], layer.in_features, layer.k)
+    require_bits(tensors["mask"][None], layer.in_features, layer.k)
+    if not tensors["mask"].any() or len(rows.unique()) < len(rows):
+        raise ValueError("a mask must have bits, and rows no repeats")
     if layer.codes is not None:
+        require_bits(tensors["code_codes"], layer.codes.width, layer.codes.k, "code")
         own = codes.Rows(*(tensors[f"code_{name}"].to(device) for name in codes.Rows._fields))
     with memoir.edits.put(edit, tensors["mask"].to(device), page, own) as edit_id:
         if edit_id != values["id"]:
             raise ValueError(f"expected the id {values['id']}, got {edit_id}")
         memory.page(page)[rows] = weight.to(memory.table)
         layer.store.rest_after(edit_id, tuple(tensors["target_tokens"].tolist()))
+
+
+def _require_numbers(name: str, tensor: torch.Tensor) -> None:
+    if tensor.is_floating_point() != (name == "values") or not tensor.isfinite().all():
+        raise ValueError(
+            f"{name} must be finite {'floats' if name == 'values' else 'whole numbers'}, got {tensor.dtype}"
+        )
+    if name != "values" and tensor.numel() and int(tensor.min()) < 0:
+        raise ValueError(f"{name} must be at least 0")
 
 
 def _delete(memoir: EditedModel, values: Mapping[str, Any], _: Mapping[str, torch.Tensor]) -> None:
@@ -161,4 +178,7 @@ def _calibrate(memoir: EditedModel, values: Mapping[str, Any], tensors: Mapping[
         layer.codes.min_overlap[live] = least
     made = values["calibration"]
     memoir.calibration = None if made is None else Calibration(**made)
-    memoir.background = tensors["background"].to(least.device) if "background" in tensors else None
+    background = tensors.get("background")
+    if background is not None and (background.dim() != 2 or background.dtype != torch.int32):
+        raise ValueError(f"background must be int32 [M, W], got {background.dtype} {list(background.shape)}")
+    memoir.background = None if background is None else background.to(least.device)

@@ -29,11 +29,12 @@ from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.errors import CheckpointError
 from memoir_fast.hf.presets import device_of
 from memoir_fast.io import codes, pages
+from memoir_fast.io.edit_texts import read_edits, texts_of
 from memoir_fast.io.fingerprint import fingerprint
 from memoir_fast.io.journal import JOURNAL_NAMES
-from memoir_fast.mask_format import BITS, pack, words
+from memoir_fast.io.plausible import require_bits, require_numbers, require_settings
+from memoir_fast.mask_format import words
 from memoir_fast.modules.routing_code import RoutingCode
-from memoir_fast.modules.search import shared_bits
 
 FORMAT = "memoir_fast memory"
 FORMAT_VERSION = 3
@@ -114,7 +115,7 @@ def save(memoir: EditedModel, folder: str | os.PathLike) -> str:
             {"format": "pt"},  # with two keys their order, and so the digest, would vary
         ),
         "edits": "".join(
-            json.dumps({"id": edit_id, **_texts_of(edit)}, ensure_ascii=False) + "\n"
+            json.dumps({"id": edit_id, **texts_of(edit)}, ensure_ascii=False) + "\n"
             for edit_id, edit in sorted(memoir.edits.items())
         ).encode(),
     }
@@ -162,7 +163,8 @@ def read(folder: str | os.PathLike, **hub: Any) -> SavedMemory:
             values = _read_config(path / CONFIG_NAME)
             entries = {kind: values["files"][kind] for kind in _DATA_NAMES}
             files = {kind: _verified(path, kind, entry) for kind, entry in entries.items()}
-            tensors, edits = _parse_tensors(files["memory"]), _parse_edits(files["edits"])
+            tensors, edits = _parse_tensors(files["memory"]), read_edits(files["edits"])
+        require_settings(values)
         saved = SavedMemory(
             folder=path,
             package_version=str(values["package_version"]),
@@ -216,7 +218,7 @@ def _local(folder: str | os.PathLike, hub: dict[str, Any]) -> Path:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes(), object_pairs_hook=_names_once)
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} holds no memory: {CONFIG_NAME} is missing") from None
     except OSError as error:
@@ -226,7 +228,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise CheckpointError(f"{path} does not describe a memory: format must be {FORMAT!r}")
     version = values.get("format_version")
-    if not isinstance(version, int) or version < 1:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise CheckpointError(f"{path} is damaged: format_version must be a whole number, got {version!r}")
     if version > FORMAT_VERSION:
         raise CheckpointError(
@@ -238,6 +240,13 @@ def _read_config(path: Path) -> dict[str, Any]:
     unknown = sorted(set(values) - _KEYS)
     if unknown:
         warnings.warn(f"{path} has keys that this version does not know: {', '.join(unknown)}", stacklevel=4)
+    return values
+
+
+def _names_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError(f"an object has a name twice, of {', '.join(sorted(values))}")
     return values
 
 
@@ -283,27 +292,6 @@ def _texts(value: Any) -> list[str]:
     return value
 
 
-def _texts_of(edit: Edit) -> dict[str, Any]:
-    further = {"paraphrases": list(edit.paraphrases), "keep": list(edit.keep)}
-    return {
-        "prompt": edit.prompt,
-        "target": edit.target,
-        **{name: texts for name, texts in further.items() if texts},
-    }
-
-
-def _parse_edits(path: Path) -> dict[int, Edit]:
-    edits = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            values = json.loads(line)
-            further = {name: tuple(values.get(name, ())) for name in ("paraphrases", "keep")}
-            edits[int(values["id"])] = Edit(values["prompt"], values["target"], **further)
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}, line {number}: {type(error).__name__}: {error}") from error
-    return edits
-
-
 def _parse_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file, where they lie: what is not looked at is not read."""
     try:
@@ -315,6 +303,7 @@ def _parse_tensors(path: Path) -> dict[str, torch.Tensor]:
 def _require_consistent(saved: SavedMemory, path: Path) -> None:
     """Shapes, types and ranges of the tensors, and that every live mask has its text."""
     try:
+        require_numbers(saved.tensors)
         width, outputs = _layer_shape(saved)
         count = len(saved.tensors["masks"])
         rows = saved.tensors["memory_rows"]
@@ -334,6 +323,8 @@ def _require_consistent(saved: SavedMemory, path: Path) -> None:
         searched = width
         if saved.config.routing == "early":
             searched = codes.require_consistent(saved.tensors, saved.routing, set(saved.edits))
+            assert saved.routing is not None
+            require_bits(saved.tensors["rows_codes"], searched, saved.routing["k"], "code")
         if "background" in saved.tensors:
             expected["background"] = (torch.int32, (len(saved.tensors["background"]), words(searched)))
         for name, (dtype, shape) in expected.items():
@@ -388,11 +379,3 @@ def fill(memoir: EditedModel, saved: SavedMemory) -> None:
     if "background" in tensors:
         memoir.background = tensors["background"].to(device)
     memoir.edits.restore(saved.edits)
-
-
-def require_bits(masks: torch.Tensor, width: int, k: int) -> None:
-    """ValueError where a mask int32 [N, W] has other than k bits of `width`; that of a deleted edit has none."""
-    every, own = (pack(torch.ones((1, bits), dtype=torch.bool)) for bits in (BITS * masks.shape[1], width))
-    counts = set(shared_bits(every, masks).unique().tolist()) - {0}
-    if counts - {k} or not torch.equal(shared_bits(every, masks), shared_bits(own, masks)):
-        raise ValueError(f"every mask must have k = {k} of {width} bits set, got {sorted(counts)}")

@@ -88,9 +88,9 @@ def require_consistent(saved: dict[str, torch.Tensor], routing: Any, edits: set[
     for name, (dtype, shape) in expected.items():
         if saved[name].dtype != dtype or saved[name].shape != shape:
             raise ValueError(f"{name} must be {dtype} {list(shape)}, got {saved[name].dtype} {list(saved[name].shape)}")
-    if not 1 <= routing["k"] <= width or routing["block"] < 0 or not routing["fade"] > 0:
+    if not 1 <= routing["k"] <= width or routing["block"] < 0 or not 0 < routing["fade"] < float("inf"):
         raise ValueError(f"routing must have 1 <= k <= {width}, block >= 0 and fade > 0, got {routing}")
-    if not all(isinstance(one, int) for mark in (*routing["opened"], *routing["closed"]) for one in mark):
+    if not all(isinstance(one, int) and one >= 0 for mark in (*routing["opened"], *routing["closed"]) for one in mark):
         raise ValueError("routing's marks of turns must be lists of token ids")
     if set(saved["rows_owner"].tolist()) != edits:
         raise ValueError(f"the code rows must belong to the {len(edits)} edits, and each edit must have one")

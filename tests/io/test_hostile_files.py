@@ -28,7 +28,6 @@ def state(folder, kind, **changes):
     (folder / CONFIG).write_text(json.dumps(values))
 
 
-@pytest.mark.xfail(strict=True, reason="`read` does not look at the thresholds of masks yet")
 def test_threshold_of_nothing(saved):
     """Every prompt would follow the edit."""
     (path,) = saved.glob("memory-*")

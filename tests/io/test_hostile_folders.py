@@ -223,7 +223,7 @@ REFUSED = {
     "prefixes of numbers": (config(lambda v: v.update(prefixes=[1])), CONFIG, "prefixes must be a list of texts"),
     "calibration in part": (config(lambda v: v.update(calibration={"tau": 1})), CONFIG, "malformed"),
     "weight of other sides": (config(lambda v: v["fingerprint"].update(weight_shape=[5])), MEMORY, "the sides"),
-    "fingerprint gone": (config(lambda v: v.update(fingerprint={})), MEMORY, "KeyError"),
+    "fingerprint gone": (config(lambda v: v.update(fingerprint={})), CONFIG, "fingerprint lacks"),
     "no way of routing": (config(lambda v: v.update(routing=None)), MEMORY, "TypeError"),
     "codes of no bits": (config(lambda v: v["routing"].update(k=0)), MEMORY, "routing must have"),
     "fade is nan": (config(lambda v: v["routing"].update(fade=NAN)), MEMORY, "routing must have"),
@@ -231,15 +231,19 @@ REFUSED = {
     # edits
     "id twice, one lost": (
         lines(lambda edits: [edits[0], edits[1] | {"id": edits[0]["id"]}]),
-        MEMORY,
-        "must belong to the 1 edits",
+        EDITS,
+        "comes twice",
     ),
     "negative id": (line(id=-1), MEMORY, "must belong to"),
-    "id of 2^63": (line(id=2**63), MEMORY, "must belong to"),
+    "id of 2^63": (line(id=2**63), EDITS, "line 2"),
     "id in words": (line(id="two"), EDITS, "line 2: ValueError"),
     "id gone": (lines(lambda edits: [{"prompt": "a", "target": "b"}]), EDITS, "line 1: KeyError"),
     "edit gone": (lines(lambda edits: edits[:1]), MEMORY, "must belong to the 1 edits"),
-    "edit too many": (lines(lambda edits: [*edits, edits[0] | {"id": 3}]), MEMORY, "must belong to the 3 edits"),
+    "edit too many": (
+        lines(lambda edits: [*edits, edits[0] | {"id": 3, "prompt": "x"}]),
+        MEMORY,
+        "must belong to the 3 edits",
+    ),
     "prompt that is a list": (line(prompt=["a"]), EDITS, "line 2: TypeError"),
     "empty target": (line(target=" "), EDITS, "line 2: ValueError"),
     "edits of bytes": (lines(lambda edits: b"\xff\n"), EDITS, "line 1"),
@@ -282,10 +286,6 @@ REFUSED = {
     "marks of another type": (tensors(code_marks=lambda old: old.int()), MEMORY, "code_marks must be"),
     "background of other words": (tensors(background=lambda _: torch.ones(9, 1).int()), MEMORY, "background must be"),
     "tokens of another shape": (tensors(target_tokens=lambda old: old[:, :1]), MEMORY, "target_tokens must be"),
-}
-
-# What `checkpoint.read` lets pass today, or answers with another kind of error or another file's name.
-NOT_YET = {
     "edits that are lists": (lines(lambda edits: [[1], *edits]), EDITS, "line 1"),
     "deep edits": (lines(lambda edits: b'{"id":' + DEEP + b"\n"), EDITS, "line 1"),
     "id of a half": (line(id=2.5), EDITS, "line 2"),
@@ -350,16 +350,7 @@ HARMLESS = {
 }
 
 
-def cases():
-    """Each kind of damage; those of NOT_YET must fail, so that none stays there once it is refused."""
-    found = [pytest.param(*damage, id=kind) for kind, damage in REFUSED.items()]
-    for kind, damage in NOT_YET.items():
-        gap = pytest.mark.xfail(strict=True, reason=f"`read` does not refuse it by the file's name yet: {kind}")
-        found.append(pytest.param(*damage, id=kind, marks=gap))
-    return found
-
-
-@pytest.mark.parametrize(("damage", "name", "reason"), cases())
+@pytest.mark.parametrize(("damage", "name", "reason"), REFUSED.values(), ids=REFUSED)
 def test_damage_is_refused_by_name(folder, damage, name, reason):
     damage(folder)
     with pytest.raises(CheckpointError, match=name) as caught:

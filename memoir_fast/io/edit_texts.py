@@ -1,0 +1,45 @@
+"""The file with a memory's texts: one JSON object per live edit."""
+
+from pathlib import Path
+from typing import Any
+
+from memoir_fast.core.edit import Edit
+from memoir_fast.errors import CheckpointError
+from memoir_fast.io import strict_json
+
+
+def texts_of(edit: Edit) -> dict[str, Any]:
+    """An edit's texts as plain values, those that are not empty."""
+    further = {"paraphrases": list(edit.paraphrases), "keep": list(edit.keep)}
+    return {
+        "prompt": edit.prompt,
+        "target": edit.target,
+        **{name: texts for name, texts in further.items() if texts},
+    }
+
+
+def read_edits(path: Path) -> dict[int, Edit]:
+    """The edits of a file by id. CheckpointError, naming the line, where it holds anything else."""
+    edits = {}
+    prompts: set[str] = set()
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            edit_id, edit = _parse_edit(strict_json.loads(line))
+            if edit_id in edits or edit.prompt in prompts:
+                raise ValueError(f"the id {edit_id}, or its prompt, comes twice")
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}, line {number}: {type(error).__name__}: {error}") from error
+        edits[edit_id] = edit
+        prompts.add(edit.prompt)
+    return edits
+
+
+def _parse_edit(values: Any) -> tuple[int, Edit]:
+    if not isinstance(values, dict):
+        raise ValueError(f"expected an object, got a {type(values).__name__}")
+    edit_id, further = values["id"], {name: values.get(name, []) for name in ("paraphrases", "keep")}
+    if not isinstance(edit_id, int):
+        raise ValueError(f"an id is a whole number, got {edit_id!r}")
+    if not all(isinstance(texts, list) for texts in further.values()):
+        raise ValueError("paraphrases and keep are lists of texts")
+    return int(edit_id), Edit(values["prompt"], values["target"], tuple(further["paraphrases"]), tuple(further["keep"]))

@@ -1,0 +1,56 @@
+"""Whether the values of a memory's files can be a memory's at all."""
+
+from typing import Any
+
+import torch
+
+from memoir_fast.mask_format import BITS, pack
+from memoir_fast.modules.search import shared_bits
+
+_MOST = 1 << 24  # edits, and pages, that room is made for at once
+_FINGERPRINT = {"model_type", "hidden_size", "num_hidden_layers", "layer", "weight_shape", "weight_hashed_as"}
+
+
+def require_settings(values: dict[str, Any]) -> None:
+    """ValueError where a setting has no type that a memory has, or asks for more room than any needs."""
+    config, base, made = values["config"], values["fingerprint"], values.get("calibration")
+    missing = {"model_type", "hidden_size", "num_hidden_layers", "layer", "weight_shape", "weight_hashed_as"} - set(
+        base
+    )
+    if missing:
+        raise ValueError(f"fingerprint lacks {', '.join(sorted(missing))}")
+    if not isinstance(config.get("layer"), str) or config["layer"] != base["layer"]:
+        raise ValueError(f"layer must be that of the fingerprint, {base['layer']!r}, got {config.get('layer')!r}")
+    if not isinstance(config.get("seed", 0), int):
+        raise ValueError(f"seed must be a whole number, got {config['seed']!r}")
+    for name in ("max_edits", "max_pages"):
+        if (config.get(name) or 0) > _MOST:
+            raise ValueError(f"{name} must be at most {_MOST:,}, got {config[name]}")
+    if made is not None and not all(one is None or isinstance(one, (int, float)) for one in made.values()):
+        raise ValueError("calibration must hold numbers")
+
+
+def require_numbers(tensors: dict[str, torch.Tensor]) -> None:
+    """ValueError where a tensor has other sides than two, is no float where it must be, or is not finite."""
+    sides = {"mu": 1, "memory_values": 2, "code_weights": 1, "code_mean": 1, "code_projection": 2}
+    for name, count in sides.items():
+        tensor = tensors.get(name)
+        if tensor is None:
+            continue
+        if tensor.dim() != count or not tensor.is_floating_point() or name != "memory_values" and not tensor.numel():
+            raise ValueError(f"{name} must be floats of {count} sides, got {tensor.dtype} {list(tensor.shape)}")
+        if not tensor.isfinite().all() or name == "code_weights" and bool((tensor < 0).any()):
+            raise ValueError(f"{name} must be finite, and weights at least 0")
+    for name, least in (("target_tokens", 0), ("min_overlap", 1)):
+        if name in tensors and len(tensors[name]) and int(tensors[name].min()) < least:
+            raise ValueError(f"{name} must be at least {least}")
+
+
+def require_bits(masks: torch.Tensor, width: int, k: int, name: str = "mask") -> None:
+    """ValueError where a mask int32 [N, W] has other than k bits of `width`; that of a deleted edit has none."""
+    every, own = (pack(torch.ones((1, bits), dtype=torch.bool)) for bits in (BITS * masks.shape[1], width))
+    counts = set(shared_bits(every, masks).unique().tolist())
+    if name == "mask":
+        counts -= {0}
+    if counts - {k} or not torch.equal(shared_bits(every, masks), shared_bits(own, masks)):
+        raise ValueError(f"every {name} must have k = {k} of {width} bits set, got {sorted(counts)}")
