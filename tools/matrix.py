@@ -196,7 +196,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=versions.PARTS, help="these parts; the rows of others stay")
-    parser.add_argument("--quick", action="store_true", help="transformers, oldest and newest, but for the one installed; writes nothing")
+    quick = "transformers, oldest and newest, but for the one installed; writes nothing"
+    parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--cuda-torch", action="store_true", help="install CUDA builds of torch, 3 GB for each Python")
     parser.add_argument("--check", action="store_true", help="only compare docs/versions.md with matrix.json")
     asked = parser.parse_args(arguments)
