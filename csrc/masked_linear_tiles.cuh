@@ -122,7 +122,7 @@ struct Tile {
   };
   RoutePlan plan;
   int member[kMostSequences];  // the route's sequences
-  // Behind it: the block's share of the column list.
+  // Behind it: the block's share of the rows of memory, or -1.
   DEVICE int* list() { return reinterpret_cast<int*>(this + 1); }
 };
 
@@ -131,18 +131,18 @@ DEVICE int place_of_memory(int row, int piece) { return row * (kTileOutputs / 8)
 DEVICE int place_of_input(int row, int piece) { return row * (kDepth / 8) + (piece ^ row / 2 % 4); }
 
 template <class T, int kTileRows>
-DEVICE void copy_memory(const LinearCall& call, Tile<T, kTileRows>& shared, const uint4* memory, int stage, int tile,
-                        int first, int used) {
+DEVICE void copy_memory(const LinearCall& call, Tile<T, kTileRows>& shared, int stage, int tile, int first, int used) {
   using S = Tile<T, kTileRows>;
   constexpr int kRowsAtOnce = kLinearThreads / S::kOutputPieces;
   const int piece = threadIdx.x % S::kOutputPieces;
+  const auto* memory = static_cast<const uint4*>(call.memory);
   const bool inside = tile * kTileOutputs + piece * 8 < call.outputs;
 #pragma unroll
   for (int i = 0; i < kDepth; i += kRowsAtOnce) {
     const int row = threadIdx.x / S::kOutputPieces + i;
-    const int column = first + row < used ? shared.list()[first + row] : -1;
-    const bool whole = inside && column >= 0;
-    const uint4* from = whole ? memory + column * call.memory_row + tile * S::kOutputPieces + piece : memory;
+    const int at = first + row < used ? shared.list()[first + row] : -1;
+    const bool whole = inside && at >= 0;
+    const uint4* from = whole ? memory + at * call.memory_row + tile * S::kOutputPieces + piece : memory;
     copy_async(shared.stage[stage].memory + place_of_memory(row, piece), from, whole);
   }
 }
@@ -212,7 +212,6 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void multiply_tiles(const LinearCall cal
     const int edit = shared.plan.edit[leader];
     if (edit < 0 || (dense ? shared.plan.routed_rank[leader] : shared.plan.rank[leader]) != 0) continue;
     const int page = page_of(call, edit);
-    const auto* memory = static_cast<const uint4*>(call.memory) + static_cast<int64_t>(page) * call.memory_row;
     const int rows = (dense ? routed : shared.plan.size[leader]) * call.tokens;
     block_barrier();  // everybody has left the route before
     for (int b = threadIdx.x; b < call.batch; b += kLinearThreads) {
@@ -230,7 +229,7 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void multiply_tiles(const LinearCall cal
       }
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) {
-        if (i + u * kLinearThreads < used) shared.list()[i + u * kLinearThreads] = column[u];
+        if (i + u * kLinearThreads < used) shared.list()[i + u * kLinearThreads] = column[u] < 0 ? -1 : page + column[u];
       }
     }
     block_barrier();
@@ -239,7 +238,7 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void multiply_tiles(const LinearCall cal
     for (int first_row = 0; first_row < rows; first_row += S::kRows) {
       float sum[S::kTilesOfRows][S::kTilesOfOutputs][4] = {};
       for (int step = 0; step < S::kStages - 1; ++step) {
-        if (step < steps) copy_memory(call, shared, memory, step, tile, step * kDepth, used);
+        if (step < steps) copy_memory(call, shared, step, tile, step * kDepth, used);
       }
       if (!waited) wait_for_predecessors();
       waited = true;
@@ -253,7 +252,7 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void multiply_tiles(const LinearCall cal
         block_barrier();  // the stage of this step is complete, and everybody has left that of the step before
         const int ahead = step + S::kStages - 1;
         if (ahead < steps) {
-          copy_memory(call, shared, memory, ahead % S::kStages, tile, ahead * kDepth, used);
+          copy_memory(call, shared, ahead % S::kStages, tile, ahead * kDepth, used);
           copy_inputs(call, shared, ahead % S::kStages, begin + ahead * kDepth, first_row, rows);
         }
         commit_copies();

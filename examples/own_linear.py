@@ -29,7 +29,7 @@ edit_id = layer.store.append(mask[0])
 # 2. The change of these columns, in one step: a^T c moves the output by (a a^T) c.
 active = hidden[:, columns[0].long()]
 missing = (wanted - layer.base(hidden)) / (active @ active.T)
-with layer.changing(weight=True):
+with layer.changing(page=0):
     layer.memory.update(columns[0], active, missing)
 
 after = model(inputs)

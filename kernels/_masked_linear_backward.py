@@ -102,9 +102,9 @@ def _grad_memory(
     o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     columns_ptr += edit.to(tl.int64) * stride_cc
     page = page_of(columns_ptr, D, R)
-    c = column_of(tl.load(columns_ptr + j.to(tl.int64) * stride_ck, mask=j < k, other=-1), page, D).to(tl.int64)
-    inside = c >= 0
-    x_rows = x_ptr + leader.to(tl.int64) * stride_xb + c[None, :] * stride_xd
+    row = tl.load(columns_ptr + j.to(tl.int64) * stride_ck, mask=j < k, other=-1).to(tl.int64)
+    inside = (row >= page) & (row < page + D)
+    x_rows = x_ptr + leader.to(tl.int64) * stride_xb + (row - page)[None, :] * stride_xd
     grad_rows = grad_ptr + leader.to(tl.int64) * stride_gb + o[None, :].to(tl.int64) * stride_go
     acc = tl.zeros((BLOCK_J, BLOCK_O), tl.float32)
     for b in range(leader, B):
@@ -117,7 +117,7 @@ def _grad_memory(
                 acc = dot(tl.trans(x), dy, acc)
         x_rows += stride_xb
         grad_rows += stride_gb
-    grad_memory_ptr += (page + c[:, None]) * outputs + o[None, :]
+    grad_memory_ptr += row[:, None] * outputs + o[None, :]
     held = inside[:, None] & (o < outputs)[None, :]
     tl.store(grad_memory_ptr, tl.load(grad_memory_ptr, mask=held, other=0.0) + acc, mask=held)
 

@@ -116,7 +116,7 @@ def count_out(
     """Stores the chosen rows of data set `name`, has tau chosen, and counts what matches."""
     store, k = memoir.layer.store, memoir.layer.k
     store.truncate(0)
-    store.extend(hashed[name].masks[chosen], hashed[name].columns[chosen])
+    store.extend(hashed[name].masks[chosen])
     tau = calibrate(memoir, hashed["background"].masks, RATE, probe=False).tau
     store.set_min_overlap(math.ceil(tau * k - 1e-9))
 

@@ -123,18 +123,21 @@ class ResidualMemory(nn.Module):
 
     def restore(self, weight: torch.Tensor) -> None:
         """Takes over pages [n * D, O] in place of those that there are."""
-        self.empty(len(weight) // self.width)
-        self.weight.copy_(weight)
+        self._make_room(len(weight) // self.width)
+        self.weight.copy_(weight)  # which may lie there already
 
     def empty(self, pages: int) -> None:
         """Makes the memory one of so many pages of zeros. IndexError where there may not be as many."""
         if self.max_pages is not None and pages > self.max_pages:
             raise IndexError(f"{pages} pages are more than max_pages = {self.max_pages}")
+        self._make_room(pages)
+        self.weight.zero_()
+
+    def _make_room(self, pages: int) -> None:
         self._free, self._copies = [], set()
         if pages * self.width > len(self.table):
             self.table = self._reserved(self.table[:0], pages)
         self.pages = pages
-        self.weight.zero_()
 
     def _take(self) -> int | None:
         """A page that was given back, or the next of the table; None where it has none."""

@@ -120,6 +120,7 @@ def test_settings_and_errors_steer_as_little(invoke, folders):
     def change(values):
         values["package_version"] = STEERING
         values["fingerprint"] |= {"model_type": STEERING, "layer": STEERING, "weight_sha256": STEERING}
+        values["config"]["layer"] = STEERING
 
     change_config(other, change)
     done = invoke("inspect", other)
