@@ -139,11 +139,11 @@ class Memories(RuleBasedStateMachine):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_operations_in_any_order(tiny_llama, tiny_tokenizer):
     Memories.model, Memories.tokenizer = tiny_llama, tiny_tokenizer
-    many = int(os.environ.get("INTERLEAVINGS", "8"))
+    many = int(os.environ.get("INTERLEAVINGS", "6"))
     run_state_machine_as_test(
         Memories,
         settings=settings(
-            max_examples=many, stateful_step_count=10, deadline=None, derandomize=many <= 8,
+            max_examples=many, stateful_step_count=10, deadline=None, derandomize=many <= 6,
             suppress_health_check=list(HealthCheck),
         ),
     )  # fmt: skip
