@@ -77,18 +77,21 @@ def masks() -> Callable[..., torch.Tensor]:
 
 
 @pytest.fixture(scope="session")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ctypes.CDLL]:
-    """emulated(name): emulate/<name>.cpp with the CUDA kernels it includes, compiled for the CPU once per session."""
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ctypes.CDLL]:
+    """emulated(name, *flags): emulate/<name>.cpp with the CUDA kernels it includes, compiled for the CPU, once each.
+
+    A CUDA thread is a fiber there; with -DEMULATE_THREADS a thread.
+    """
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("needs g++ to compile the kernels for the CPU, there is none")
-    flags = ["-std=c++20", "-O2", *os.environ.get("CXXFLAGS", "").split(), "-shared", "-fPIC", "-pthread"]
-    flags += ["-DMEMOIR_FAST_EMULATE", "-Wno-unknown-pragmas", "-fno-strict-aliasing", f"-I{CSRC}", f"-I{EMULATE}"]
+    always = ["-std=c++20", "-O2", *os.environ.get("CXXFLAGS", "").split(), "-shared", "-fPIC", "-pthread"]
+    always += ["-DMEMOIR_FAST_EMULATE", "-Wno-unknown-pragmas", "-fno-strict-aliasing", f"-I{CSRC}", f"-I{EMULATE}"]
 
     @functools.cache
-    def built(name: str) -> ctypes.CDLL:
+    def built(name: str, *flags: str) -> ctypes.CDLL:
         path = tmp_path_factory.mktemp("emulate") / f"{name}.so"
-        subprocess.run([compiler, *flags, EMULATE / f"{name}.cpp", "-o", path], check=True)
+        subprocess.run([compiler, *always, *flags, EMULATE / f"{name}.cpp", "-o", path], check=True)
         return ctypes.CDLL(str(path))
 
     return built

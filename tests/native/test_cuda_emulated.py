@@ -1,4 +1,4 @@
-"""The CUDA kernels without a GPU: compiled for the CPU, where every CUDA thread is a thread, against the reference."""
+"""The CUDA kernels without a GPU: compiled for the CPU, where every CUDA thread is a fiber, against the reference."""
 
 import ctypes
 

@@ -1,4 +1,4 @@
-"""CUDA kernels of tophash, prompt_feature and mask_columns without a GPU: every CUDA thread is one of the CPU."""
+"""CUDA kernels of tophash, prompt_feature and mask_columns without a GPU: on the CPU, every CUDA thread a fiber."""
 
 import ctypes
 import math
@@ -18,6 +18,12 @@ UNWRITTEN = -1234567
 @pytest.fixture
 def library(emulated):
     return emulated("hash")
+
+
+@pytest.fixture(params=["fibers", "threads"])
+def tophash_library(request, emulated):
+    """In threads, too: its counters are shared."""
+    return emulated("hash", *(["-DEMULATE_THREADS"] if request.param == "threads" else []))
 
 
 def pointer(tensor):
@@ -63,26 +69,26 @@ def of_kind(kind, rows, width):
 @pytest.mark.parametrize("kind", ["normal", "ties", "many ties", "equal", "zeros", "subnormal", "huge", "not finite"])
 @pytest.mark.parametrize("width", [1, 3, 63, 65, 128, 500])
 @pytest.mark.parametrize("form", [0, 1])
-def test_tophash(library, form, width, kind):
+def test_tophash(tophash_library, form, width, kind):
     for k in {1, max(1, width // 4), max(1, width - 1), width}:
-        assert_same_hash(library, form, of_kind(kind, 3, width), k)
+        assert_same_hash(tophash_library, form, of_kind(kind, 3, width), k)
 
 
 @pytest.mark.parametrize(("form", "width", "k"), [(2, 1536, 440), (2, 2048, 1), (3, 8001, 2000), (4, 14336, 4096)])
 @pytest.mark.parametrize("kind", ["normal", "ties", "many ties"])
-def test_tophash_as_it_is_launched(library, form, width, k, kind):
-    assert_same_hash(library, form, of_kind(kind, 1, width), k)
+def test_tophash_as_it_is_launched(tophash_library, form, width, k, kind):
+    assert_same_hash(tophash_library, form, of_kind(kind, 1, width), k)
 
 
 @pytest.mark.parametrize("kind", ["normal", "ties"])
-def test_tophash_of_the_widest_row(library, kind):
-    assert_same_hash(library, 5, of_kind(kind, 1, 16384), 4681)
+def test_tophash_of_the_widest_row(tophash_library, kind):
+    assert_same_hash(tophash_library, 5, of_kind(kind, 1, 16384), 4681)
 
 
-def test_tophash_of_rows_apart(library):
+def test_tophash_of_rows_apart(tophash_library):
     apart = torch.randn(4, 600)
-    assert_same_hash(library, 1, apart[:, 1:502], 100)
-    assert_same_hash(library, 1, apart[:, 4:504], 100)
+    assert_same_hash(tophash_library, 1, apart[:, 1:502], 100)
+    assert_same_hash(tophash_library, 1, apart[:, 4:504], 100)
 
 
 @pytest.mark.parametrize("pieces", [8, 32, 128])

@@ -1,4 +1,4 @@
-"""masked_linear's CUDA kernels without a GPU: compiled for the CPU, where every CUDA thread is a thread."""
+"""masked_linear's CUDA kernels without a GPU: compiled for the CPU, where every CUDA thread is a fiber."""
 
 import ctypes
 
@@ -103,7 +103,10 @@ def test_tiles(assert_right, linear_inputs, dtype, rows, shape):
 @pytest.mark.parametrize(
     ("rows", "shape", "dtype"),
     [
+        (1, (1, 1, 70, 16, 40, 3), torch.float32),
         (4, (4, 1, 90, 24, 70, 3), torch.bfloat16),
+        (8, (6, 1, 90, 24, 40, 8), torch.float32),
+        (-16, (5, 3, 63, 24, 40, 3), torch.float16),
         (-16, (9, 1, 90, 24, 40, 8), torch.bfloat16),
         (-64, (3, 40, 65, 16, 33, 2), torch.bfloat16),
     ],

@@ -1,18 +1,22 @@
-// csrc/device.cuh on the CPU: a block is a set of threads, a warp's instructions meet at a barrier, and
+// csrc/device.cuh on the CPU: a block's threads run together, a warp's instructions meet at a barrier, and
 // mma.m16n8k256 distributes its fragments as the PTX manual says. Slow, exact, and checked by the sanitizers.
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <barrier>
 #include <cstdint>
 #include <cstring>
 #include <functional>
 #include <memory>
 #include <mutex>
-#include <thread>
 #include <vector>
+
+#ifdef EMULATE_THREADS
+#include "threads.h"
+#else
+#include "fibers.h"
+#endif
 
 struct uint4 {
   unsigned int x, y, z, w;
@@ -21,8 +25,10 @@ struct Index {
   unsigned int x = 0;
 };
 
-inline thread_local Index threadIdx, blockIdx, blockDim, gridDim;
-
+#define threadIdx (memoir::self().thread_index)
+#define blockIdx (memoir::self().block_index)
+#define blockDim (memoir::self().block_size)
+#define gridDim (memoir::self().grid_size)
 #define DEVICE inline
 #define GLOBAL inline
 #define LAUNCH_BOUNDS(threads, blocks)
@@ -36,7 +42,7 @@ namespace memoir {
 constexpr int kLanes = 32;
 
 struct Warp {
-  std::barrier<> meeting{kLanes};
+  Meeting meeting{kLanes};
   std::array<std::array<uint64_t, 8>, kLanes> slots{};
 
   // Every lane shows its values and then looks at the others'.
@@ -54,22 +60,31 @@ struct Block {
   explicit Block(int threads) : barrier(threads), warps(threads / kLanes) {
     for (auto& warp : warps) warp = std::make_unique<Warp>();
   }
-  std::barrier<> barrier;
+  Meeting barrier;
   std::vector<std::unique_ptr<Warp>> warps;
   std::atomic<int> holding{0};
   std::once_flag waited;
 };
 
-inline thread_local Block* block = nullptr;  // the one that this thread belongs to
-
 struct PendingCopy {
   uint4* to;
   uint4 value;
 };
-// Copies land as late as the waits allow, so that a missing wait shows.
-inline thread_local std::vector<std::vector<PendingCopy>> pending(1);
 
-inline Warp& warp() { return *block->warps[threadIdx.x / kLanes]; }
+struct Cluster;
+
+// What a thread has of its own.
+struct Thread {
+  Index thread_index, block_index, block_size, grid_size;
+  Block* block;
+  Cluster* cluster = nullptr;
+  unsigned char* shared = nullptr;
+  // Copies land as late as the waits allow, so that a missing wait shows.
+  std::vector<std::vector<PendingCopy>> pending{1};
+};
+inline Thread& self() { return *static_cast<Thread*>(own_data()); }
+
+inline Warp& warp() { return *self().block->warps[threadIdx.x / kLanes]; }
 inline int lane() { return static_cast<int>(threadIdx.x % kLanes); }
 
 inline void admit_successor() {}
@@ -87,21 +102,22 @@ T from_lane(T value, int apart) {
                          [&](const auto& slots) { return static_cast<T>(slots[lane() ^ apart][0]); });
 }
 
-inline void block_barrier() { block->barrier.arrive_and_wait(); }
+inline void block_barrier() { self().block->barrier.arrive_and_wait(); }
 
 // The kernel before this one: ends when all threads of the block wait, and only then leaves its results.
 inline std::function<void()> predecessor;
 inline void wait_for_predecessors() {
   block_barrier();
-  std::call_once(block->waited, predecessor);
+  std::call_once(self().block->waited, predecessor);
 }
 
 inline bool any_thread(bool holds) {
-  block->holding += holds;
+  std::atomic<int>& holding = self().block->holding;
+  holding += holds;
   block_barrier();
-  const bool any = block->holding != 0;
+  const bool any = holding != 0;
   block_barrier();
-  block->holding = 0;
+  holding = 0;
   block_barrier();
   return any;
 }
@@ -117,11 +133,12 @@ inline unsigned long long atomic_max(unsigned long long* at, unsigned long long 
 inline unsigned int atomic_increment(unsigned int* at) { return std::atomic_ref<unsigned int>(*at).fetch_add(1); }
 
 inline void copy_async(uint4* to, const uint4* from, bool inside) {
-  pending.back().push_back({to, inside ? *from : uint4{}});
+  self().pending.back().push_back({to, inside ? *from : uint4{}});
 }
-inline void commit_copies() { pending.emplace_back(); }
+inline void commit_copies() { self().pending.emplace_back(); }
 template <int kPending>
 void wait_for_copies() {
+  auto& pending = self().pending;
   while (static_cast<int>(pending.size()) > kPending + 1) {
     for (const PendingCopy& copy : pending.front()) *copy.to = copy.value;
     pending.erase(pending.begin());
@@ -162,22 +179,16 @@ inline void multiply_bits(int (&sum)[4], unsigned int a0, unsigned int a1, unsig
 }
 
 // Runs a kernel: blocks in the given order, the threads of a block together.
-inline void run_grid(int blocks, int threads, const std::function<int(int)>& order, const std::function<void()>& kernel) {
-  for (int i = 0; i < blocks; ++i) {
+inline void run_grid(unsigned int blocks, unsigned int threads, const std::function<int(int)>& order,
+                     const std::function<void()>& kernel) {
+  for (unsigned int i = 0; i < blocks; ++i) {
     Block current(threads);
-    const int index = order(i);
-    std::vector<std::thread> running;
-    for (int t = 0; t < threads; ++t) {
-      running.emplace_back([&, t] {
-        block = &current;
-        threadIdx.x = t;
-        blockIdx.x = index;
-        blockDim.x = threads;
-        gridDim.x = blocks;
-        kernel();
-      });
-    }
-    for (auto& thread : running) thread.join();
+    const auto index = static_cast<unsigned int>(order(i));
+    run_together(threads, [&](unsigned int t) {
+      Thread thread{{t}, {index}, {threads}, {blocks}, &current};
+      own_data() = &thread;
+      kernel();
+    });
   }
 }
 

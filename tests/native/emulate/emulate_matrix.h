@@ -16,7 +16,7 @@ struct alignas(8) float2 {
 namespace memoir {
 
 struct Cluster {
-  Cluster(int blocks, int threads, size_t bytes) : barrier(static_cast<std::ptrdiff_t>(blocks) * threads) {
+  Cluster(int blocks, int threads, size_t bytes) : barrier(static_cast<size_t>(blocks) * threads) {
     for (int i = 0; i < blocks; ++i) {
       auto* memory = static_cast<unsigned char*>(std::aligned_alloc(16, (bytes + 15) / 16 * 16));
       std::memset(memory, 0xff, bytes);  // NaN: what is used was written
@@ -24,21 +24,18 @@ struct Cluster {
       running.push_back(std::make_unique<Block>(threads));
     }
   }
-  std::barrier<> barrier;
+  Meeting barrier;
   std::vector<std::unique_ptr<unsigned char, void (*)(void*)>> shared;
   std::vector<std::unique_ptr<Block>> running;
 };
 
-inline thread_local Cluster* cluster = nullptr;
-inline thread_local unsigned char* own_shared = nullptr;
-
 inline int load_written(const int* from) { return *from; }
-inline unsigned char* dynamic_shared() { return own_shared; }
-inline void cluster_barrier() { cluster->barrier.arrive_and_wait(); }
+inline unsigned char* dynamic_shared() { return self().shared; }
+inline void cluster_barrier() { self().cluster->barrier.arrive_and_wait(); }
 inline float4 load_from_block(const float4* own, int rank) {
-  const auto offset = reinterpret_cast<const unsigned char*>(own) - own_shared;
+  const auto offset = reinterpret_cast<const unsigned char*>(own) - self().shared;
   float4 value;
-  std::memcpy(&value, cluster->shared[rank].get() + offset, sizeof value);
+  std::memcpy(&value, self().cluster->shared[rank].get() + offset, sizeof value);
   return value;
 }
 
@@ -89,22 +86,14 @@ void multiply_halves(float (&sum)[4], const unsigned int (&a)[4], unsigned int b
 inline void run_clusters(int clusters, int size, int threads, size_t shared_bytes, const std::function<void()>& kernel) {
   for (int i = clusters - 1; i >= 0; --i) {
     Cluster together(size, threads, shared_bytes);
-    std::vector<std::thread> running;
-    for (int rank = 0; rank < size; ++rank) {
-      for (int t = 0; t < threads; ++t) {
-        running.emplace_back([&, rank, t] {
-          cluster = &together;
-          own_shared = together.shared[rank].get();
-          block = together.running[rank].get();
-          threadIdx.x = t;
-          blockIdx.x = i * size + rank;
-          blockDim.x = threads;
-          gridDim.x = clusters * size;
-          kernel();
-        });
-      }
-    }
-    for (auto& thread : running) thread.join();
+    run_together(static_cast<size_t>(size) * threads, [&](unsigned int number) {
+      const unsigned int rank = number / threads, index = i * size + rank;
+      const unsigned int blocks = clusters * size, of_block = threads;
+      Thread thread{{number % threads}, {index}, {of_block}, {blocks}, together.running[rank].get()};
+      thread.cluster = &together, thread.shared = together.shared[rank].get();
+      own_data() = &thread;
+      kernel();
+    });
   }
 }
 
