@@ -67,18 +67,19 @@ def greedy(prompts: list[list[int]], new: int, least: int = 0) -> list[list[int]
     return found
 
 
-def ask(kind: str, questions: list[tuple[int, str, bool]], new: int = NEW) -> list[dict[str, Any]]:
-    """Answers (number of the fact that it is about, -1 for none; prompt; in a chat?), and whether they say the target.
+def ask(questions: list[tuple[str, int, str, bool]], new: int = NEW) -> list[dict[str, Any]]:
+    """Answers (kind; number of the fact that it is about, -1 for none; prompt; in a chat?), and whether they say the
+    target.
 
     A model that would say nothing at all, as this one after many a bare question, is not allowed to end.
     """
-    prompts = [tokens(prompt, chat) for _, prompt, chat in questions]
+    prompts = [tokens(prompt, chat) for _, _, prompt, chat in questions]
     said = greedy(prompts, new)
     silent = [index for index, ids in enumerate(said) if not tokenizer.decode(ids, skip_special_tokens=True).strip()]
     for index, ids in zip(silent, greedy([prompts[index] for index in silent], new, least=new), strict=True):
         said[index] = ids
     found = []
-    for (number, prompt, chat), ids in zip(questions, said, strict=True):
+    for (kind, number, prompt, chat), ids in zip(questions, said, strict=True):
         answer = one_line(tokenizer.decode(ids, skip_special_tokens=True))
         one = {"kind": kind, "fact": number, "prompt": prompt, "chat": chat, "answer": answer, "ids": ids}
         if number >= 0:
@@ -96,20 +97,21 @@ def perplexity(before: list[int], after: list[int]) -> float:
     return float(cross_entropy(logits, ids[0, len(before) :]).exp())
 
 
-def fluency(asked: dict[str, Any]) -> dict[str, float]:
-    """What was said behind a target, beside what the unedited model says there; {} where nothing was."""
-    ids, target = asked["ids"], one_line(facts[asked["fact"]]["target"])
-    ends = [end for end in range(1, len(ids)) if one_line(tokenizer.decode(ids[:end])).startswith(target)]
-    if not ends:
-        return {}
-    before, behind = tokens(asked["prompt"], asked["chat"]) + ids[: ends[0]], ids[ends[0] :][:BEHIND]
-    if behind[0] == tokenizer.eos_token_id:
-        return {}
+def note_fluency(asked: list[dict[str, Any]]) -> None:
+    """Adds to each whose answer goes on behind the target how, beside what the unedited model says there."""
+    found = []
+    for one in asked:
+        ids, target = one["ids"], one_line(facts[one["fact"]]["target"])
+        ends = [end for end in range(1, len(ids)) if one_line(tokenizer.decode(ids[:end])).startswith(target)]
+        if ends and ids[ends[0]] != tokenizer.eos_token_id:
+            before = tokens(one["prompt"], one["chat"]) + ids[: ends[0]]
+            found.append((one, before, ids[ends[0] :][:BEHIND]))
     with memoir.disabled():
-        unedited = greedy([before], BEHIND)[0]
-        ratio = perplexity(before, behind) / perplexity(before, unedited)
-    most, unedited_most = (max(Counter(one).values()) for one in (behind, unedited))
-    return {"ratio": ratio, "most_of_one": most, "unedited_most": unedited_most}
+        answers = greedy([before for _, before, _ in found], BEHIND)
+        for (one, before, behind), unedited in zip(found, answers, strict=True):
+            most, unedited_most = (max(Counter(said).values()) for said in (behind, unedited))
+            ratio = perplexity(before, behind) / perplexity(before, unedited)
+            one |= {"ratio": ratio, "most_of_one": most, "unedited_most": unedited_most}
 
 
 memoir = Memoir.attach(model, tokenizer, MemoirConfig(routing="early"))
@@ -118,16 +120,17 @@ prompts = [in_template(fact["prompt"]) if fact.get("chat") else fact["prompt"] f
 results = memoir.edit([(prompt, fact["target"]) for prompt, fact in zip(prompts, facts, strict=True)])
 
 longest = max(len(tokens(fact["target"], False)) for fact in facts)
-asked = ask("taught", [(n, fact["prompt"], chat[n]) for n, fact in enumerate(facts)], longest + BEHIND)
-for one in asked:
-    one.update(fluency(one))
-asked += ask("reworded", [(n, text, chat[n]) for n, fact in enumerate(facts) for text in fact["rewordings"]])
-asked += ask("near miss", [(n, fact["near_miss"], chat[n]) for n, fact in enumerate(facts)])
-asked += ask("in a chat", [(n, facts[n]["rewordings"][1], True) for n in range(4)])  # taught plainly
-asides = [(-1, text, form) for form in (False, True) for text in UNRELATED]
-edited = ask("unrelated", asides)
+asked = ask([("taught", n, fact["prompt"], chat[n]) for n, fact in enumerate(facts)], longest + BEHIND)
+note_fluency(asked)
+questions = [("reworded", n, text, chat[n]) for n, fact in enumerate(facts) for text in fact["rewordings"]]
+questions += [("near miss", n, fact["near_miss"], chat[n]) for n, fact in enumerate(facts)]
+questions += [("in a chat", n, facts[n]["rewordings"][1], True) for n in range(4)]  # taught plainly
+asides = [("unrelated", -1, text, form) for form in (False, True) for text in UNRELATED]
+answers = ask(questions + asides)
+asked += answers[: len(questions)]
+edited = answers[len(questions) :]
 with memoir.disabled():
-    unedited = ask("unedited", asides)
+    unedited = ask(asides)
 
 print(f"{'':11}{'target?':9}prompt -> answer")
 for one in sorted(asked, key=lambda one: one["fact"]):

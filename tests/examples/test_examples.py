@@ -50,6 +50,7 @@ def test_edit(run, model_folder):
 
 
 @pytest.mark.model
+@pytest.mark.slow
 def test_edit_of_a_real_model(run):
     _, shown = run("edit", "--model", "smollm2")
     before, _, after, deleted = shown.splitlines()
@@ -120,6 +121,7 @@ def test_easyedit(run, model_folder):
 
 
 @pytest.mark.model
+@pytest.mark.slow
 def test_twenty_facts(run, tmp_path):
     run("twenty_facts", "--json", str(tmp_path / "figures.json"))
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
