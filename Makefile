@@ -33,7 +33,7 @@ demo: venv ## the demonstration: facts taught to a small language model, on the 
 	$(BIN)/memoir demo $(ARGS)
 
 test: venv ## the test-suite, with coverage; ARGS="-k match" narrows it
-	$(BIN)/pytest -q -n 2 --timeout=600 --cov=memoir_fast --cov-report=term $(ARGS)
+	$(BIN)/pytest -q -n 2 --dist worksteal --timeout=600 --cov=memoir_fast --cov-report=term $(ARGS)
 
 # The suite on the newest of everything but torch (TORCH=torch==... for another), in an environment of its own; where it
 # is green, the versions become those of the other targets, for every Python and not only for this one.

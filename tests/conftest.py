@@ -70,6 +70,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 pytest.skip(f"needs the package {package}, which is not installed")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow tests first: begun last, one of them would run alone."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def seeded(request: pytest.FixtureRequest) -> None:
     """Seeds torch from the test's id: the same numbers alone, in another order or in another process."""

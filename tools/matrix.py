@@ -29,7 +29,7 @@ OLDEST, BETWEEN = "5.10.1", "5.17.0"
 OLD_TORCHES = ("2.10.0", "2.11.0")
 QUICK = ("tests/hf", "tests/integrations", "tests/test_memoir.py", "tests/io/test_checkpoint.py")
 TESTS = (*QUICK, "tests/core/test_background.py", "tests/editing/test_wordings.py", "tests/editing/test_stop.py")
-PYTEST = ("-q", "-r", "fE", "-n", "2", "--timeout=600", "-p", "no:cacheprovider")
+PYTEST = ("-q", "-r", "fE", "-n", "2", "--dist", "worksteal", "--timeout=600", "-p", "no:cacheprovider")
 _VERSIONS = """
 import importlib.metadata, json, pathlib, platform
 import memoir_fast, tokenizers, torch, transformers

@@ -82,6 +82,7 @@ def test_the_limit_is_told(rows_of):
     assert found["one"][0]["limit"] == 7.0
 
 
+@pytest.mark.slow
 def test_the_driver_runs_apart(bench, tmp_path):
     """The real driver, the real processes, two small benchmarks."""
     path, run = tmp_path / "result.json", bench("run")

@@ -59,6 +59,7 @@ def _check(bench, capability: int, found: dict, dtype: torch.dtype) -> None:
     assert not problems, "\n".join(problems)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_machine_code_at_the_sizes_of_known_models(bench, capability):
     found = _specializations(bench, capability, bench[2].LAYERS, torch.bfloat16)
@@ -81,6 +82,7 @@ def test_tophash_of_few_rows_admits_its_successor_where_the_gpu_can(bench, capab
     assert counts == {1: int(capability >= 90), 4096: 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_machine_code_of_float32(bench, capability):
     large = bench[2].LAYERS[0]
