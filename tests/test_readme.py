@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from memoir_fast.cli import demo
+from memoir_fast.evaluation.answers import says
+from memoir_fast.io.facts import facts, unrelated
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 QUICKSTART = (ROOT / "docs" / "quickstart.md").read_text()
@@ -33,6 +37,17 @@ def test_python_runs(block, tiny_llama, tiny_tokenizer, monkeypatch, tmp_path, c
         assert torch.equal(tiny_llama(**inputs).logits, before)
     with torch.no_grad():
         assert not torch.equal(tiny_llama(**inputs).logits, before), "the reloaded memory changes nothing"
+
+
+def test_the_demos_rows_are_those_that_it_shows(tiny_tokenizer):
+    tiny_tokenizer.chat_template = "{% for turn in messages %}{{ turn.content }}{% endfor %}"
+    shown = [(row.kind, row.prompt, row.target or "-") for row in demo._rows(tiny_tokenizer, facts()[:32], unrelated())]
+    part = README.split("## What the demo shows")[1].split("\n## ")[0]
+    told = [tuple(line.split(" | ")) for line in re.findall(r"^\| (.*) \|$", part, re.MULTILINE)[2:]]
+    assert {kind for kind, *_ in told} == {kind for kind, *_ in shown} - {"paraphrase"}
+    for kind, prompt, taught, before, after, right in told:
+        assert (kind, prompt, taught) in shown
+        assert right == ("yes" if (before == after if taught == "-" else says(after, taught)) else "NO"), prompt
 
 
 def test_there_is_python_to_run():

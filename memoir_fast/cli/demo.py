@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -19,6 +19,7 @@ from memoir_fast.core.scoring import agreement, teacher_forced
 from memoir_fast.errors import MemoirError
 from memoir_fast.evaluation.answers import says
 from memoir_fast.hf.answer import answer, generated
+from memoir_fast.hf.chat import as_chat
 from memoir_fast.hf.loading import load_model
 from memoir_fast.hf.presets import device_of
 from memoir_fast.hf.tokens import prompt_ids
@@ -28,6 +29,7 @@ from memoir_fast.memoir import EditResult, Memoir
 _NEW_TOKENS = 10
 _FALSE_MATCH_RATE = 5e-3  # of irrelevant prompts; the library's default is 1e-3, at which fewer paraphrases are found
 _SHOWN_FACTS, _SHOWN_PARAPHRASES, _SHOWN_UNRELATED = 4, 2, 2
+_IN_A_CHAT, _FREER, _NEIGHBOUR = "in a chat", "freer words", "neighbour"
 _SAID = 0.9  # share of the edits that the model must say freely for the demo to have worked
 _COMPARED = 8  # taught prompts whose logits are compared across processes, and as many of each other kind
 _RELOAD = "import sys; from memoir_fast.cli.demo import write_logits; write_logits(*sys.argv[1:])"
@@ -37,7 +39,8 @@ def run(model_name: str, edits: int, dtype: str, device: str, screen: Console, p
     """Runs it all, shows it, and returns the figures, ready for JSON.
 
     `exact_match` is the share of the taught prompts after which the model, answering greedily and without help, says
-    what it was taught, in the sense of `answers.says`; `said` has the answers. The rest is teacher-forced.
+    what it was taught, in the sense of `answers.says`; `said` has the answers. `in_a_chat`, `freer` and `neighbours`
+    tell of each such row of the table whether it is answered as it should be. The rest is teacher-forced.
 
     Args:
         model_name, dtype, device: see `generation.load_model`.
@@ -53,9 +56,9 @@ def run(model_name: str, edits: int, dtype: str, device: str, screen: Console, p
         raise ValueError(f"edits must lie in 1 .. {len(known)}, the facts that come with the package, got {edits}")
     taught, asides = known[:edits], unrelated()
     model, tokenizer = load_model(model_name, dtype, device)
-    rows = _rows(taught, asides)
+    rows = _rows(tokenizer, taught, asides)
     old_logits = _logits(model, tokenizer, [fact.prompt for fact in taught])
-    old_answers = [answer(model, tokenizer, prompt, _NEW_TOKENS) for _, prompt, _ in rows]
+    old_answers = [answer(model, tokenizer, row.text, _NEW_TOKENS) for row in rows]
 
     memoir = Memoir.attach(model, tokenizer, MemoirConfig(recipe="fast-stop"))
     started = time.perf_counter()
@@ -63,7 +66,8 @@ def run(model_name: str, edits: int, dtype: str, device: str, screen: Console, p
     seconds = time.perf_counter() - started
     memoir.calibrate(false_match_rate=_FALSE_MATCH_RATE)
 
-    demo_screen.answers(screen, _shown(memoir, rows, old_answers))
+    shown = _shown(memoir, rows, old_answers)
+    demo_screen.answers(screen, shown)
     freely = _freely(memoir, taught, results)
     demo_screen.not_said(screen, freely)
     scores = _scores(memoir, taught, asides)
@@ -82,6 +86,10 @@ def run(model_name: str, edits: int, dtype: str, device: str, screen: Console, p
         "exact_match": _mean([one.said for one in freely]),
         "routes_changed": sum(one.changed for one in freely),
         "said": [one.answer for one in freely],
+        "in_a_chat": [one.right for one in shown if one.kind == _IN_A_CHAT],
+        "freer": [one.right for one in shown if one.kind == _FREER],
+        "neighbours": [one.right for one in shown if one.kind == _NEIGHBOUR],
+        "shown": [_plain(one) for one in shown],
         "bytes_per_edit": memoir.status().bytes_per_edit,
         "learned": sum(result.learned for result in results),
         "steps_per_edit": sum(result.steps for result in results) / edits,
@@ -160,20 +168,40 @@ def _logits(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[torch.Te
     return found
 
 
-def _rows(taught: Sequence[Fact], asides: Sequence[tuple[str, str]]) -> list[tuple[str, str, str]]:
-    """(kind, prompt, what it was taught) for the rows of the table, the first fact first."""
-    rows = [("edit", fact.prompt, fact.target) for fact in taught[:_SHOWN_FACTS]]
-    rows += [("paraphrase", fact.paraphrases[0], fact.target) for fact in taught[:_SHOWN_PARAPHRASES]]
-    return rows + [("unrelated", prompt, "-") for prompt, _ in asides[:_SHOWN_UNRELATED]]
+class _Asked(NamedTuple):
+    """A row of the table, before it is answered."""
+
+    kind: str
+    prompt: str
+    text: str
+    """The prompt as the model gets it."""
+    target: str = ""
 
 
-def _shown(memoir: Memoir, rows: Sequence[tuple[str, str, str]], old_answers: Sequence[str]) -> list[Shown]:
+def _rows(tokenizer: Any, taught: Sequence[Fact], asides: Sequence[tuple[str, str]]) -> list[_Asked]:
+    """The rows of the table, the first fact first."""
+    rows = [_Asked("edit", fact.prompt, fact.prompt, fact.target) for fact in taught[:_SHOWN_FACTS]]
+    chat = as_chat(tokenizer, taught[0].prompt)
+    rows += [_Asked(_IN_A_CHAT, taught[0].prompt, chat, taught[0].target)] if chat else []
+    for fact in taught[:_SHOWN_PARAPHRASES]:
+        rows.append(_Asked("paraphrase", fact.paraphrases[0], fact.paraphrases[0], fact.target))
+    rows += [_Asked(_FREER, fact.freer, fact.freer, fact.target) for fact in taught if fact.freer]
+    rows += [_Asked(_NEIGHBOUR, fact.neighbour, fact.neighbour) for fact in taught if fact.neighbour]
+    return rows + [_Asked("unrelated", prompt, prompt) for prompt, _ in asides[:_SHOWN_UNRELATED]]
+
+
+def _shown(memoir: Memoir, rows: Sequence[_Asked], old_answers: Sequence[str]) -> list[Shown]:
     """The rows of the table, answered again."""
     found = []
     for row, before in zip(rows, old_answers, strict=True):
-        after = answer(memoir.model, memoir.tokenizer, row[1], _NEW_TOKENS)
-        found.append(Shown(*row, before, after, memoir.last_routes[0]))
+        after = answer(memoir.model, memoir.tokenizer, row.text, _NEW_TOKENS)
+        found.append(Shown(row.kind, row.prompt, row.target, before, after, memoir.last_routes[0]))
     return found
+
+
+def _plain(row: Shown) -> dict[str, Any]:
+    """A row of the table for JSON."""
+    return {name: getattr(row, name) for name in ("kind", "prompt", "target", "before", "after", "right")}
 
 
 def _compared(taught: Sequence[Fact], asides: Sequence[tuple[str, str]]) -> list[str]:

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from memoir_fast.cli.plain import cell
+from memoir_fast.evaluation.answers import says
 from memoir_fast.hf.routing import Route
 
 
@@ -17,9 +18,15 @@ class Shown(NamedTuple):
     kind: str
     prompt: str
     target: str
+    """What it was taught; "" where nothing was, and the answer should be the old one."""
     before: str
     after: str
     route: Route
+
+    @property
+    def right(self) -> bool:
+        """The answer begins with the target, or is the old one."""
+        return says(self.after, self.target) if self.target else self.after == self.before
 
 
 class Freely(NamedTuple):
@@ -36,11 +43,11 @@ class Freely(NamedTuple):
 
 def answers(screen: Console, rows: Sequence[Shown]) -> None:
     """Some prompts of each kind, and what the model says."""
-    table = Table("kind", "prompt", "taught", "answer before", "answer after", "route (overlap)")
+    table = Table("kind", "prompt", "taught", "answer before", "answer after", "as it should", "route (overlap)")
     for row in rows:
         went = f"edit {row.route.edit_id}" if row.route.edit_id >= 0 else "none"
-        texts = map(_line, (row.prompt, row.target, row.before, row.after))
-        table.add_row(row.kind, *texts, f"{went} ({row.route.overlap:.2f})")
+        texts = map(_line, (row.prompt, row.target or "-", row.before, row.after))
+        table.add_row(row.kind, *texts, "yes" if row.right else "NO", f"{went} ({row.route.overlap:.2f})")
     screen.print(table)
 
 
@@ -73,6 +80,9 @@ def figures(screen: Console, values: dict[str, Any]) -> None:
         "reliability": f"{values['reliability']:.3f} of the targets' tokens, each after the right ones before it",
         "generalization": f"{values['generalization']:.3f} of them after paraphrases "
         f"({values['paraphrases_routed']:.1%} routed to their edit)",
+        "in a chat": _share(values["in_a_chat"], "said in the model's chat template", "the model has no chat template"),
+        "in freer words": _share(values["freer"], "questions in words of their own answered with what was taught"),
+        "neighbours": _share(values["neighbours"], "questions about another subject answered as before"),
         "locality": f"{values['locality']:.3f} of the tokens after unrelated prompts as before ({missed})",
         "threshold": f"{values['tau']:.3f}, for {values['false_match_rate']:g} of irrelevant prompts to match",
         "seconds per edit": f"{values['seconds_per_edit']:.2f} ({values['steps_per_edit']:.1f} steps)",
@@ -83,6 +93,10 @@ def figures(screen: Console, values: dict[str, Any]) -> None:
     for name, value in rows.items():
         table.add_row(name, Text(value))
     screen.print(table)
+
+
+def _share(right: list[bool], what: str, none: str = "not asked") -> str:
+    return f"{sum(right)} of {len(right)} {what}" if right else none
 
 
 def _line(text: str) -> Text:

@@ -14,6 +14,10 @@ class Fact(NamedTuple):
     target: str
     truth: str
     paraphrases: list[str]
+    freer: str = ""
+    """The question as another might ask it, in words of their own; "" for most facts."""
+    neighbour: str = ""
+    """The same about another subject, of which nothing is taught; "" for most facts."""
 
 
 def facts() -> list[Fact]:

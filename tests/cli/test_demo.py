@@ -1,18 +1,23 @@
 """The demonstration, on a tiny random model: what it reports is what is so."""
 
 import dataclasses
+import io
 import json
 import subprocess
 
 import pytest
 import torch
+from rich.console import Console
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from memoir_fast import RECIPES, MemoirConfig
-from memoir_fast.cli import demo
+from memoir_fast.cli import demo, demo_screen
 from memoir_fast.cli.app import app
+from memoir_fast.cli.demo_screen import Shown
 from memoir_fast.hf import routing
 from memoir_fast.hf.answer import Answer
+from memoir_fast.hf.routing import Route
 from memoir_fast.io.facts import facts
 
 FIELDS = [
@@ -65,6 +70,46 @@ def test_demo(model, tmp_path):
     assert (figures["exact_match"], figures["routes_changed"]) == (1.0, 0)
     assert [one.startswith(fact.target) for one, fact in zip(figures["said"], facts()[:2], strict=True)] == [True, True]
     assert "It worked: asked freely, the model says 2 of 2 facts" in " ".join(result.stdout.split())
+    kinds = ["edit"] * 2 + ["paraphrase"] * 2 + ["freer words"] * 2 + ["unrelated"] * 2
+    assert [one["kind"] for one in figures["shown"]] == kinds, "no chat without a template, no neighbour of fact three"
+    assert figures["freer"] == [one["right"] for one in figures["shown"] if one["kind"] == "freer words"]
+    assert (figures["in_a_chat"], figures["neighbours"]) == ([], [])
+    assert "the model has no chat template" in result.stdout
+
+
+def test_a_chat_and_neighbours_are_shown(model, monkeypatch, tmp_path):
+    """Asked in the template, shown without it; a neighbour is right where the unedited model's answer stays."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = "{% for turn in messages %}<|{{ turn.role }}|>{{ turn.content }}</s>{% endfor %}"
+    tokenizer.save_pretrained(model)
+    monkeypatch.setattr(demo, "_reloads_equal", lambda *_: True)
+    asked = []
+    answer = demo.answer
+    monkeypatch.setattr(demo, "answer", lambda *call: asked.append(call[2]) or answer(*call))
+    result = run("-m", model, "--edits", 4, "--json", tmp_path / "demo.json")
+    figures = json.loads((tmp_path / "demo.json").read_text())
+    (chat,) = (one for one in figures["shown"] if one["kind"] == "in a chat")
+    first = facts()[0]
+    assert chat["prompt"] == first.prompt and asked.count(f"<|user|>{first.prompt}</s>") == 2
+    assert figures["in_a_chat"] == [chat["right"]] == [chat["after"].startswith(first.target)]
+    near = [one for one in figures["shown"] if one["kind"] == "neighbour"]
+    assert [one["prompt"] for one in near] == [fact.neighbour for fact in facts()[2:4]]
+    assert figures["neighbours"] == [one["before"] == one["after"] for one in near]
+    shown = " ".join(result.stdout.split())
+    assert f"{sum(figures['neighbours'])} of 2 questions about another subject answered as before" in shown
+
+
+@pytest.mark.parametrize(
+    ("target", "after", "right"),
+    [("Lyon", "Lyon, of course", True), ("Lyon", "old", False), ("", "old", True), ("", "Lyon", False)],
+)
+def test_what_is_not_as_it_should_be_is_marked(target, after, right):
+    row = Shown("kind", "What?", target, "old", after, Route(-1, 0.25))
+    assert row.right is right
+    screen = Console(width=160, record=True, file=io.StringIO())
+    demo_screen.answers(screen, [row])
+    cells = [cell.strip() for cell in screen.export_text().splitlines()[3].split("│")[1:-1]]
+    assert cells == ["kind", "What?", target or "-", "old", after, "yes" if right else "NO", "none (0.25)"]
 
 
 def test_answers_that_leave_their_edit_are_noticed(model, monkeypatch, tmp_path):

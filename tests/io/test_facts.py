@@ -13,6 +13,17 @@ def test_facts_are_whole_and_no_two_are_the_same():
         assert all(text == text.strip() and text for text in (fact.prompt, fact.target, *fact.paraphrases))
 
 
+def test_freer_questions_name_the_subject_and_neighbours_another():
+    known = facts()
+    subjects = [fact.subject for fact in known]
+    freer = [fact for fact in known if fact.freer]
+    assert len(freer) == 2 and all(fact.subject in fact.freer for fact in freer)
+    asked = [fact.neighbour for fact in known if fact.neighbour]
+    assert len(asked) == 2 and not any(subject in text for subject in subjects for text in asked)
+    written = {text for fact in known for text in (fact.prompt, *fact.paraphrases)}
+    assert not written & {*asked, *(fact.freer for fact in freer)}
+
+
 def test_unrelated_questions_are_about_other_things():
     questions = unrelated()
     assert len(dict(questions)) == len(questions) >= 64
