@@ -1,7 +1,9 @@
 """Fixtures that every test may use. Nothing here touches the network."""
 
+import importlib
 import importlib.util
 import os
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,29 +33,8 @@ _CORPUS = (
 )
 
 
-_SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-}
-_GEMMA = {**_SIZES, "head_dim": 8}
-_GPT = {"n_embd": 32, "n_head": 4, "n_positions": 128}
-_ARCHITECTURES = {
-    "llama": _SIZES,
-    "mistral": {**_SIZES, "sliding_window": None},
-    "qwen2": _SIZES,
-    "qwen3": {**_SIZES, "head_dim": 8},
-    "gemma": _GEMMA,
-    "gemma2": {**_GEMMA, "sliding_window": 128},
-    "gemma3_text": {**_GEMMA, "sliding_window": 128},
-    "phi": {**_SIZES, "num_key_value_heads": 4},
-    "phi3": _SIZES,
-    "gpt2": _GPT,  # Conv1D, absolute positions
-    "gptj": {**_GPT, "rotary_dim": 4},
-}
-ARCHITECTURES = sorted(_ARCHITECTURES)
+_TOOLS = Path(__file__).parents[1] / "tools"
+ARCHITECTURES = ["gemma", "gemma2", "gemma3_text", "gpt2", "gptj", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3"]
 
 
 def pytest_report_header() -> str:
@@ -167,34 +148,29 @@ def tiny_llama():
     return make_tiny_llama()
 
 
+@pytest.fixture(scope="session")
+def tool():
+    """Imports a script of tools/ by name."""
+    sys.path.insert(0, str(_TOOLS))
+    try:
+        yield importlib.import_module
+    finally:
+        sys.path.remove(str(_TOOLS))
+
+
 @pytest.fixture
-def make_model():
+def make_model(tool):
     """A function (architecture, dtype, attention, blocks) -> a random model in eval mode, the same at every call.
 
-    Its attention is SDPA by default, and eager where transformers has no other for the architecture.
+    Its attention is SDPA by default, and eager where transformers has no other for the architecture. Windows are wide:
+    in float64, eager attention makes NaN of a token that sees none but padding.
     """
-
-    import transformers
+    architectures = tool("architectures")
+    sizes = {one.kind: one.sizes for one in reversed(architectures.ARCHITECTURES.values())}
 
     def make(kind, dtype=torch.float32, attention=None, blocks=3):
-        config = transformers.AutoConfig.for_model(
-            kind,
-            vocab_size=384,
-            num_hidden_layers=blocks,
-            initializer_range=0.2,
-            tie_word_embeddings=False,
-            pad_token_id=0,
-            bos_token_id=None,
-            eos_token_id=1,
-            **_ARCHITECTURES[kind],
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-            for name, parameter in model.named_parameters():
-                if name.endswith("bias"):
-                    parameter.data.normal_(std=0.1)
-        return model.to(dtype).eval()
+        wide = {"sliding_window": 128} if "sliding_window" in sizes[kind] else {}
+        return architectures.build(kind, {**sizes[kind], **wide}, attention, blocks, dtype)
 
     return make
 

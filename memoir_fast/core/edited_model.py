@@ -14,7 +14,7 @@ from memoir_fast.core.live_edits import LiveEdits
 from memoir_fast.core.pages import page_edits
 from memoir_fast.core.routing_code import THRESHOLD, make
 from memoir_fast.errors import MemoirError
-from memoir_fast.hf.presets import complete, find_layer
+from memoir_fast.hf.presets import complete, find_layer, plain_model
 from memoir_fast.hf.proof import TOKENS, Passes, prove
 from memoir_fast.hf.routing import Route, Router
 from memoir_fast.hf.tokens import prompt_ids
@@ -83,7 +83,8 @@ class EditedModel:
         """Masks, or routing codes, int32 [M, W] of the irrelevant prompts of the latest calibration."""
         self._put(self.layer)
         try:
-            self._router = Router(model, getattr(model, "base_model", model), self.layer)
+            plain_one = plain_model(model)
+            self._router = Router(plain_one, getattr(plain_one, "base_model", plain_one), self.layer)
             if plain is not None:
                 prove(plain, self.layer, self._router)
         except BaseException:
@@ -142,7 +143,7 @@ class EditedModel:
 
     def _put(self, module: nn.Module) -> None:
         parent, _, name = (self.config.layer or "").rpartition(".")
-        setattr(self.model.get_submodule(parent), name, module)
+        setattr(plain_model(self.model).get_submodule(parent), name, module)
 
 
 def _check_rows(tokenizer: Any) -> torch.Tensor:

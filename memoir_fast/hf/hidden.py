@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from memoir_fast.errors import UnsupportedModelError
+
 
 def hidden_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
     """The hidden states that a block is called with: the first tensor [B, S, H] of floats among its arguments.
@@ -16,6 +18,44 @@ def hidden_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor
         if _is_hidden(one):
             return one
     raise TypeError(f"a block must be called with hidden states [B, S, H], got {_kinds((*args, *kwargs.values()))}")
+
+
+def batch_shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int] | None:
+    """B and S of a decoder's call: those of its hidden states, or else of its token ids; None where there is neither.
+
+    Ids [B, S] are the first integers of that shape that are called neither mask nor position.
+    """
+    for one in (*args, *kwargs.values()):
+        if _is_hidden(one):
+            return one.shape[0], one.shape[1]
+    named = (one for name, one in kwargs.items() if "mask" not in name and "position" not in name)
+    for one in (*args, *named):
+        if isinstance(one, torch.Tensor) and one.dim() == 2 and not one.is_floating_point():
+            return one.shape[0], one.shape[1]
+    return None
+
+
+def in_rows(x: torch.Tensor, shape: tuple[int, int] | None) -> torch.Tensor:
+    """Inputs [B * S, D] of a layer that is given all tokens of a batch in one row, as [B, S, D].
+
+    Args:
+        x (Tensor): [B * S, D].
+        shape: B and S of the decoder's call; None: there is no call.
+
+    Raises:
+        UnsupportedModelError: they are not all of the batch's tokens, or there is no call.
+    """
+    if shape is None:
+        raise UnsupportedModelError(
+            "the edited layer is given tokens without rows, outside of a call of the model's decoder: whose tokens "
+            "they are cannot be told; name another layer"
+        )
+    if len(x) != shape[0] * shape[1]:
+        raise UnsupportedModelError(
+            f"the edited layer is given {len(x)} of the {shape[0]} x {shape[1]} tokens of a batch: name a layer that "
+            "sees all of them, as experts do not that tokens are sent to"
+        )
+    return x.view(*shape, -1)
 
 
 def with_hidden_states(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

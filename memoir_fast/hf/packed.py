@@ -67,6 +67,8 @@ def _in_numbers(numbers: Any, cache: Any) -> str | None:
 
 def _in_positions(given: Mapping[str, Any], mask: torch.Tensor | None, cache: Any) -> str | None:
     positions = given.get("position_ids")
+    if isinstance(positions, torch.Tensor) and positions.dim() == 3 and len(positions) == 4:
+        positions = positions[0]  # the text's, before three that tell where in an image or a video a token is
     if not _of_prefill(positions, 2) or not _readable(positions, mask is None and held(cache) == 0):
         return None
     rows, tokens = positions.shape

@@ -9,6 +9,7 @@ from torch import nn
 
 from memoir_fast.hf.hidden import hidden_states, with_hidden_states
 from memoir_fast.hf.own_pass import OwnPass
+from memoir_fast.hf.presets import plain_model
 from memoir_fast.modules import MemoirLinear
 
 
@@ -31,7 +32,8 @@ class _Reached(Exception):
 
 def layer_input(model: nn.Module, layer: nn.Module, **inputs: Any) -> torch.Tensor:
     """The input of `layer` [B, S, D] in `model(**inputs)`; what comes after it is not computed."""
-    return _entering(model, layer, lambda args, _: args[0], inputs)
+    x = _entering(model, layer, lambda args, _: args[0], inputs)
+    return x if x.dim() == 3 else x.view(*inputs["input_ids"].shape, -1)  # all tokens in one row
 
 
 def block_input(model: nn.Module, block: nn.Module, **inputs: Any) -> torch.Tensor:
@@ -72,7 +74,8 @@ class UpperLayers:
 
     def __init__(self, model: Any, layer: MemoirLinear) -> None:
         self._model, self._layer = model, layer
-        self._decoder: nn.Module = getattr(model, "base_model", model)
+        plain = plain_model(model)
+        self._decoder: nn.Module = getattr(plain, "base_model", plain)
         self._blocks, self._index = blocks_around(model, layer)
         self._extra: int | None = None  # what a block returns behind its hidden states; None: it returns those alone
         self._straight: bool | None = None
@@ -97,7 +100,7 @@ class UpperLayers:
             seen["input"] = hidden_states(args, kwargs).detach()
 
         def layer_input(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            seen["x"] = args[0].detach()
+            seen["x"] = args[0].detach().view(*input_ids.shape, -1)
 
         def leave(_: nn.Module, __: Any, output: Any) -> None:
             self._extra = len(output) - 1 if isinstance(output, tuple) else None

@@ -7,32 +7,63 @@ from torch import nn
 
 from memoir_fast.config import MemoirConfig
 from memoir_fast.errors import UnsupportedModelError
+from memoir_fast.modules.base_layer import executed_on
 from memoir_fast.modules.memoir_linear import linear_shape
 
 
 class Preset(NamedTuple):
-    """`path` names the MLP's output projection of block {block}; `depth` is that block's share of all blocks."""
+    """Which layer of a model type is edited, where nobody names one."""
 
     path: str
+    """The MLP's output projection of block {block}."""
     depth: float = 0.85
+    """That block's share of all blocks."""
+    shared: str | None = None
+    """Where the block's MLP is a mixture of experts: the expert among them that every token passes."""
+    known: str = "tested"
+    """What the tests have shown on small random models; docs/support.md has it whole."""
+
+    def paths(self, block: int) -> list[str]:
+        """The names to look for, of block number `block`."""
+        return [path.format(block=block) for path in (self.path, self.shared) if path is not None]
 
 
-_LLAMA_LIKE = "model.layers.{block}.mlp.down_proj"
+_MLP = "model.layers.{block}.mlp.down_proj"
+_SHARED = "model.layers.{block}.mlp.shared_expert.down_proj"
+_BESIDE_IMAGES = Preset(
+    "model.language_model.layers.{block}.mlp.down_proj", known="tested, also with images in prompts"
+)
+_NOT_SHARED = "refused: none of its experts is shared; self_attn.o_proj works"
 PRESETS = {
-    "llama": Preset(_LLAMA_LIKE),
-    "mistral": Preset(_LLAMA_LIKE),
-    "qwen2": Preset(_LLAMA_LIKE),
-    "qwen3": Preset(_LLAMA_LIKE),
-    "gemma": Preset(_LLAMA_LIKE),
-    "gemma2": Preset(_LLAMA_LIKE),
-    "gemma3_text": Preset(_LLAMA_LIKE),
-    "phi3": Preset(_LLAMA_LIKE),
-    "phi": Preset("model.layers.{block}.mlp.fc2"),
-    "gptj": Preset("transformer.h.{block}.mlp.fc_out", depth=0.75),  # published: block 21 of 28
+    "deepseek_v3": Preset(_MLP, shared="model.layers.{block}.mlp.shared_experts.down_proj"),
+    "falcon_h1": Preset("model.layers.{block}.feed_forward.down_proj"),
+    "gemma": Preset(_MLP),
+    "gemma2": Preset(_MLP),
+    "gemma3": _BESIDE_IMAGES,
+    "gemma3_text": Preset(_MLP),
+    "glm": Preset(_MLP),
+    "glm4": Preset(_MLP),
     "gpt2": Preset("transformer.h.{block}.mlp.c_proj"),
+    "gpt_neox": Preset("gpt_neox.layers.{block}.mlp.dense_4h_to_h"),
+    "gptj": Preset("transformer.h.{block}.mlp.fc_out", depth=0.75),  # published: block 21 of 28
+    "granite": Preset(_MLP),
+    "llama": Preset(_MLP),
+    "llava": _BESIDE_IMAGES,
+    "mistral": Preset(_MLP),
+    "mixtral": Preset(_MLP, known=_NOT_SHARED),
+    "olmo2": Preset(_MLP),
+    "phi": Preset("model.layers.{block}.mlp.fc2"),
+    "phi3": Preset(_MLP),
+    "qwen2": Preset(_MLP),
+    "qwen2_moe": Preset(_MLP, shared=_SHARED),
+    "qwen2_vl": _BESIDE_IMAGES,
+    "qwen3": Preset(_MLP),
+    "qwen3_moe": Preset(_MLP, known=_NOT_SHARED),
+    "qwen3_next": Preset(_MLP, shared=_SHARED),
 }
 
-_PUBLISHED_SHARE = 4096 / 14336  # k / D on LLaMA-3-8B
+PUBLISHED_SHARE = 4096 / 14336
+"""k / D, as published on LLaMA-3-8B."""
 
 
 def complete(config: MemoirConfig, model: nn.Module) -> MemoirConfig:
@@ -43,19 +74,30 @@ def complete(config: MemoirConfig, model: nn.Module) -> MemoirConfig:
     calibration.
 
     Raises:
-        UnsupportedModelError: where no preset knows the model and `config.layer` is None.
+        UnsupportedModelError: where no preset knows the model and `config.layer` is None, and where the layer belongs
+            to one of several experts, which see only some of the tokens.
         ValueError: where the named layer does not exist, or k does not fit it.
     """
-    layer = config.layer or _default_layer(model)
+    layer = config.layer or _default_layer(plain_model(model))
+    if "experts" in layer.split("."):
+        other = "the output projection of a dense MLP, of an expert that all tokens share, or of an attention"
+        raise _experts(f"the layer {layer!r} belongs to a mixture of experts", other)
     width, _ = linear_shape(find_layer(model, layer))
-    k = config.k or (4096 if width == 16384 else min(width, max(1, 8 * round(_PUBLISHED_SHARE * width / 8))))
+    k = config.k or (4096 if width == 16384 else min(width, max(1, 8 * round(PUBLISHED_SHARE * width / 8))))
     if k > width:
         raise ValueError(f"k must lie in [1, D = {width}] for the layer {layer!r}, got {k}")
     return config.replace(layer=layer, k=k, tau="auto" if config.tau is None else config.tau)
 
 
+def plain_model(model: Any) -> Any:
+    """The model of transformers that a model of PEFT is wrapped around; any other as it is."""
+    inner = getattr(model, "get_base_model", None)
+    return inner() if callable(inner) else model
+
+
 def find_layer(model: nn.Module, name: str) -> Any:
-    """The submodule of that full name; ValueError with names that exist where there is none."""
+    """The submodule of that full name in the plain model; ValueError with names that exist where there is none."""
+    model = plain_model(model)
     try:
         return model.get_submodule(name)
     except AttributeError:
@@ -71,10 +113,27 @@ def _default_layer(model: nn.Module) -> str:
             f"no preset for model type {kind!r} (known: {', '.join(sorted(PRESETS))}); name the MLP's output "
             "projection of a block at about 0.85 of the depth, e.g. MemoirConfig(layer='model.layers.27.mlp.down_proj')"
         )
-    blocks: int = settings.num_hidden_layers  # type: ignore[union-attr]
-    return PRESETS[kind].path.format(block=min(blocks - 1, int(PRESETS[kind].depth * blocks)))
+    preset = PRESETS[kind]
+    blocks: int = settings.get_text_config(decoder=True).num_hidden_layers  # type: ignore[union-attr]
+    block = min(blocks - 1, int(preset.depth * blocks))
+    modules = dict(model.named_modules())
+    found = next((path for path in preset.paths(block) if path in modules), None)
+    if found is None and any("experts" in name.split(".") for name in modules):
+        others = [preset.path.format(block=one) for one in reversed(range(blocks))]
+        others.append(f"model.layers.{block}.self_attn.o_proj")
+        named = next((f", e.g. MemoirConfig(layer={one!r})" for one in others if one in modules), "")
+        raise _experts(f"the MLP of block {block} of this {kind} is a mixture of experts", f"another layer{named}")
+    return found or preset.paths(block)[0]
+
+
+def _experts(what: str, instead: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{what}, each of which sees only the tokens that are sent to it, while the memory has to see all of them: "
+        f"name {instead}"
+    )
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model takes its token ids."""
-    return next(model.parameters()).device
+    """Where the model takes its token ids; with weights that accelerate has offloaded, where it brings them to."""
+    device = next(model.parameters()).device
+    return executed_on(model, device) if device.type == "meta" else device

@@ -14,6 +14,7 @@ from torch import nn
 from memoir_fast.errors import UnsupportedModelError
 from memoir_fast.hf.cache import counted, find_cache, holds_tuples, is_cache, remembered
 from memoir_fast.hf.hidden import hidden_states
+from memoir_fast.hf.presets import device_of
 
 TOKENS = 5
 """Tokens of the rows; where the model takes an attention mask, the first two of the second row are padding."""
@@ -45,11 +46,12 @@ class Passes:
 
     def __init__(self, model: Any, rows: torch.Tensor) -> None:
         self.model = model
-        self._ids = rows.to(next(model.parameters()).device)
+        self._ids = rows.to(device_of(model))
         self._mask = torch.ones_like(self._ids)
         if self._takes("attention_mask"):
             self._mask[1, :2] = 0
         self._takes_back: str | None = None
+        self._positioned = False
         with _untouched(model):
             self.prefill = self.run_prefill()
             if self.prefill.cache is None:
@@ -57,7 +59,7 @@ class Passes:
                 self.decode = None
             else:
                 self._takes_back = self._name_of_cache(self.prefill)
-                self.decode = self.run_decode(self.prefill.cache)
+                self.decode = self._first_decode()
 
     @property
     def counts(self) -> torch.Tensor:
@@ -86,7 +88,10 @@ class Passes:
         token, mask = self._ids[:, -1:], torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=1)
         if cache is None:
             return self._run(input_ids=token, attention_mask=mask[:, -1:])
-        return self._run(input_ids=token, attention_mask=mask, **{self._takes_back or "": cache})
+        given = {"input_ids": token, "attention_mask": mask, self._takes_back or "": cache}
+        if self._positioned:
+            given["position_ids"] = torch.full_like(token, TOKENS)
+        return self._run(**given)
 
     @contextmanager
     def again(self) -> Iterator[None]:
@@ -114,6 +119,16 @@ class Passes:
                 self.model, f"its output, a {type(output).__name__}, holds no tensor [B, S, ...] of numbers"
             )
         return Pass(output, find_cache(output), numbers)
+
+    def _first_decode(self) -> Pass:
+        try:
+            return self.run_decode(self.prefill.cache)
+        except UnsupportedModelError:
+            if not self._takes("position_ids"):
+                raise
+        # Qwen2-VL keeps positions of its latest `generate` to itself, and goes by them where it is given none.
+        self._positioned, self.prefill = True, self.run_prefill()
+        return self.run_decode(self.prefill.cache)
 
     def _takes(self, name: str) -> bool:
         parameters = inspect.signature(self.model.forward).parameters

@@ -22,6 +22,7 @@ from memoir_fast.errors import MemoirError, PackedBatchError
 from memoir_fast.hf.around import Around
 from memoir_fast.hf.attention_mask import real_tokens
 from memoir_fast.hf.cache import find_cache, held, remember, remembered
+from memoir_fast.hf.hidden import batch_shape, in_rows
 from memoir_fast.hf.packed import WHAT_INSTEAD, require_rows
 from memoir_fast.hf.prompt import prompt_positions
 from memoir_fast.hf.routing_site import RoutingSite
@@ -200,6 +201,11 @@ class Router:
             call.view.enter_context(views.generation())
         with self._layer.turns.reading():
             call.routed, call.decided = self._read(call, hidden), True
+
+    def in_rows(self, x: torch.Tensor) -> torch.Tensor:
+        """Inputs [B * S, D] of a layer that is given all tokens of a batch in one row, as [B, S, D]."""
+        call = self._call
+        return in_rows(x, None if call is None else batch_shape(*call.given))
 
     @property
     def _call(self) -> _Call | None:

@@ -120,7 +120,10 @@ def token_texts(tokenizer: Any, size: int) -> list[str]:
 
 def context_length(model: Any) -> int | None:
     """The most tokens that the model takes, where its config says."""
-    return getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
+    config = model.config
+    if callable(getattr(config, "get_text_config", None)):  # of a language tower beside others
+        config = config.get_text_config(decoder=True)
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
 
 
 def pad(

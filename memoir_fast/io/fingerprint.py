@@ -1,6 +1,8 @@
 """What tells one base model from another."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ from torch import nn
 
 from memoir_fast.errors import WrongModelError
 from memoir_fast.hf.presets import find_layer
+from memoir_fast.modules.base_layer import weight_of
+from memoir_fast.modules.memoir_linear import MemoirLinear
 
 
 def fingerprint(model: Any, layer: str) -> dict[str, Any]:
@@ -18,11 +22,16 @@ def fingerprint(model: Any, layer: str) -> dict[str, Any]:
     a weight that is not floating (quantised) is hashed as it is.
     """
     settings = getattr(model, "config", None)
-    weight: torch.Tensor = find_layer(model, layer).weight.detach()
-    rounded = weight.dtype.is_floating_point
-    if rounded:
-        weight = weight.to(torch.bfloat16)
-    raw = weight.cpu().contiguous().reshape(-1).view(torch.uint8)
+    found = find_layer(model, layer)
+    with _brought(found.base if isinstance(found, MemoirLinear) else found) as own:
+        weight = weight_of(own).detach()
+        if type(weight) is not torch.Tensor and weight.is_floating_point():
+            weight = weight.dequantize()  # a tensor of torchao's, which passes for one of floats
+        rounded = weight.dtype.is_floating_point
+        if rounded:
+            weight = weight.to(torch.bfloat16)
+        weight = weight.cpu()
+    raw = weight.contiguous().reshape(-1).view(torch.uint8)
     return {
         "model_type": getattr(settings, "model_type", type(model).__name__),
         "hidden_size": getattr(settings, "hidden_size", None),
@@ -33,6 +42,18 @@ def fingerprint(model: Any, layer: str) -> dict[str, Any]:
         "weight_hashed_as": "bfloat16" if rounded else "raw",
         "weight_sha256": hashlib.sha256(raw.numpy().data).hexdigest(),
     }
+
+
+@contextmanager
+def _brought(layer: nn.Module) -> Iterator[nn.Module]:
+    """A layer with its weights, also where accelerate keeps them elsewhere until they are needed."""
+    if weight_of(layer).device.type != "meta":
+        yield layer
+        return
+    from accelerate.utils import align_module_device
+
+    with align_module_device(layer):
+        yield layer
 
 
 def require_same_model(folder: Path, expected: dict[str, Any], model: nn.Module) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from memoir_fast.checks import readable
+from memoir_fast.modules.base_layer import device_beside, dtype_beside
 from memoir_fast.modules.code_store import CodeStore
 from memoir_fast.modules.hashing import TopHash
 from memoir_fast.modules.mask_store import MaskStore
@@ -112,20 +113,19 @@ class MemoirLinear(nn.Module):
     ) -> None:
         super().__init__()
         width, outputs = linear_shape(base)
-        weight: torch.Tensor = base.weight
-        dtype = weight.dtype if weight.dtype.is_floating_point else torch.get_default_dtype()
+        device = device_beside(base)
         self.base = base
-        self.tophash = TopHash(width, k, seed, weight.device)
-        self.store = MaskStore(width, k, max_edits, weight.device)
-        self.memory = ResidualMemory(width, outputs, dtype, weight.device, max_pages)
+        self.tophash = TopHash(width, k, seed, device)
+        self.store = MaskStore(width, k, max_edits, device)
+        self.memory = ResidualMemory(width, outputs, dtype_beside(base), device, max_pages)
         self.code: RoutingCode | None = code
         self.codes: CodeStore | None = None
         if code is not None:
-            self.codes = CodeStore(code.width, code.k, min_overlap(tau, code.k), weight.device)
+            self.codes = CodeStore(code.width, code.k, min_overlap(tau, code.k), device)
         self.turns, self.views = Turns(), Views()
         self._tau = tau
         self.searched.set_min_overlap(self.min_overlap)
-        self.router: Callable[[torch.Tensor], Routed | None] | None = None
+        self.router: Any = None  # called with inputs [B, S, D], it says where they are routed: Routed or None
         self._replaced: list[Output] = []  # of all threads; as long as there are none, a pass looks for none
         self.written = 0
         """How often W_m was changed in a `changing` block."""
@@ -284,6 +284,13 @@ class MemoirLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [B, S, D] or [B, D] -> the same shape with O outputs; all dimensions but first and last are tokens."""
         y = self.base(x)
+        if x.dim() == 2 and self.router is not None:  # the tokens of all sequences in one row
+            x = self.router.in_rows(x)
+            return self._joined(x, y.view(*x.shape[:2], -1)).flatten(0, 1)
+        return self._joined(x, y)
+
+    def _joined(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The output for inputs x, of which the base layer makes y."""
         if self._replaced:
             own = (_outputs.get() or {}).get(id(self))
             if own is not None:

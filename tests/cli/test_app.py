@@ -98,6 +98,19 @@ def test_env(invoke, tmp_path):
     assert "reference" in result.stdout and report["packages"]["torch"] in result.stdout
 
 
+def test_presets(invoke):
+    from memoir_fast.hf.presets import PRESETS
+
+    result = invoke("presets", "--json", "-", "-q")
+    rows = {row["model_type"]: row for row in json.loads(result.stdout)}
+    assert result.exit_code == 0 and set(rows) == set(PRESETS)
+    assert rows["llama"]["layers"] == ["model.layers.N.mlp.down_proj"] and rows["llama"]["known"] == "tested"
+    assert rows["gptj"]["depth"] == 0.75 and rows["gptj"]["k_per_input"] == 4096 / 14336
+    assert len(rows["qwen2_moe"]["layers"]) == 2 and "refused" in rows["mixtral"]["known"]
+    shown = invoke("presets").stdout
+    assert all(kind in shown for kind in PRESETS) and "k: 0.286 of the" in shown
+
+
 def test_env_tells_a_probe_that_failed(invoke, monkeypatch):
     from memoir_fast import backends
 

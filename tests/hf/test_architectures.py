@@ -1,5 +1,7 @@
-"""Which of transformers' models can be followed: experts, windows, linear attention, caches of their own."""
+"""Which models a memory works on: docs/support.md, row by row, and some that are followed if their layer is named."""
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,33 +10,21 @@ import transformers
 
 from memoir_fast import Memoir, MemoirConfig
 from memoir_fast.errors import UnsupportedModelError
+from memoir_fast.hf.presets import PRESETS
 
+PAGE = Path(__file__).parents[2] / "docs" / "support.md"
+_ROWS = re.findall(r"^\| ([^|]+) \| `\w+` \|", PAGE.read_text(), re.MULTILINE)
 _SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
-_EXPERTS = {**_SIZES, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-_LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
-_KINDS = ["linear_attention", "full_attention", "linear_attention"]
 _FOLLOWED = {
     "bloom": ({"hidden_size": 32, "n_head": 4}, "transformer.h.1.mlp.dense_4h_to_h"),
-    "gemma2": ({**_SIZES, "head_dim": 8, "sliding_window": 3}, "model.layers.1.mlp.down_proj"),
-    "gpt_neox": (_SIZES, "gpt_neox.layers.1.mlp.dense_4h_to_h"),
     "gpt_oss": (
         {**_SIZES, "head_dim": 8, "num_local_experts": 4, "sliding_window": 3},
         "model.layers.1.self_attn.o_proj",
     ),
     "lfm2": ({**_SIZES, "layer_types": ["conv", "full_attention", "conv"]}, "model.layers.1.feed_forward.w2"),
-    "mixtral": ({**_SIZES, "num_local_experts": 4}, "model.layers.1.self_attn.o_proj"),
     "openai-gpt": ({"n_embd": 32, "n_head": 4}, "transformer.h.1.mlp.c_proj"),  # without a cache
-    "qwen3_next": (
-        {**_EXPERTS, **_LINEAR, "shared_expert_intermediate_size": 16, "layer_types": _KINDS},
-        "model.layers.1.self_attn.o_proj",
-    ),
 }
 _REFUSED = {
-    "opt": (
-        {"hidden_size": 32, "ffn_dim": 48, "num_attention_heads": 4, "word_embed_proj_dim": 32},
-        "model.decoder.layers.1.fc2",
-        r"the edited layer's input must be \[B, S, D\] = \[2, 5, D\], got \[10, 48\]",
-    ),
     "rwkv": (
         {"hidden_size": 32, "attention_hidden_size": 32, "intermediate_size": 48, "context_length": 64},
         "rwkv.blocks.1.feed_forward.value",
@@ -64,3 +54,19 @@ def test_refused(kind):
     settings, layer, shown = _REFUSED[kind]
     with pytest.raises(UnsupportedModelError, match=shown):
         _memoir(kind, settings, layer)
+
+
+@pytest.mark.parametrize("name", _ROWS)
+def test_the_page_says_what_is_found(name, tool):
+    support = tool("support")
+    found, page = support.row(name), PAGE.read_text()
+    assert support.line(found) in page.splitlines()
+    assert found.refused is None or support.reason(found) in page.splitlines()
+
+
+def test_the_page_has_every_row(tool):
+    support = tool("support")
+    assert tuple(_ROWS) == support.ROWS
+    told = PAGE.read_text().partition("Refused with:")[2].partition(support.END)[0]
+    assert told.count("\n- ") == PAGE.read_text().count("| refused |")
+    assert {one.kind for one in tool("architectures").ARCHITECTURES.values()} >= set(PRESETS)

@@ -43,6 +43,7 @@ def additive(mask, dtype=torch.float32):
         ({"position_ids": torch.tensor([[0, 1, 2, 3, 0, 1], [0, 1, 2, 3, 4, 5]])}, "position_ids start again"),
         ({"position_ids": torch.zeros_like(TWO)}, "position_ids start again"),  # sequences of one token
         ({"position_ids": TWO, "attention_mask": torch.ones(1, 6)}, "position_ids start again"),
+        ({"position_ids": TWO.expand(4, 1, 6)}, "position_ids start again"),  # of text and images, as Qwen2-VL has it
         ({"cu_seq_lens_q": torch.tensor([0, 3, 6])}, "cu_seq_lens_q tells where"),
         ({"cu_seqlens": torch.tensor([0, 3, 6])}, "cu_seqlens tells where"),
         ({"cu_seq_lens_k": {"full_attention": torch.tensor([0, 3, 6])}}, "cu_seq_lens_k tells where"),

@@ -20,20 +20,45 @@ def _on_meta(kind, blocks, **sizes):
 _SMALL = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 224, "num_key_value_heads": 2}
 _ROUND = {"n_embd": 56, "n_head": 2}  # GPT-2 and GPT-J: four times that inside of the MLP
 _SIZES = {"gpt2": _ROUND, "gptj": {**_ROUND, "rotary_dim": 4}, "phi": {**_SMALL, "num_key_value_heads": 4}}
-_HEADS = {"gemma": 16, "gemma2": 16, "gemma3_text": 16, "qwen3": 16}
+_SHARED = {**_SMALL, "shared_expert_intermediate_size": 224}
+_SIZES |= {"qwen2_moe": _SHARED, "qwen3_next": _SHARED, "deepseek_v3": {**_SMALL, "moe_intermediate_size": 224}}
+_HEADS = ("gemma", "gemma2", "gemma3_text", "glm", "glm4", "qwen3", "qwen3_next")
+_IMAGES = ("gemma3", "llava", "qwen2_vl")  # the page of supported models has the layers of these
+_NONE_SHARED = ("mixtral", "qwen3_moe")
 
 
-@pytest.mark.parametrize("kind", sorted(PRESETS))
+@pytest.mark.parametrize("kind", sorted(set(PRESETS) - {*_IMAGES, *_NONE_SHARED}))
 def test_every_preset_names_the_mlps_output_projection(kind):
     sizes = dict(_SIZES.get(kind, _SMALL))
     if kind in _HEADS:
-        sizes["head_dim"] = _HEADS[kind]
+        sizes["head_dim"] = 16
     model = _on_meta(kind, 8, **sizes)
     config = complete(MemoirConfig(), model)
     width, outputs = linear_shape(find_layer(model, config.layer))
     assert (width, outputs) == ((224, 56) if kind in ("gpt2", "gptj") else (224, 64))
     assert config.k == 64 and config.tau == "auto"
     assert f".{6}." in config.layer
+
+
+@pytest.mark.parametrize("kind", _NONE_SHARED)
+def test_experts_are_no_layer_by_default(kind):
+    model = _on_meta(kind, 8, **_SMALL, moe_intermediate_size=16, num_experts=4, num_local_experts=4)
+    other = "model.layers.6.self_attn.o_proj"
+    with pytest.raises(UnsupportedModelError, match=f"MLP of block 6 of this {kind} is a mixture of .*layer='{other}'"):
+        complete(MemoirConfig(), model)
+    assert complete(MemoirConfig(layer=other), model).layer == other
+    with pytest.raises(
+        UnsupportedModelError, match="'model.layers.6.mlp.experts' belongs to a mixture of experts, each"
+    ):
+        complete(MemoirConfig(layer="model.layers.6.mlp.experts"), model)
+
+
+def test_a_dense_block_among_experts_is_named_or_taken():
+    sizes = {**_SMALL, "moe_intermediate_size": 16, "num_experts": 4}
+    model = _on_meta("qwen3_moe", 8, **sizes, mlp_only_layers=[0, 3])
+    with pytest.raises(UnsupportedModelError, match="layer='model.layers.3.mlp.down_proj'"):
+        complete(MemoirConfig(), model)
+    assert complete(MemoirConfig(), _on_meta("qwen3_moe", 8, **sizes, mlp_only_layers=[6])).k == 64
 
 
 @pytest.mark.parametrize(("kind", "blocks", "block"), [("llama", 32, 27), ("llama", 30, 25), ("llama", 1, 0)])

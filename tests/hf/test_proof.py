@@ -265,10 +265,31 @@ def test_a_layer_that_runs_twice_in_a_pass(tiny_llama, tiny_tokenizer):
     refuses(tiny_llama, tiny_tokenizer, "the edited layer must run once in a forward pass, it ran 2 times")
 
 
-def test_a_layer_that_sees_no_rows(tiny_llama, tiny_tokenizer):
-    block = tiny_llama.model.layers[1].mlp
-    instead(block, lambda own, x: own(x.flatten(0, 1)).view_as(x))
-    refuses(tiny_llama, tiny_tokenizer, r"the edited layer's input must be \[B, S, D\] = \[2, 5, D\], got \[10, 48\]")
+def test_a_layer_that_is_given_all_tokens_in_one_row(tiny_llama, tiny_tokenizer):
+    instead(tiny_llama.model.layers[1].mlp, lambda own, x: own(x.flatten(0, 1)).view_as(x))
+    memoir = Memoir.attach(tiny_llama, tiny_tokenizer, CONFIG)
+    assert follows(memoir, tiny_tokenizer)
+
+
+def test_a_layer_that_is_given_some_of_the_tokens(tiny_llama, tiny_tokenizer):
+    def sent(own, x):
+        tokens = x.flatten(0, 1)
+        return torch.cat([own(tokens[:7]), torch.zeros_like(tokens[7:])]).view_as(x)
+
+    instead(tiny_llama.model.layers[1].mlp, sent)
+    before = everything(tiny_llama)
+    with pytest.raises(
+        UnsupportedModelError, match="given 7 of the 2 x 5 tokens of a batch: name a layer that sees all"
+    ):
+        Memoir.attach(tiny_llama, tiny_tokenizer, CONFIG)
+    assert everything(tiny_llama) == before
+
+
+def test_a_layer_that_is_given_rows_of_its_own(tiny_llama, tiny_tokenizer):
+    instead(tiny_llama.model.layers[1].mlp, lambda own, x: own(x.view(-1, 1, x.shape[-1])).view_as(x))
+    refuses(
+        tiny_llama, tiny_tokenizer, r"the edited layer's input must be \[B, S, D\] = \[2, 5, D\], got \[10, 1, 48\]"
+    )
 
 
 def test_a_layer_whose_output_is_not_used(tiny_llama, tiny_tokenizer):

@@ -1,0 +1,43 @@
+"""What a memory asks of the layer beside it: where its weight is, however it is packed, and where it computes."""
+
+from typing import Any
+
+import torch
+
+
+def weight_of(layer: Any) -> torch.Tensor:
+    """A linear layer's weight as it is stored; where it goes by another name, the largest tensor of the layer.
+
+    Raises:
+        TypeError: the layer holds no tensor.
+    """
+    weight = getattr(layer, "weight", None)
+    if isinstance(weight, torch.Tensor):
+        return weight
+    stored = [*layer.parameters(), *layer.buffers()]
+    if not stored:
+        raise TypeError(f"the edited layer must hold a weight, a {type(layer).__name__} holds no tensor")
+    return max(stored, key=torch.Tensor.numel)
+
+
+def dtype_beside(layer: Any) -> torch.dtype:
+    """The memory's dtype beside a layer: its weight's, or torch's default where that is packed or of a single byte."""
+    dtype = weight_of(layer).dtype
+    return dtype if dtype.is_floating_point and dtype.itemsize > 1 else torch.get_default_dtype()
+
+
+def device_beside(layer: Any) -> torch.device:
+    """Where a layer computes: where its weight is, or where accelerate brings it to where it is offloaded."""
+    device = weight_of(layer).device
+    return executed_on(layer, device) if device.type == "meta" else device
+
+
+def executed_on(module: Any, default: torch.device) -> torch.device:
+    """Where accelerate's hook on a module, or on one inside of it, brings what it is given; `default` without one."""
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for one in getattr(hook, "hooks", [hook]):
+            device = getattr(one, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    return default

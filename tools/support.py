@@ -1,0 +1,77 @@
+"""Finds out which architectures a memory works on, and writes the table of docs/support.md.
+
+    python tools/support.py [NAME ...] [--check]
+
+With names, only these rows are run, and nothing is written. The exit code is 1 where a check fails, or, with --check,
+where the page says something else than was found.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]  # a checkout's package, installed or not
+
+from support_checks import FEATURES, ROWS, Row, row  # noqa: E402
+
+PAGE = ROOT / "docs" / "support.md"
+BEGIN, END = "<!-- tools/support.py: begin -->", "<!-- tools/support.py: end -->"
+HEAD = ("", "model type", "edited layer", *FEATURES)
+
+
+def line(one: Row) -> str:
+    """A row of the table."""
+    cells = ["works"] * len(FEATURES) if one.refused is None else ["refused", *["-"] * (len(FEATURES) - 1)]
+    layer = f"`{one.layer}`" if one.layer else "the preset's"
+    return f"| {' | '.join([one.name, f'`{one.kind}`', layer, *cells])} |"
+
+
+def reason(one: Row) -> str:
+    """What a refused row is refused with."""
+    return f"- {one.name}: `{one.refused}`"
+
+
+def section(rows: list[Row]) -> str:
+    """The text between the markers."""
+    table = [f"| {' | '.join(HEAD)} |", f"|{' --- |' * len(HEAD)}", *map(line, rows)]
+    return "\n".join([*table, "", "Refused with:", "", *(reason(one) for one in rows if one.refused is not None)])
+
+
+def rewritten(text: str, rows: list[Row]) -> str:
+    """A page with the section between its markers replaced. ValueError where it has none."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page lacks {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{section(rows)}\n{END}{after}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="rows to run, by what stands first in them")
+    parser.add_argument("--check", action="store_true", help="write nothing; compare what is found with the page")
+    asked = parser.parse_args(arguments)
+    unknown = [name for name in asked.names if name not in ROWS]
+    if unknown:
+        parser.error(f"there is no row {unknown[0]!r}; there are {', '.join(ROWS)}")
+    rows, failed = [], False
+    for name in asked.names or ROWS:
+        try:
+            rows.append(row(name))
+            print(line(rows[-1]), flush=True)
+        except Exception as error:
+            failed = True
+            print(f"{name} fails: {type(error).__name__}: {error}", flush=True)
+    if failed or asked.names:
+        return int(failed)
+    text = PAGE.read_text()
+    if asked.check:
+        return int(rewritten(text, rows) != text)
+    PAGE.write_text(rewritten(text, rows))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
