@@ -220,17 +220,19 @@ class Memoir(Upkeep):
         edits: str | Edit | Iterable[Edit | tuple[str, str]],
         target: str | None = None,
         *,
+        bank: str | None = None,
         recipe: str | Recipe | None = None,
         batch: int | str | None = None,
         progress: bool = True,
     ) -> Any:
-        """Teaches one correction or many, in order. Editing a prompt again replaces its edit.
+        """Teaches one correction or many, in order. Editing a prompt again replaces its edit of the same bank.
 
         All requests are checked before the first is learned. An interrupt leaves the edits that were finished.
 
         Args:
             edits: a prompt (then `target` is its answer), an Edit, or several Edits or (prompt, target) pairs.
             target (str, optional): what the model shall say after the prompt.
+            bank (str, optional): answer only requests that ask for this bank, see `banks`. Default: each Edit's own.
             recipe (str | Recipe, optional): Default: that of the config.
             batch (int, optional): edits learned together as one joint problem, or "auto": what free memory allows.
                 Default: the recipe's, 1.
@@ -250,10 +252,8 @@ class Memoir(Upkeep):
         if target is not None and not isinstance(edits, str):
             raise TypeError(f"edit(prompt, target) takes a target beside a prompt only, got {type(edits).__name__}")
         single = isinstance(edits, (str, Edit))
-        if isinstance(edits, str):
-            wanted = [Edit(edits, target or "")]
-        else:
-            wanted = [edits] if isinstance(edits, Edit) else [as_edit(one) for one in edits]
+        given: Any = [(edits, target or "")] if isinstance(edits, str) else [edits] if single else edits
+        wanted = [as_edit(one, bank) for one in given]
         settings, teacher = self._recipe(recipe, batch), self._teacher
         teacher.require_room(wanted)
         prepared = [teacher.prepare(edit, settings) for edit in wanted]
@@ -270,6 +270,7 @@ class Memoir(Upkeep):
         self,
         edits: Iterable[Edit | tuple[str, str]],
         *,
+        bank: str | None = None,
         recipe: str | Recipe | None = None,
         batch: int | str | None = None,
         progress: bool = False,
@@ -280,13 +281,13 @@ class Memoir(Upkeep):
         Whatever ends the loop, an interrupt or a request that raises, all that was yielded is in the memory.
 
         Args:
-            edits, recipe, batch, progress: as in `edit`; requests are checked when their turn comes.
+            edits, bank, recipe, batch, progress: as in `edit`; requests are checked when their turn comes.
             total (int, optional): how many there are, for the time left in the progress bar.
         """
         settings, teacher = self._recipe(recipe, batch), self._teacher
         with tqdm(total=total, desc="editing", unit="edit", disable=not progress) as shown:
             last = self.calibration
-            for result in teacher.stream((teacher.prepare(as_edit(one), settings) for one in edits), settings):
+            for result in teacher.stream((teacher.prepare(as_edit(one, bank), settings) for one in edits), settings):
                 last = self._finish(last)
                 shown.update()
                 yield result
@@ -301,7 +302,7 @@ class Memoir(Upkeep):
         with self.layer.learning():
             self.layer.store.require(edit_id)
             if self._durable is not None:
-                self._durable.deleted(edit_id)
+                self._durable.deleted([edit_id])
             with self.layer.changing(rows=True):
                 self.edits.delete(edit_id)
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from memoir_fast.core import pages
-from memoir_fast.core.edit import Edit
+from memoir_fast.core.edit import Edit, require_bank
 from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.core.scoring import teacher_forced
 from memoir_fast.editing.teacher import EditResult, Teacher
-from memoir_fast.errors import MemoirError
+from memoir_fast.errors import MemoirError, UnknownEditError
 from memoir_fast.io.durable import Durable, current_edits
 from memoir_fast.io.merge import Merged, merge
 from memoir_fast.recipe import Recipe
@@ -33,11 +33,33 @@ class Upkeep(EditedModel):
         edits: str | Edit | Iterable[Edit | tuple[str, str]],
         target: str | None = None,
         *,
+        bank: str | None = None,
         recipe: str | Recipe | None = None,
         batch: int | str | None = None,
         progress: bool = True,
     ) -> Any:
         """See `Memoir.edit`."""
+
+    def delete_bank(self, name: str) -> list[int]:
+        """Deletes all edits of a bank, at once, as `delete` does one; their ids.
+
+        Raises:
+            UnknownEditError: no edit is in it.
+            ValueError: the name is empty: edits that are in no bank are deleted one by one.
+        """
+        if not require_bank(name):
+            raise ValueError(
+                "delete_bank needs a bank's name, got '': edits that are in none have to be named one by one"
+            )
+        with self.layer.learning():
+            ids = self.edits.in_bank(name)
+            if not ids:
+                raise UnknownEditError(f"no live edit is in the bank {name!r}")
+            if self._durable is not None:
+                self._durable.deleted(ids)
+            with self.layer.changing(rows=True):
+                self.edits.delete_all(ids)
+            return ids
 
     def faded(self, batch: int = 8) -> list[int]:
         """Ids of the edits that others have overwritten: the target is no longer what the model says, token by token.
@@ -46,7 +68,9 @@ class Upkeep(EditedModel):
         again. One forward pass over each prompt and its target, `batch` at a time.
         """
         with self.layer.learning():
-            forced = teacher_forced(self, [(edit.prompt, edit.target) for edit in self.edits.values()], batch)
+            edits = self.edits.values()
+            pairs = [(edit.prompt, edit.target) for edit in edits]
+            forced = teacher_forced(self, pairs, batch, [edit.bank for edit in edits])
             return [one for one, item in zip(self.edits, forced, strict=True) if item.predicted != item.target]
 
     def refresh(

@@ -14,6 +14,7 @@ from memoir_fast.core.live_edits import LiveEdits
 from memoir_fast.core.pages import page_edits
 from memoir_fast.core.routing_code import THRESHOLD, make
 from memoir_fast.errors import MemoirError
+from memoir_fast.hf.banks import Which, asked
 from memoir_fast.hf.presets import complete, find_layer, plain_model
 from memoir_fast.hf.proof import TOKENS, Passes, prove
 from memoir_fast.hf.routing import Route, Router
@@ -114,6 +115,30 @@ class EditedModel:
         if any(length < 1 for length in given):
             raise ValueError(f"prompt lengths must be at least 1, got {min(given)}")
         return self._router.overridden(lengths=given)
+
+    def banks(self, which: Which) -> AbstractContextManager[None]:
+        """Within the block, requests may follow edits of these banks too; without it, only those that are in none.
+
+        Edits without a bank answer everybody, but give way to one of the same prompt in a bank that is asked for. It is
+        no error to ask for a bank that holds no edit. The block holds for this thread or task alone; `model.generate`
+        takes the same as `memoir_banks=...`, also into a thread of its own. A sequence keeps the route that was decided
+        on its prompt; when a further turn is read, the banks in force then count.
+
+        Args:
+            which: a bank, or a set of banks, that all rows of a batch ask for; or a list with an entry for each row: a
+                bank, several, or None. In `generate`, of each request, whatever the number of its beams.
+
+        Raises:
+            TypeError: it is neither. ValueError, by the forward pass: the list is not as long as the batch.
+
+        Example:
+            >>> result = memoir.edit("The capital of France is", "Rome", bank="acme")
+            >>> with memoir.banks("acme"):
+            ...     output = model.generate(ids, max_new_tokens=4)
+            >>> memoir.last_routes[0].edit_id == result.edit_id
+            True
+        """
+        return self._router.overridden(asked_banks=asked(which))
 
     @property
     def last_routes(self) -> list[Route]:

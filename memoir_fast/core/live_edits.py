@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from memoir_fast.core.edit import Edit
-from memoir_fast.modules import MemoirLinear
+from memoir_fast.modules import MemoirLinear, banks
 from memoir_fast.ops import mask_columns
 
 
@@ -63,7 +63,7 @@ class LiveEdits(Mapping[int, Edit]):
     def __init__(self, layer: MemoirLinear) -> None:
         self._layer = layer  # not its store: a copied layer has another
         self._edits: dict[int, Edit] = {}
-        self._ids: dict[str, int] = {}
+        self._ids: dict[str, dict[str, int]] = {}  # by prompt and bank
         self._counted: dict[int, bool] = {}  # by id, with or without the end token
         self.gone: list[Gone] = []
 
@@ -79,13 +79,23 @@ class LiveEdits(Mapping[int, Edit]):
     def __repr__(self) -> str:
         return repr(self._edits)
 
-    def id_of(self, prompt: str) -> int | None:
-        """The live edit of that prompt."""
-        return self._ids.get(prompt)
+    def id_of(self, prompt: str, bank: str = "") -> int | None:
+        """The live edit of that prompt in a bank, "" for those in none."""
+        return self._ids.get(prompt, {}).get(bank)
+
+    def namesakes(self, edit: Edit) -> list[int]:
+        """The live edits of the same prompt in other banks."""
+        return [one for bank, one in self._ids.get(edit.prompt, {}).items() if bank != edit.bank]
+
+    def in_bank(self, bank: str) -> list[int]:
+        """Ids of the live edits of a bank, "" for those in none."""
+        return [edit_id for edit_id, edit in self._edits.items() if edit.bank == bank]
 
     @contextmanager
     def put(self, edit: Edit, mask: torch.Tensor, page: int = 0, codes: Codes | None = None) -> Iterator[int]:
-        """Adds an edit, or replaces that of the same prompt, and gives its id; all is as before if the block raises.
+        """Adds an edit, or replaces that of the same prompt in its bank, and gives its id.
+
+        All is as before if the block raises.
 
         Args:
             edit, mask, page: the edit, its mask int32 [W], and the page of memory where its columns are.
@@ -94,25 +104,26 @@ class LiveEdits(Mapping[int, Edit]):
         Raises:
             StoreFullError: there is no room; see `MaskStore`.
         """
-        store, old = self._layer.store, self._ids.get(edit.prompt)
+        store, old = self._layer.store, self.id_of(edit.prompt, edit.bank)
         rows = len(store)
         before = None if old is None else self._before(old)
         undo = self._undo_codes()
         try:
             if old is None:
                 edit_id = store.append(mask, page)
+                banks.put(store, edit_id, edit.bank, next(iter(self.namesakes(edit)), None))
             else:
                 edit_id = old
                 store.replace(edit_id, mask, page)
-            self._edits[edit_id], self._ids[edit.prompt] = edit, edit_id
+            self._note(edit_id, edit)
             first = self._add_codes(edit_id, codes)
             yield edit_id
         except BaseException:
             undo()
             if before is None or old is None:
                 store.truncate(rows)
-                self._edits.pop(rows, None)
-                self._ids.pop(edit.prompt, None)
+                if rows in self._edits:
+                    self._forget(rows)
             else:
                 self._edits[old] = before.edit
                 store.replace(old, before.mask, before.page)
@@ -132,8 +143,19 @@ class LiveEdits(Mapping[int, Edit]):
             raise ValueError("an edit needs routing codes here, got none")
         first = len(store)
         store.add(edit_id, codes.codes, codes.min_overlap, codes.room)
-        store.raise_where(codes.codes, edit_id)
+        store.raise_where(codes.codes, edit_id, banks.bound(self._layer.store, edit_id))
         return first
+
+    def _note(self, edit_id: int, edit: Edit) -> None:
+        self._edits[edit_id] = edit
+        self._ids.setdefault(edit.prompt, {})[edit.bank] = edit_id
+
+    def _forget(self, edit_id: int) -> None:
+        edit = self._edits.pop(edit_id)
+        same = self._ids[edit.prompt]
+        del same[edit.bank]
+        if not same:
+            del self._ids[edit.prompt]
 
     def _undo_codes(self) -> Callable[[], None]:
         store = self._layer.codes
@@ -148,19 +170,19 @@ class LiveEdits(Mapping[int, Edit]):
         return undo
 
     def extend(self, edits: Sequence[Edit], masks: torch.Tensor) -> range:
-        """Adds many edits whose prompts are new, with masks int32 [n, W]; their ids.
+        """Adds many edits without a bank whose prompts are new, with masks int32 [n, W]; their ids.
 
-        ValueError where a prompt comes twice or is there already, or the layer routes by codes, of which each edit
-        needs its own; nothing is then added.
+        ValueError where a prompt comes twice or is there already, an edit is in a bank, or the layer routes by codes,
+        of which each edit needs its own; nothing is then added.
         """
         if self._layer.codes is not None:
             raise ValueError("many edits at once have masks alone: they need routing='paper'")
-        prompts = {edit.prompt for edit in edits}
+        prompts = {edit.prompt for edit in edits if not edit.bank}
         if len(prompts) < len(edits) or not prompts.isdisjoint(self._ids) or len(masks) != len(edits):
             raise ValueError(f"{len(edits)} edits with new prompts and as many masks were expected, got {len(masks)}")
         ids = self._layer.store.extend(masks)
-        self._edits.update(zip(ids, edits, strict=True))
-        self._ids.update({edit.prompt: edit_id for edit_id, edit in zip(ids, edits, strict=True)})
+        for edit_id, edit in zip(ids, edits, strict=True):
+            self._note(edit_id, edit)
         return ids
 
     def delete(self, edit_id: int) -> None:
@@ -171,13 +193,31 @@ class LiveEdits(Mapping[int, Edit]):
         store.delete(edit_id)
         if self._layer.codes is not None:
             self._layer.codes.remove(edit_id)
-        self._ids.pop(self._edits.pop(edit_id).prompt)
+        self._forget(edit_id)
         self._leave(edit_id, before)
+
+    def delete_all(self, edit_ids: Sequence[int]) -> None:
+        """Deletes edits that are live; once begun, all of them, also where an interrupt comes."""
+        left = list(edit_ids)
+        try:
+            while left:
+                self.delete(left[-1])
+                left.pop()
+        except BaseException:
+            for edit_id in left:
+                if edit_id in self._edits:
+                    self.delete(edit_id)
+            raise
 
     def restore(self, edits: Mapping[int, Edit]) -> None:
         """Takes the saved edits of a store that was filled with their rows."""
-        self._edits = dict(edits)
-        self._ids = {edit.prompt: edit_id for edit_id, edit in edits.items()}
+        self._edits, self._ids = {}, {}
+        first: dict[str, int] = {}
+        for edit_id, edit in edits.items():
+            self._note(edit_id, edit)
+            first.setdefault(edit.prompt, edit_id)
+        of = {edit_id: edit.bank for edit_id, edit in edits.items()}
+        banks.restore(self._layer.store, of, {edit_id: first[edit.prompt] for edit_id, edit in edits.items()})
 
     def uncounted(self, page: int) -> dict[int, Edit]:
         """The live edits of a page that the interference does not count yet, as those of a loaded memory."""

@@ -12,6 +12,7 @@ Source: the "token em" and neighborhood measures of EasyEdit, with which MEMOIR'
 
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -55,10 +56,12 @@ class Answered(NamedTuple):
 
 
 @torch.no_grad()
-def forced_logits(memoir: EditedModel, pairs: Sequence[tuple[str, str]], batch: int = 8) -> Iterator[Answered]:
+def forced_logits(
+    memoir: EditedModel, pairs: Sequence[tuple[str, str]], batch: int = 8, banks: Sequence[str] | None = None
+) -> Iterator[Answered]:
     """Runs (prompt, answer) pairs through the model, `batch` of like length at a time, padded on the right.
 
-    They come in another order than they were given in; `place` tells.
+    They come in another order than they were given in; `place` tells. `banks`: the bank that each pair is asked in.
 
     Raises:
         ValueError: an answer without tokens, or a pair longer than the model's context.
@@ -76,7 +79,8 @@ def forced_logits(memoir: EditedModel, pairs: Sequence[tuple[str, str]], batch: 
         input_ids, mask, labels = pad(part, padding_id(tokenizer), device_of(model))
         first = min(one.prompt for one in part) - 1  # the earliest position that predicts an answer's token
         options = {"logits_to_keep": input_ids.shape[1] - first} if can_keep else {}
-        with memoir.prompts([one.prompt for one in part]):
+        asked = nullcontext() if banks is None else memoir.banks([banks[index] for index in chosen])
+        with memoir.prompts([one.prompt for one in part]), asked:
             logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False, **options).logits
         logits = logits if can_keep else logits[:, first:]
         answers = labels[:, first + 1 :].cpu()
@@ -85,11 +89,13 @@ def forced_logits(memoir: EditedModel, pairs: Sequence[tuple[str, str]], batch: 
             yield Answered(place, answers[index][at], logits[index, at.to(logits.device)], route)
 
 
-def teacher_forced(memoir: EditedModel, pairs: Sequence[tuple[str, str]], batch: int = 8) -> list[Forced]:
+def teacher_forced(
+    memoir: EditedModel, pairs: Sequence[tuple[str, str]], batch: int = 8, banks: Sequence[str] | None = None
+) -> list[Forced]:
     """The arg-max at each of the answers' tokens, in the order of the pairs; see `forced_logits`."""
     items = {
         one.place: Forced(one.target.tolist(), one.logits.argmax(dim=-1).tolist(), one.route)
-        for one in forced_logits(memoir, pairs, batch)
+        for one in forced_logits(memoir, pairs, batch, banks)
     }
     return [items[index] for index in range(len(pairs))]
 

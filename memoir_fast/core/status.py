@@ -1,5 +1,6 @@
 """`MemoirStatus`: the state of a memory in plain values."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 from memoir_fast import backends
@@ -26,6 +27,8 @@ class MemoirStatus:
     store_bytes: int
     bytes_per_edit: int
     backends: dict[str, str]
+    banks: dict[str, int]
+    """Live edits of each bank; "" are those that are in none."""
 
 
 def status_of(memoir: EditedModel) -> MemoirStatus:
@@ -52,4 +55,5 @@ def status_of(memoir: EditedModel) -> MemoirStatus:
         store_bytes=store.nbytes + (codes.nbytes if codes is not None else 0),
         bytes_per_edit=per_edit,
         backends=backends.last_used(),
+        banks=dict(sorted(Counter(edit.bank for edit in memoir.edits.values()).items())),
     )

@@ -36,10 +36,12 @@ class EditResult:
     steps: int
     seconds: float
     replaced: bool
-    """An earlier edit of the same prompt had this id and is gone."""
+    """An earlier edit of the same prompt, in the same bank, had this id and is gone."""
     reach: float | None = None
     """How much room there is between what must match the edit and what must not: the least overlap of a rewording
     less the threshold, as a share of a code's bits. Below 0 some cannot be told apart. None without codes."""
+    bank: str = ""
+    """The bank that it is in; \"\" for none."""
 
 
 Prepared = tuple[Edit, list[Row]]
@@ -104,7 +106,7 @@ class Teacher:
     def require_room(self, edits: Iterable[Edit]) -> None:
         """StoreFullError where the edits with new prompts do not all fit."""
         store = self._context.layer.store
-        new = {edit.prompt for edit in edits if self._edits.id_of(edit.prompt) is None}
+        new = {(edit.bank, edit.prompt) for edit in edits if self._edits.id_of(edit.prompt, edit.bank) is None}
         if store.max_edits is not None and len(store) + len(new) > store.max_edits:
             raise StoreFullError(
                 f"the store holds {len(store)} of max_edits = {store.max_edits}, {len(new)} more do not fit"
@@ -129,8 +131,10 @@ class Teacher:
         """Learns edits together, on top of what the memory holds, with their codes: as many as go to one page."""
         self.require_room(edit for edit, _ in prepared)
         lives = [self._lives(edit) for edit, _ in prepared]
-        page, room = self._page(lives[0])
-        together = [where in (lives[0], page) for where in lives[:room]]
+        first = prepared[0][0]
+        page, room = self._page(lives[0], first)
+        several = zip(lives[:room], prepared, strict=False)
+        together = [where in (lives[0], page) and edit.bank == first.bank for where, (edit, _) in several]
         prepared = prepared[: together.index(False) if False in together else room]
         if recipe.damping:
             self.update_interference(recipe, page)
@@ -145,15 +149,17 @@ class Teacher:
 
     def _lives(self, edit: Edit) -> int | None:
         """The page of the edit that this one replaces; None where it replaces none, or one that leaves its page."""
-        edit_id = self._edits.id_of(edit.prompt)
+        edit_id = self._edits.id_of(edit.prompt, edit.bank)
         page = -1 if edit_id is None else int(self._context.layer.store.page[edit_id])
         return None if page < 0 or page in self.leaving else page
 
-    def _page(self, lives: int | None) -> tuple[int, int]:
+    def _page(self, lives: int | None, edit: Edit) -> tuple[int, int]:
         """The page that an edit is written to, and how many edits may go there together; see `_lives`."""
         if lives is not None:
             return lives, LARGEST_BATCH
-        return pages.choose(self._context.layer, self._page_edits, self.forget, self.leaving)
+        layer = self._context.layer
+        taken = {int(layer.store.page[one]) for one in self._edits.namesakes(edit)}  # by the very columns of this one
+        return pages.choose(layer, self._page_edits, self.forget, self.leaving | taken, edit.bank)
 
     def forget(self, page: int) -> None:
         """Counts nothing of a page any more, for the interference."""
@@ -219,7 +225,8 @@ class Teacher:
     def _codes(self, edit: Edit) -> CodeRows | None:
         """The routing codes of an edit; None where masks tell whom a prompt belongs to."""
         context = self._context
-        others = [one.prompt for one in self._edits.values() if one.prompt != edit.prompt]
+        seen = ("", edit.bank)  # of other banks' prompts, a threshold would tell
+        others = [one.prompt for one in self._edits.values() if one.prompt != edit.prompt and one.bank in seen]
         return code_rows(context.model, context.layer, context.tokenizer, edit, others)
 
     def _batch_size(self, rows: list[Row], recipe: Recipe) -> int:
@@ -229,7 +236,7 @@ class Teacher:
         """Writes one learned edit to the memory and the store, or changes nothing at all."""
         learned, codes, page, seconds = outcome
         edit, layer = learned.edit, self._context.layer
-        replaced = self._edits.id_of(edit.prompt) is not None
+        replaced = self._edits.id_of(edit.prompt, edit.bank) is not None
         tokens = self._context.target_tokens(edit, recipe.boundary) if recipe.rest else (0, 0)
         self._prepare_threshold()
         with layer.changing(page=page, rows=replaced):
@@ -251,6 +258,7 @@ class Teacher:
                         seconds=seconds,
                         replaced=replaced,
                         reach=None if codes is None else codes.spare / layer.searched.k,
+                        bank=edit.bank,
                     )
             except BaseException:
                 memory[changed] = kept
@@ -264,7 +272,7 @@ def _batches(prepared: Iterable[Prepared], size: Callable[[list[Row]], int]) -> 
     batch: list[Prepared] = []
     room = 1
     for edit, rows in prepared:
-        if len(batch) == room or any(edit.prompt == other.prompt for other, _ in batch):
+        if len(batch) == room or any((edit.prompt, edit.bank) == (other.prompt, other.bank) for other, _ in batch):
             yield batch
             batch = []
         if not batch:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from memoir_fast.errors import MemoirError, PackedBatchError
+from memoir_fast.hf import banks
 from memoir_fast.hf.around import Around
 from memoir_fast.hf.attention_mask import real_tokens
 from memoir_fast.hf.cache import find_cache, held, remember, remembered
@@ -28,6 +29,7 @@ from memoir_fast.hf.prompt import prompt_positions
 from memoir_fast.hf.routing_site import RoutingSite
 from memoir_fast.hf.sequence_state import PromptsRead, SequenceState, TokenMean
 from memoir_fast.modules import MemoirLinear
+from memoir_fast.modules.banks import Asked
 from memoir_fast.modules.memoir_linear import Routed
 
 
@@ -46,6 +48,7 @@ class _Overrides:
     forced: tuple[int, ...] | None = None
     lengths: tuple[int, ...] | None = None
     generate_prompt: int | None = None  # positions that are prompt, in model.generate
+    asked_banks: Asked | tuple[Asked, ...] | None = None
 
 
 @dataclass
@@ -307,11 +310,10 @@ class Router:
             route = torch.full((batch,), -1, dtype=torch.int32, device=device)
         elif overrides.forced is not None:
             route = _per_row(overrides.forced, batch, "routed").to(device, torch.int32)
-        elif self.site is not None:
-            route, overlap = self._layer.search(self.site.code.masks(state.sums))
         else:
-            mask, _ = self._layer.hash_mean(state.mean, check=False)
-            route, overlap = self._layer.search(mask)
+            masks = self.site.code.masks(state.sums) if self.site else self._layer.hash_mean(state.mean, check=False)[0]
+            asked = banks.per_row(overrides.asked_banks, batch, overrides.generate_prompt is not None)
+            route, overlap = self._layer.search(masks, asked)
         if self.site is not None:
             chat = state.sums.chat
         store = self._layer.view.store
@@ -381,8 +383,10 @@ class Router:
 
     def _generating(self, generate: Any, *args: Any, **kwargs: Any) -> Any:
         """Runs `model.generate`, noting how many positions are its prompt, which no forward pass can tell."""
+        which = kwargs.pop("memoir_banks", None)
+        changes = {} if which is None else {"asked_banks": banks.asked(which)}
         positions = prompt_positions(self._model, generate, args, kwargs)
-        with self._layer.views.generation(), self.overridden(generate_prompt=positions):
+        with self._layer.views.generation(), self.overridden(generate_prompt=positions, **changes):
             return generate(*args, **kwargs)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

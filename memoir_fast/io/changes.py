@@ -19,6 +19,8 @@ from memoir_fast.io.journal import Entry
 from memoir_fast.io.plausible import require_bits
 from memoir_fast.io.records import Record
 
+EDIT, EDIT_IN_BANK = "edit", "edit-in-bank"  # releases that know no banks refuse the latter: they would tell everybody
+
 
 def edited(memoir: EditedModel, written: Written, page: int) -> Entry:
     """An edit that was just written, on the page of that number in files; see `PageNumbers`."""
@@ -35,7 +37,7 @@ def edited(memoir: EditedModel, written: Written, page: int) -> Entry:
     if written.codes is not None:
         tensors |= {f"code_{name}": getattr(written.codes, name) for name in codes.Rows._fields}
     values = {"id": edit_id, "page": page, "emptied": written.emptied, "time": time.time(), **dataclasses.asdict(edit)}
-    return "edit", values, tensors
+    return EDIT_IN_BANK if edit.bank else EDIT, values, tensors
 
 
 def deleted(edit_ids: list[int]) -> Entry:
@@ -85,7 +87,7 @@ def apply(memoir: EditedModel, record: Record) -> None:
     Raises:
         CheckpointError: the record does not fit the memory, or is of a kind that this version does not know.
     """
-    kinds = {"edit": _edit, "delete": _delete, "calibration": _calibrate}
+    kinds = {EDIT: _edit, EDIT_IN_BANK: _edit, "delete": _delete, "calibration": _calibrate}
     if record.kind not in kinds:
         raise CheckpointError(
             f"record {record.sequence} of the journal is of a kind that this version does not know: {record.kind!r}"
@@ -104,7 +106,7 @@ def apply(memoir: EditedModel, record: Record) -> None:
 def apply_texts(edits: dict[int, Edit], record: Record) -> None:
     """As `apply`, to the texts of the edits alone."""
     try:
-        if record.kind == "edit":
+        if record.kind in (EDIT, EDIT_IN_BANK):
             edits[int(record.values["id"])] = _texts(record.values)
         elif record.kind == "delete":
             for edit_id in record.values["ids"]:
@@ -118,7 +120,8 @@ def apply_texts(edits: dict[int, Edit], record: Record) -> None:
 def _texts(values: Mapping[str, Any]) -> Edit:
     if not isinstance(values["paraphrases"], list) or not isinstance(values["keep"], list):
         raise ValueError("paraphrases and keep are lists of texts")
-    return Edit(values["prompt"], values["target"], tuple(values["paraphrases"]), tuple(values["keep"]))
+    lists = tuple(values["paraphrases"]), tuple(values["keep"])
+    return Edit(values["prompt"], values["target"], *lists, values.get("bank", ""))
 
 
 def _edit(memoir: EditedModel, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:

@@ -37,7 +37,8 @@ from memoir_fast.mask_format import words
 from memoir_fast.modules.routing_code import RoutingCode
 
 FORMAT = "memoir_fast memory"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+_WITHOUT_BANKS = 3  # what is written of a memory without banks, and read by releases that know none
 CONFIG_NAME = "memory_config.json"
 
 _DATA_NAMES = {"memory": r"memory-[0-9a-f]{12}\.safetensors", "edits": r"edits-[0-9a-f]{12}\.jsonl"}
@@ -122,7 +123,7 @@ def save(memoir: EditedModel, folder: str | os.PathLike) -> str:
     files = {kind: _entry(kind, content) for kind, content in contents.items()}
     values = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if any(edit.bank for edit in memoir.edits.values()) else _WITHOUT_BANKS,
         "package_version": __version__,
         "config": memoir.config.to_dict(),
         "tau": float(memoir.tau),

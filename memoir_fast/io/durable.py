@@ -62,9 +62,9 @@ class Durable:
             self._journal.append_all([entry] if same else [entry, changes.calibrated(self._memoir)])
             self._calibration = now
 
-    def deleted(self, edit_id: int) -> None:
-        """Puts down that an edit is deleted; before it is."""
-        self._journal.append(*changes.deleted([edit_id]))
+    def deleted(self, edit_ids: list[int]) -> None:
+        """Puts down that edits are deleted; before they are."""
+        self._journal.append(*changes.deleted(edit_ids))
 
     def calibrated(self) -> None:
         """Puts down the threshold that was chosen."""

@@ -14,6 +14,7 @@ def texts_of(edit: Edit) -> dict[str, Any]:
     return {
         "prompt": edit.prompt,
         "target": edit.target,
+        **({"bank": edit.bank} if edit.bank else {}),
         **{name: texts for name, texts in further.items() if texts},
     }
 
@@ -21,16 +22,16 @@ def texts_of(edit: Edit) -> dict[str, Any]:
 def read_edits(path: Path) -> dict[int, Edit]:
     """The edits of a file by id. CheckpointError, naming the line, where it holds anything else."""
     edits = {}
-    prompts: set[str] = set()
+    prompts: set[tuple[str, str]] = set()
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
             edit_id, edit = _parse_edit(strict_json.loads(line))
-            if edit_id in edits or edit.prompt in prompts:
+            if edit_id in edits or (edit.bank, edit.prompt) in prompts:
                 raise ValueError(f"the id {edit_id}, or its prompt, comes twice")
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}, line {number}: {type(error).__name__}: {error}") from error
         edits[edit_id] = edit
-        prompts.add(edit.prompt)
+        prompts.add((edit.bank, edit.prompt))
     return edits
 
 
@@ -42,4 +43,5 @@ def _parse_edit(values: Any) -> tuple[int, Edit]:
         raise ValueError(f"an id is a whole number, got {edit_id!r}")
     if not all(isinstance(texts, list) for texts in further.values()):
         raise ValueError("paraphrases and keep are lists of texts")
-    return int(edit_id), Edit(values["prompt"], values["target"], tuple(further["paraphrases"]), tuple(further["keep"]))
+    lists = tuple(further["paraphrases"]), tuple(further["keep"])
+    return int(edit_id), Edit(values["prompt"], values["target"], *lists, values.get("bank", ""))

@@ -24,7 +24,7 @@ class Merged:
     same: list[int]
     """Ids of edits, here, that the other memory had with the same target; the ones here stay."""
     conflicts: list[tuple[Edit, Edit]]
-    """Edits, here and there, of one prompt with two targets."""
+    """Edits, here and there, of one prompt and bank with two targets."""
 
 
 def merge(memoir: EditedModel, saved: SavedMemory, prefer: str = "other") -> Merged:
@@ -48,7 +48,7 @@ def merge(memoir: EditedModel, saved: SavedMemory, prefer: str = "other") -> Mer
     _require_alike(memoir, saved)
     same, conflicts, wanted = [], [], []
     for edit_id, edit in saved.edits.items():
-        own = memoir.edits.id_of(edit.prompt)
+        own = memoir.edits.id_of(edit.prompt, edit.bank)
         if own is None:
             wanted.append(edit_id)
         elif memoir.edits[own].target == edit.target:

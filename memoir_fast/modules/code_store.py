@@ -106,27 +106,37 @@ class CodeStore(nn.Module):
         """The numbers of an edit's rows, int64 [n]."""
         return (self.owner == edit_id).nonzero().flatten()
 
-    def raise_where(self, codes: torch.Tensor, edit_id: int = -1) -> None:
-        """Raises thresholds of rows that codes int32 [n, W] would match, within room; those of `edit_id` stay."""
+    def raise_where(self, codes: torch.Tensor, edit_id: int = -1, among: torch.Tensor | None = None) -> None:
+        """Raises thresholds of rows that codes int32 [n, W] would match, within room; those of `edit_id` stay.
+
+        `among` bool [edits]: only rows of these edits. Default: of all.
+        """
         if not self._rows:
             return
         shared = shared_bits(codes, self.codes[: self._rows]).amax(dim=0)
         least, owner = self.min_overlap[: self._rows], self.owner[: self._rows]
         wanted = torch.minimum(shared + 1, self.room[: self._rows])
-        least.copy_(torch.where(owner == edit_id, least, torch.maximum(least, wanted)))
+        stays = owner == edit_id if among is None else (owner == edit_id) | ~self._owned(among)[: self._rows]
+        least.copy_(torch.where(stays, least, torch.maximum(least, wanted)))
 
-    def match(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def match(self, query: torch.Tensor, among: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes int32 [B, Q, W] -> best edit int32 [B] or -1, overlap in bits int32 [B].
 
         Any of the Q codes of a prompt may match; that of the largest overlap decides, the first of them on ties.
-        Without a match, the overlap is the largest with any row.
+        Without a match, the overlap is the largest with any row. `among` bool [edits]: only rows of these edits are
+        there. Default: all.
         """
-        row, overlap = best_row(query.flatten(0, 1), self.codes, self.count, self.min_overlap)
+        rows = None if among is None else self._owned(among)
+        row, overlap = best_row(query.flatten(0, 1), self.codes, self.count, self.min_overlap, rows)
         row, overlap = row.view(query.shape[:2]), overlap.view(query.shape[:2])
         rank = torch.where(row >= 0, overlap + self.k + 1, overlap)  # one that matches comes before all that do not
         best = rank.max(dim=1, keepdim=True).indices
         row, overlap = row.gather(1, best)[:, 0], overlap.gather(1, best)[:, 0]
         return torch.where(row >= 0, self.owner[row.clamp(min=0).long()], -1), overlap
+
+    def _owned(self, edits: torch.Tensor) -> torch.Tensor:
+        """The rows of some edits, bool [edits] -> bool [C]. What rows that are not in use give means nothing."""
+        return edits[self.owner.clamp(min=0, max=len(edits) - 1).long()] & (self.owner >= 0)
 
     def overlaps(self, query: torch.Tensor) -> torch.Tensor:
         """Codes int32 [B, W] -> the bits that each shares with each row of a live edit, int32 [B, live rows]."""

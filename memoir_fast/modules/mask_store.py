@@ -32,7 +32,8 @@ class MaskStore(nn.Module):
     A deleted edit leaves a row of zeros, which shares no bit with anything. `min_overlap` int32 [C] is the bits that a
     query must share with each row to match it; `set_min_overlap` changes it. `page` int32 [C] is on which page of the
     residual memory each edit lives; its columns are those of its mask. `target_tokens` int32 [C, 2] is how many tokens
-    the memory helps to say, in a plain prompt and in a chat; 0: all that are said.
+    the memory helps to say, in a plain prompt and in a chat; 0: all that are said. `bank` and `namesake` are what
+    `modules.banks` tells by which edits a prompt may follow, where some are in banks.
 
     Args:
         width (int): D, bits of a mask.
@@ -59,6 +60,10 @@ class MaskStore(nn.Module):
     min_overlap: torch.Tensor
     target_tokens: torch.Tensor
     count: torch.Tensor
+    bank: torch.Tensor | None
+    """int32 [C], the number of each edit's bank, 0 for none; of a deleted edit ~number. None before any is in one."""
+    namesake: torch.Tensor | None
+    """int32 [C], the same number for edits of one prompt in several banks, that of one of them. None as `bank`."""
 
     def __init__(
         self,
@@ -79,6 +84,10 @@ class MaskStore(nn.Module):
         self.register_buffer("min_overlap", torch.full((capacity,), self._least, dtype=torch.int32, device=device))
         self.register_buffer("target_tokens", torch.zeros((capacity, 2), dtype=torch.int32, device=device))
         self.register_buffer("count", torch.zeros((), dtype=torch.int32, device=device))
+        self.register_buffer("bank", None)
+        self.register_buffer("namesake", None)
+        self.bank_numbers: dict[str, int] = {}
+        """What names stand for in `bank`."""
         self._deleted: set[int] = set()
         self.stamp = 0
         """Another number whenever rows of edits that there are have changed: deleted, another mask, another page."""
@@ -98,7 +107,7 @@ class MaskStore(nn.Module):
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers."""
-        return sum(one.nbytes for one in (self.masks, self.page, self.min_overlap, self.target_tokens))
+        return sum(one.nbytes for name, one in self.named_buffers() if name != "count")
 
     def set_min_overlap(self, bits: int, edit_id: int | None = None) -> None:
         """The bits, at least 1, that a match needs: of one edit, or, without an id, of all rows and of those to come.
@@ -168,6 +177,9 @@ class MaskStore(nn.Module):
         self.page[first:last] = page
         self.min_overlap[first:last] = self._least if min_overlap is None else min_overlap
         self.target_tokens[first:last] = 0
+        if self.bank is not None and self.namesake is not None:
+            self.bank[first:last] = 0
+            self.namesake[first:last] = torch.arange(first, last)
         self.count.fill_(last)
         self._rows = last
         return range(first, last)
@@ -236,8 +248,17 @@ class MaskStore(nn.Module):
         """The edit matches nothing from now on. UnknownEditError where it is not live."""
         self.require(edit_id)
         self.masks[edit_id] = 0
+        if self.bank is not None:
+            self.bank[edit_id] = ~self.bank[edit_id]
         self._deleted.add(edit_id)
         self.changed()
+
+    def begin_banks(self) -> None:
+        """Makes `bank` and `namesake`: every edit is in none, and has a prompt of its own."""
+        rows = torch.arange(len(self.masks), dtype=torch.int32, device=self.masks.device)
+        self.bank, self.namesake = torch.zeros_like(rows), rows
+        if self._deleted:
+            self.bank[sorted(self._deleted)] = -1
 
     def truncate(self, rows: int) -> None:
         """Forgets the edits after the first `rows`: undoes an `extend` that could not be finished."""
@@ -251,9 +272,9 @@ class MaskStore(nn.Module):
         if not isinstance(edit_id, int) or not 0 <= edit_id < self._rows or edit_id in self._deleted:
             raise UnknownEditError(f"no live edit has the id {edit_id!r}; the store has {len(self.live)} live edits")
 
-    def match(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Query masks int32 [B, W] -> best edit int32 [B] or -1, overlap int32 [B]; see `best_row`."""
-        return best_row(query, self.masks, self.count, self.min_overlap)
+    def match(self, query: torch.Tensor, among: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Query masks int32 [B, W] -> best edit int32 [B] or -1, overlap int32 [B]; `among` as in `best_row`."""
+        return best_row(query, self.masks, self.count, self.min_overlap, among)
 
     def overlaps(self, query: torch.Tensor) -> torch.Tensor:
         """Query masks int32 [B, W] -> the bits that each shares with each live edit's mask, int32 [B, live]."""
@@ -268,7 +289,7 @@ class MaskStore(nn.Module):
         least = self.min_overlap.new_full((capacity,), self._least)
         least[: self._rows] = self.min_overlap[: self._rows]
         self.min_overlap = least
-        for name in names:
+        for name in (*names, *(() if self.bank is None else ("bank", "namesake"))):
             old = getattr(self, name)
             new = huge_pages.zeros((capacity, *old.shape[1:]), old.dtype, old.device)
             new[: self._rows] = old[: self._rows]
@@ -283,6 +304,10 @@ class MaskStore(nn.Module):
             state_dict.setdefault(prefix + "target_tokens", torch.zeros_like(self.target_tokens))
             state_dict.setdefault(prefix + "page", torch.zeros_like(self.page))  # or from before there were pages
             state_dict.pop(prefix + "columns", None)
+            if prefix + "bank" not in state_dict:
+                self.bank = self.namesake = None
+            elif self.bank is None:
+                self.begin_banks()
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._rows, self.rests = int(self.count), bool(self.target_tokens.any())
         self.changed()

@@ -3,7 +3,7 @@
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from memoir_fast.checks import readable
+from memoir_fast.modules import banks
 from memoir_fast.modules.base_layer import device_beside, dtype_beside
 from memoir_fast.modules.code_store import CodeStore
 from memoir_fast.modules.hashing import TopHash
@@ -202,13 +203,16 @@ class MemoirLinear(nn.Module):
         current = self.views.current if self.views.outdated else None
         return View(self.store, self.memory, self.codes) if current is None else current
 
-    def search(self, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def search(
+        self, mask: torch.Tensor, asked: Sequence[banks.Asked] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Masks int32 [B, W] -> best edit int32 [B] or -1, overlap int32 [B], in the memory that a pass reads now.
 
-        With routing codes: those of each prompt, int32 [B, 3, W].
+        With routing codes: those of each prompt, int32 [B, 3, W]. `asked`: the named banks that each asks for, B sets;
+        by default none.
         """
         view = self.view
-        return view.store.match(mask) if view.codes is None else view.codes.match(mask.to(view.codes.codes.device))
+        return banks.search(view.store, view.codes, mask.to(view.store.masks.device), asked)
 
     def hash(
         self, x: torch.Tensor, prompt_mask: torch.Tensor | None = None, *, check: bool = True
@@ -233,7 +237,7 @@ class MemoirLinear(nn.Module):
         By masks, also where a language model routes by codes.
         """
         mask, _ = self.hash(x, prompt_mask, check=False)
-        return self.view.store.match(mask)
+        return banks.search(self.view.store, None, mask)
 
     @contextmanager
     def learning(self) -> Iterator[None]:

@@ -159,7 +159,7 @@ def _part_page(now: View, page: int, views: list[View]) -> None:
 def _part(live: nn.Module, others: list[Any]) -> None:
     """Gives the modules in `others` that share buffers with `live` copies of these, one copy for all of them."""
     for name, buffer in live._buffers.items():
-        sharing = [other for other in others if other._buffers[name] is buffer]
+        sharing = [other for other in others if buffer is not None and other._buffers.get(name) is buffer]
         if sharing:
             assert buffer is not None
             separate = buffer.clone()
