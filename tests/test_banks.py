@@ -52,12 +52,19 @@ def alone(memoir, prompt, names):
     return said, edit, route
 
 
+def thresholds(memoir, names):
+    """Those of every code row, in order, of edits of these banks."""
+    codes = memoir.layer.codes
+    rows = {edit_id: codes.min_overlap[codes.rows_of(edit_id)].tolist() for edit_id in memoir.edits}
+    return [(edit.bank, edit.prompt, rows[edit_id]) for edit_id, edit in memoir.edits.items() if edit.bank in names]
+
+
 @pytest.mark.parametrize("routing", ["early", "paper"])
 @pytest.mark.parametrize("seed", SEQUENCES)
 def test_each_row_is_answered_as_if_other_banks_were_never_made(tiny_llama, tiny_tokenizer, routing, seed):
     """Edits of each bank are also taught in a memory of their own, where those of other banks never come."""
     draw = random.Random(seed)
-    memoir = Memoir.attach(tiny_llama, tiny_tokenizer, config(routing))
+    memoir = Memoir.attach(tiny_llama, tiny_tokenizer, config(routing, tau=0.4))
     own = {name: copy.deepcopy(memoir) for name in ["", *NAMES]}
     hits = 0
     for turn in range(24):
@@ -83,6 +90,8 @@ def test_each_row_is_answered_as_if_other_banks_were_never_made(tiny_llama, tiny
                 (expected,), (edit,), (route,) = generated(own[bank], [prompt], memoir_banks=bank)
                 assert (said[row], edits[row], routes[row].overlap) == (expected, edit, route.overlap)
                 hits += edit is not None
+            for bank, one in own.items() if routing == "early" else ():
+                assert thresholds(memoir, ["", bank]) == thresholds(one, ["", bank])
     assert hits > 3
     for prompt, names in itertools.product(PROMPTS[:2], [(), NAMES[:1], NAMES[1:], NAMES]):
         with memoir.banks(set(names)):
