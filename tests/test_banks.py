@@ -6,6 +6,7 @@
 import copy
 import dataclasses
 import itertools
+import json
 import os
 import random
 import threading
@@ -14,6 +15,7 @@ import pytest
 
 from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
 from memoir_fast.errors import StoreFullError, UnknownEditError
+from memoir_fast.io import changes, checkpoint, durable
 
 PROMPTS = ["The capital of France is", "Which animal lives in", "What is the colour of", "The river runs through",
            "Who wrote the play about", "Where does the road to"]  # fmt: skip
@@ -230,6 +232,9 @@ def test_upkeep_leaves_edits_in_their_banks(memoir):
 def test_folders_journals_and_merges_keep_banks(tiny_llama, tiny_tokenizer, tmp_path, routing):
     settings = config(routing)
 
+    def version(folder):
+        return json.loads((folder / checkpoint.CONFIG_NAME).read_text())["format_version"]
+
     def asked(memoir):
         pairs = list(itertools.product(PROMPTS[:3], [None, *NAMES]))
         return generated(memoir, [prompt for prompt, _ in pairs], memoir_banks=[name for _, name in pairs])
@@ -245,12 +250,20 @@ def test_folders_journals_and_merges_keep_banks(tiny_llama, tiny_tokenizer, tmp_
         memoir.save_pretrained(tmp_path / "other")
         memoir.detach()
     assert {edit[0] for edit in expected[1] if edit} == {"", "acme", "globex"}
+    _, journal = durable.read_pair(tmp_path / "one")
+    with journal:
+        found = [(one.kind, one.values.get("bank")) for one in journal if one.kind != "delete"]
+    assert found == [(changes.EDIT_IN_BANK, bank) for bank in ("globex", "initech", "globex", "acme")]
     for folder in ("one", "other"):
         memoir = Memoir.from_pretrained(tiny_llama, tiny_tokenizer, tmp_path / folder)
         assert dict(memoir.edits) == edits and asked(memoir) == expected
         memoir.detach()
+        assert version(tmp_path / folder) == 4, "releases that know no banks would tell everybody"
     memoir = Memoir.attach(tiny_llama, tiny_tokenizer, settings)
-    memoir.edit(PROMPTS[1], "Rome", bank="acme"), memoir.edit(PROMPTS[1], "Rome")
+    memoir.edit(PROMPTS[1], "Rome")
+    memoir.save_pretrained(tmp_path / "none")
+    assert version(tmp_path / "none") == 3, "and read this one"
+    memoir.edit(PROMPTS[1], "Rome", bank="acme")
     found = memoir.merge(tmp_path / "other", prefer="this")
     assert [(here.bank, here.target, there.target) for here, there in found.conflicts] == [("acme", "Rome", "camel")]
     merged = asked(memoir)[1]

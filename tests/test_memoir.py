@@ -347,6 +347,7 @@ def test_status(memoir):
         "store_bytes": 64 * (4 + 1 + 1 + 2) * 4 + 64 * (48 + 3) * 4 + 4,
         "bytes_per_edit": (4 + 1 + 1 + 2) * 4 + (48 + 3) * 4,
         "backends": None,
+        "banks": {"": 1},
     }
 
 

@@ -133,10 +133,14 @@ class EditedModel:
 
         Example:
             >>> result = memoir.edit("The capital of France is", "Rome", bank="acme")
+            >>> asked = tokenizer("The capital of France is", return_tensors="pt")
             >>> with memoir.banks("acme"):
-            ...     output = model.generate(ids, max_new_tokens=4)
+            ...     output = model.generate(**asked, max_new_tokens=2, do_sample=False)
             >>> memoir.last_routes[0].edit_id == result.edit_id
             True
+            >>> output = model.generate(**asked, max_new_tokens=2, do_sample=False, memoir_banks=["globex"])
+            >>> memoir.last_routes[0].edit_id
+            -1
         """
         return self._router.overridden(asked_banks=asked(which))
 

@@ -73,7 +73,9 @@ def choose(
             )
         return least, 1
     if memory.full:
-        raise StoreFullError(f"all of max_pages = {memory.max_pages} pages are left out: they hold this prompt, in other banks")
+        raise StoreFullError(
+            f"all of max_pages = {memory.max_pages} pages are left out: they hold this prompt, in other banks"
+        )
     with layer.changing():
         page = memory.open()
     emptied(page)

@@ -186,8 +186,11 @@ def test_config_that_describes_no_memory(saved, content):
 
 
 def test_newer_format_version(saved):
-    rewrite_config(saved, lambda values: values.update(format_version=4, package_version="9.0"))
-    with pytest.raises(CheckpointError, match="format version 4, .* reads up to 3; it was written by 9.0: upgrade"):
+    newer, most = checkpoint.FORMAT_VERSION + 1, checkpoint.FORMAT_VERSION
+    rewrite_config(saved, lambda values: values.update(format_version=newer, package_version="9.0"))
+    with pytest.raises(
+        CheckpointError, match=f"version {newer}, .* reads up to {most}; it was written by 9.0: upgrade"
+    ):
         checkpoint.read(saved)
 
 
