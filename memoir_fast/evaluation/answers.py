@@ -61,7 +61,13 @@ def f1(answer: str, target: str) -> float:
 
 
 @torch.no_grad()
-def free_answers(memoir: EditedModel, pairs: Sequence[tuple[str, str]], batch: int = 8, beyond: int = 0) -> list[str]:
+def free_answers(
+    memoir: EditedModel,
+    pairs: Sequence[tuple[str, str]],
+    batch: int = 8,
+    beyond: int = 0,
+    banks: Sequence[str] | None = None,
+) -> list[str]:
     """Per (prompt, target): what the model says, greedily, in as many tokens as the target has; ends are stripped.
 
     The length is all that it is told of the target. Batches are padded on the left; the route is that of generation.
@@ -71,6 +77,7 @@ def free_answers(memoir: EditedModel, pairs: Sequence[tuple[str, str]], batch: i
         pairs (sequence of (str, str)): prompts and targets, joined as an `Edit`'s are.
         batch (int): prompts that are answered together, at most. Default: 8.
         beyond (int): how many tokens more it may say, as far as its context has room. Default: 0.
+        banks (sequence of str, optional): the bank that each prompt is asked in. Default: those in force.
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
@@ -90,6 +97,7 @@ def free_answers(memoir: EditedModel, pairs: Sequence[tuple[str, str]], batch: i
             do_sample=False,
             num_beams=1,
             pad_token_id=fill,
+            **({} if banks is None else {"memoir_banks": [banks[index] for index in part]}),
         )
         for index, said in zip(part, output[:, width:].tolist(), strict=True):
             found[index] = tokenizer.decode(said[: lengths[index]], skip_special_tokens=True).strip()

@@ -280,7 +280,8 @@ class _Run:
     ) -> list[Measured]:
         likelihood = thorough and self.data.format in ("hallucination", "temporal")
         free = thorough and self.settings.free
-        return measure(memoir, cases, plain, batch=self.settings.batch, free=free, likelihood=likelihood)
+        with memoir.banks({case.bank for case in cases}):  # what was taught in a bank is asked there
+            return measure(memoir, cases, plain, batch=self.settings.batch, free=free, likelihood=likelihood)
 
     def _figures(self, measured: Sequence[Measured]) -> dict[str, Any]:
         """Figures on all rows, and on those that no other row contradicts."""

@@ -21,7 +21,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from memoir_fast.core.edit import Edit
+from memoir_fast.core.edit import Edit, require_bank
 from memoir_fast.io.json_stream import objects
 
 Pair = tuple[str, str]
@@ -49,13 +49,15 @@ class Case:
     """Paraphrases that the edit is given; nothing is measured by them."""
     keep: tuple[str, ...] = ()
     """Prompts that the edit is told to leave alone; nothing is measured by them."""
+    bank: str = ""
+    """The bank that the edit is put into."""
     row: int = 0
     """Place in the file, from 1."""
 
     @property
     def edit(self) -> Edit:
         """The request."""
-        return Edit(self.prompt, self.target, self.taught, self.keep)
+        return Edit(self.prompt, self.target, self.taught, self.keep, bank=self.bank)
 
 
 def read_cases(
@@ -375,6 +377,7 @@ def _jsonl(fields: _Fields, row: int) -> Case:
         portability=fields.pairs("portability", "prompt", "answer"),
         taught=fields.texts("taught_paraphrases"),
         keep=fields.texts("keep"),
+        bank=require_bank(fields.optional("bank") or ""),
         row=row,
     )
 

@@ -76,8 +76,42 @@ def test_diff_compares_edits_with_their_journals(invoke, folder, tiny_llama, tin
     done = invoke("diff", folder, tmp_path / "other", "--json", "-")
     values = json.loads(done.stdout)
     assert values["same"] == 1 and values["rows"] == [
-        {"prompt": "The town is", "a": "old", "b": "new"},
-        {"prompt": "The sky is", "a": None, "b": "red"},
+        {"bank": "", "prompt": "The town is", "a": "old", "b": "new"},
+        {"bank": "", "prompt": "The sky is", "a": None, "b": "red"},
     ]
     assert "2 edits differ" in done.stderr
     assert "0 edits differ" in invoke("diff", folder, folder).stdout
+
+
+def test_banks_are_taught_asked_for_and_shown(invoke, saved_model, tmp_path):
+    rows = [{"prompt": "The sky is", "target": "red", "bank": "acme"}, {"prompt": "The sky is", "target": "old"}]
+    (tmp_path / "edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    folder = tmp_path / "memory"
+    taught = ("edit", "-m", saved_model, "-e", tmp_path / "edits.jsonl", "--tau", 0.9)
+    done = invoke(*taught, "-o", folder, "--bank", "globex", "--json", "-")
+    assert [one["bank"] for one in json.loads(done.stdout)["results"]] == ["acme", "globex"], done.stderr
+    asked = [("--bank", "acme"), ("--bank", "globex"), ("--bank", "acme", "--bank", "other"), ()]
+    ask = ("ask", "The sky is", "-m", saved_model, "--memory", folder, "--json", "-")
+    found = [json.loads(invoke(*ask, *banks).stdout) for banks in asked]
+    assert [one["edit_bank"] for one in found] == ["acme", "globex", "acme", None]
+    assert "'red' (overlap 1.000, tau 0.9), of the bank 'acme'" in invoke(*ask, "--bank", "acme").stderr
+    shown = invoke("inspect", folder)
+    assert "bank" in shown.stdout and "globex" in shown.stdout
+    exported = [json.loads(line) for line in invoke("export", folder).stdout.splitlines()]
+    assert exported == [{"id": 0, **rows[0]}, {"id": 1, **rows[1], "bank": "globex"}]
+    assert invoke(*taught, "-o", tmp_path / "other", "-q").exit_code in (0, 3)
+    differ = json.loads(invoke("diff", folder, tmp_path / "other", "--json", "-").stdout)
+    assert differ["same"] == 1 and [(row["bank"], row["a"], row["b"]) for row in differ["rows"]] == [
+        ("globex", "old", None),
+        ("", None, "old"),
+    ]
+
+
+def test_log_tells_the_bank(invoke, tiny_llama, tiny_tokenizer, tmp_path):
+    config = MemoirConfig(recipe=RECIPE, tau=0.9, k=16, background=8, routing="paper")
+    with Memoir.open(tiny_llama, tiny_tokenizer, tmp_path / "memory", config) as memoir:
+        memoir.edit("The sky is", "green", bank="acme")
+        memoir.delete_bank("acme")
+    done = invoke("log", tmp_path / "memory", "--json", "-")
+    assert [one["kind"] for one in json.loads(done.stdout)["records"]] == ["edit-in-bank", "delete"]
+    assert "0: The sky is -> green (bank acme)" in done.stderr

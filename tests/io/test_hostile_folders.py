@@ -292,6 +292,8 @@ REFUSED = {
     "id twice": (lines(lambda edits: [edits[0], *edits]), EDITS, "line 2"),
     "prompt twice": (line(prompt="Who wrote the play?"), EDITS, "line 2"),
     "paraphrases that are one text": (line(paraphrases="abc"), EDITS, "line 2"),
+    "bank that is none": (line(bank=None), EDITS, "line 2"),
+    "bank that steers a terminal": (line(bank="\x1b[31m"), EDITS, "line 2"),
     "half a character": (line(target="\ud800"), EDITS, "line 2"),
     "name twice in the config": (twice, CONFIG, "twice"),
     "version that is true": (config(lambda v: v.update(format_version=True)), CONFIG, "format_version"),

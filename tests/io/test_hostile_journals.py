@@ -89,6 +89,8 @@ REFUSED = {
     "prompt that is a list": values(prompt=["a"]),
     "prompt gone": without("prompt"),
     "paraphrases of numbers": values(paraphrases=[1]),
+    "bank of a number": values(bank=1),
+    "bank of two lines": values(bank="a\nb"),
     "negative row": tensor("rows", put(0, -1)),
     "row far away": tensor("rows", put(0, 2**31 - 1)),
     "rows of two sides": tensor("rows", lambda old: old[None]),

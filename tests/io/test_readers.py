@@ -304,10 +304,15 @@ def test_what_an_edit_is_given_is_not_what_it_is_measured_by(tmp_path):
         "paraphrases": ["France's capital is"],
         "taught_paraphrases": ["The French capital is"],
         "keep": ["The capital of Italy is"],
+        "bank": "acme",
         "neighbours": [{"prompt": "The capital of Spain is", "answer": "Madrid"}],
     }
     path = tmp_path / "edits.jsonl"
     path.write_text(json.dumps(record) + "\n")
     (case,) = read_cases(path)
     assert case.edit.paraphrases == ("The French capital is",) and case.edit.keep == ("The capital of Italy is",)
+    assert case.edit.bank == case.bank == "acme"
+    path.write_text(json.dumps(record | {"bank": "acme\n"}) + "\n")
+    with pytest.raises(ValueError, match=r"line 1 \(row 1\): a bank's name must be printable"):
+        next(read_cases(path))
     assert case.paraphrases == ("France's capital is",)

@@ -12,6 +12,9 @@ def ask(
     prompt: Annotated[str, typer.Argument(help="What to ask.")],
     model: Model,
     memory: Annotated[str, typer.Option("--memory", metavar="DIR", help="A saved memory: a folder, or a hub id.")],
+    bank: Annotated[
+        list[str] | None, typer.Option("--bank", metavar="NAME", help="Ask for the edits of this bank too; repeatable.")
+    ] = None,
     new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Longest answer, in tokens.")] = 16,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -30,7 +33,8 @@ def ask(
     memoir = Memoir.from_pretrained(loaded, tokenizer, memory)
     with memoir.disabled():
         without = answer(loaded, tokenizer, prompt, new_tokens)
-    edited = answer(loaded, tokenizer, prompt, new_tokens)
+    with memoir.banks(set(bank or ())):
+        edited = answer(loaded, tokenizer, prompt, new_tokens)
     route = memoir.last_routes[0]
     followed = memoir.edits.get(route.edit_id)
     values = {
@@ -40,6 +44,7 @@ def ask(
         "edit_id": route.edit_id if followed else None,
         "edit_prompt": followed.prompt if followed else None,
         "edit_target": followed.target if followed else None,
+        "edit_bank": followed.bank if followed else None,
         "overlap": route.overlap,
         "tau": memoir.tau,
     }
@@ -58,4 +63,5 @@ def _show(screen: Any, values: dict[str, Any]) -> None:
         screen.print(f"route: no edit matches ({overlap})")
     else:
         text = f"route: edit {values['edit_id']}, {values['edit_prompt']!r} -> {values['edit_target']!r} ({overlap})"
+        text += f", of the bank {values['edit_bank']!r}" if values["edit_bank"] else ""
         screen.print(text, markup=False)

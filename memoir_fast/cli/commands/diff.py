@@ -19,12 +19,12 @@ def diff(
 
     require_writable(json_file)
     first, second = (
-        {edit.prompt: edit.target for edit in current_edits(folder)[1].values()} for folder in (one, other)
+        {(edit.bank, edit.prompt): edit.target for edit in current_edits(folder)[1].values()} for folder in (one, other)
     )
     rows = [
-        {"prompt": prompt, "a": first.get(prompt), "b": second.get(prompt)}
-        for prompt in dict.fromkeys([*first, *second])
-        if first.get(prompt) != second.get(prompt)
+        {"bank": bank, "prompt": prompt, "a": first.get((bank, prompt)), "b": second.get((bank, prompt))}
+        for bank, prompt in dict.fromkeys([*first, *second])
+        if first.get((bank, prompt)) != second.get((bank, prompt))
     ]
     same = len(first.keys() & second.keys()) - _changed(rows)
     write_json(json_file, {"a": one, "b": other, "same": same, "rows": rows})
@@ -38,9 +38,9 @@ def _changed(rows: list[dict[str, Any]]) -> int:
 def _show(screen: Any, rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
-    table = Table("prompt", "A", "B")
+    table = Table("prompt", "A", "B", "bank")
     for row in rows:
-        table.add_row(*(cell(row[name] or "-") for name in ("prompt", "a", "b")))
+        table.add_row(*(cell(row[name] or "-") for name in ("prompt", "a", "b", "bank")))
     if rows:
         screen.print(table)
     screen.print(f"{len(rows)} edits differ")

@@ -25,6 +25,9 @@ def edit(
         str | None,
         typer.Option("--recipe", help="fast-stop, fast or paper. Default: fast-stop, or the memory's own."),
     ] = None,
+    bank: Annotated[
+        str | None, typer.Option("--bank", metavar="NAME", help="The bank of edits that name none. Default: none.")
+    ] = None,
     tau: Annotated[float | None, typer.Option("--tau", help="Threshold on the overlap ratio, in (0, 1].")] = None,
     format: Annotated[str | None, typer.Option("--format", help="Format of --edits, where it is mistaken.")] = None,
     dtype: Dtype = "auto",
@@ -36,10 +39,12 @@ def edit(
 
     Exit code 3: some edit was not learned.
     """
+    from memoir_fast.core.edit import as_edit
     from memoir_fast.evaluation.answers import free_answers, says
     from memoir_fast.io.readers import read_cases
 
-    wanted = [case.edit for case in read_cases(edits, format)]
+    asked = (case.edit for case in read_cases(edits, format))
+    wanted = [one if one.bank else as_edit(one, bank) for one in asked]
     _require_folder(out)
     require_writable(json_file)
     screen = console(json_file, quiet)
@@ -56,7 +61,8 @@ def edit(
     seconds = time.perf_counter() - started
     memoir.save_pretrained(out)
     held = list({result.edit_id: result for result in results}.values())  # without those that a later line replaced
-    answers = free_answers(memoir, [(result.prompt, result.target) for result in held], beyond=BEYOND)
+    pairs, banks = [(result.prompt, result.target) for result in held], [result.bank for result in held]
+    answers = free_answers(memoir, pairs, beyond=BEYOND, banks=banks)
     said = {one.edit_id: (text, says(text, one.target)) for one, text in zip(held, answers, strict=True)}
     learned = sum(result.learned for result in results)
     write_json(

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,7 +24,11 @@ def export(
     _, edits, _ = current_edits(memory)
     lines = []
     for edit_id, edit in sorted(edits.items()):
-        further = {"taught_paraphrases": list(edit.paraphrases), "keep": list(edit.keep)}
+        further: dict[str, Any] = {
+            "taught_paraphrases": list(edit.paraphrases),
+            "keep": list(edit.keep),
+            "bank": edit.bank,
+        }
         texts = {name: given for name, given in further.items() if given}
         lines.append(
             json.dumps({"id": edit_id, "prompt": edit.prompt, "target": edit.target, **texts}, ensure_ascii=False)

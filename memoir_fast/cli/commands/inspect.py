@@ -35,7 +35,8 @@ def inspect(
         "prefixes": saved.prefixes,
         "files": saved.sizes,
         "texts": [
-            {"id": edit_id, "prompt": edit.prompt, "target": edit.target} for edit_id, edit in saved.edits.items()
+            {"id": edit_id, "bank": edit.bank, "prompt": edit.prompt, "target": edit.target}
+            for edit_id, edit in saved.edits.items()
         ],
     }
     write_json(json_file, report)
@@ -64,9 +65,10 @@ def _show(screen: Any, report: dict[str, Any], shown: int) -> None:
     screen.print(table)
     if not shown or not report["texts"]:
         return
-    table = Table("id", "prompt", "target")
+    names = ["prompt", "target", *(["bank"] if any(one["bank"] for one in report["texts"]) else [])]
+    table = Table("id", *names)
     for one in report["texts"][:shown]:
-        table.add_row(str(one["id"]), cell(one["prompt"]), cell(one["target"]))
+        table.add_row(str(one["id"]), *(cell(one[name]) for name in names))
     screen.print(table)
     if len(report["texts"]) > shown:
         screen.print(f"and {len(report['texts']) - shown} more")

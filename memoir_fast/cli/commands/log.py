@@ -47,8 +47,9 @@ def _moment(seconds: Any) -> str:
 
 
 def _words(record: dict[str, Any]) -> str:
-    if record["kind"] == "edit":
-        return f"{record.get('id')}: {record.get('prompt')} -> {record.get('target')}"
+    if record["kind"].startswith("edit"):
+        where = f" (bank {record['bank']})" if record.get("bank") else ""
+        return f"{record.get('id')}: {record.get('prompt')} -> {record.get('target')}{where}"
     if record["kind"] == "delete":
         return str(record.get("ids")).strip("[]")
     tau = record.get("tau")

@@ -27,7 +27,10 @@ def merge(
     memoir, target = open_saved(model, memory, out, dtype, device, json_file)
     found = memoir.merge(other, prefer)
     memoir.save_pretrained(target)
-    conflicts = [{"prompt": here.prompt, "this": here.target, "other": there.target} for here, there in found.conflicts]
+    conflicts = [
+        {"bank": here.bank, "prompt": here.prompt, "this": here.target, "other": there.target}
+        for here, there in found.conflicts
+    ]
     status = memoir.status()
     values = {
         **dataclasses.asdict(found),
@@ -46,9 +49,9 @@ def _show(screen: Any, values: dict[str, Any]) -> None:
 
     conflicts = values["conflicts"]
     if conflicts:
-        table = Table("prompt", "this", "other", title=f"two targets of one prompt: {values['preferred']} won")
+        table = Table("prompt", "this", "other", "bank", title=f"two targets of one prompt: {values['preferred']} won")
         for one in conflicts[:SHOWN]:
-            table.add_row(*(cell(one[name]) for name in ("prompt", "this", "other")))
+            table.add_row(*(cell(one[name]) for name in ("prompt", "this", "other", "bank")))
         screen.print(table)
         if len(conflicts) > SHOWN:
             screen.print(f"and {len(conflicts) - SHOWN} more; --json lists all")
