@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from memoir_fast.modules import MaskStore, MemoirLinear
+from memoir_fast.modules import search as search_module
 from memoir_fast.modules.banks import bound, put, restore, search, seen
 from memoir_fast.modules.code_store import CodeStore
 
@@ -68,6 +69,14 @@ def asked_by(rows):
     return [frozenset(draw.sample(["a", "b", "c", "nobody's"], draw.randrange(3))) for _ in range(rows)]
 
 
+@pytest.fixture(params=["on the CPU", "as on a device"])
+def place(request, monkeypatch):
+    """Where values may be looked at, few rows are copied; else those of other banks get thresholds out of reach."""
+    if request.param == "as on a device":
+        monkeypatch.setattr(search_module, "readable", lambda _: False)
+
+
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("edits", [15, 60, 200])
 def test_only_what_may_be_seen_is_searched(edits):
     store, oracle = filled(edits)
@@ -81,6 +90,7 @@ def test_only_what_may_be_seen_is_searched(edits):
     assert list(zip(*map(torch.Tensor.tolist, nobody), strict=True)) == [oracle.search(one, ()) for one in queries]
 
 
+@pytest.mark.usefixtures("place")
 def test_deleted_edits_hide_none_of_the_same_prompt():
     store, oracle = filled(90)
     for edit_id, *_ in random.Random(2).sample(oracle.rows, 40):
@@ -93,6 +103,7 @@ def test_deleted_edits_hide_none_of_the_same_prompt():
         assert list(zip(edit.tolist(), overlap.tolist(), strict=True)) == expected
 
 
+@pytest.mark.usefixtures("place")
 def test_codes_of_other_banks_are_not_there():
     store, codes = MaskStore(D, K), CodeStore(D, K, min_overlap=3)
     masks = bits(40)
@@ -124,6 +135,7 @@ def test_a_store_without_banks_is_searched_as_before():
     assert all(torch.equal(*pair) for pair in zip(found, store.match(masks), strict=True))
 
 
+@pytest.mark.usefixtures("place")
 def test_no_prompts_and_a_store_without_edits():
     store = MaskStore(D, K)
     store.begin_banks()
