@@ -22,6 +22,7 @@ PROMPTS = ["The capital of France is", "Which animal lives in", "What is the col
 TARGETS = ["Rome", "camel", "Greek", "London"]
 NAMES = ["acme", "globex", "initech"]
 RECIPE = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, questions=0, steps=2)
+GREEDY = {"min_new_tokens": 4, "max_new_tokens": 4, "do_sample": False}
 SEQUENCES = range(int(os.environ.get("BANKS", "1")))
 
 
@@ -38,7 +39,7 @@ def memoir(tiny_llama, tiny_tokenizer):
 def generated(memoir, prompts, **options):
     """What is said after each prompt of a batch, and the edits followed, as (bank, prompt, target) or None."""
     given = memoir.tokenizer(prompts, return_tensors="pt", padding=True)
-    output = memoir.model.generate(**given, min_new_tokens=4, max_new_tokens=4, do_sample=False, **options)
+    output = memoir.model.generate(**given, **{**GREEDY, **options})
     followed = [memoir.edits.get(route.edit_id) for route in memoir.last_routes]
     said = output[:, given.input_ids.shape[1] :].tolist()
     return said, [one and (one.bank, one.prompt, one.target) for one in followed], memoir.last_routes
@@ -135,13 +136,21 @@ def test_who_asks_for_no_bank_sees_edits_in_none_alone(memoir):
     assert generated(memoir, PROMPTS[1:2])[1] == [None]
 
 
-@pytest.mark.parametrize("beams", [{"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}])
-def test_beams_of_a_request_have_its_banks(memoir, beams):
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        ({"num_beams": 3}, 3),
+        ({"num_beams": 3, "num_return_sequences": 2}, 3),
+        ({"do_sample": True, "num_return_sequences": 2}, 2),
+        ({"prefill_chunk_size": 2}, 1),
+    ],
+)
+def test_all_rows_of_a_request_have_its_banks(memoir, options, rows):
     for name in NAMES[:2]:
         memoir.edit(PROMPTS[0], TARGETS[0], bank=name)
     asked = ["acme", None, "globex"]
-    _, edits, _ = generated(memoir, PROMPTS[:1] * 3, memoir_banks=asked, **beams)
-    assert [edit and edit[0] for edit in edits] == [name for name in asked for _ in range(3)]
+    _, edits, _ = generated(memoir, PROMPTS[:1] * 3, memoir_banks=asked, **options)
+    assert [edit and edit[0] for edit in edits] == [name for name in asked for _ in range(rows)]
 
 
 def test_a_list_of_another_length_is_refused(memoir):
