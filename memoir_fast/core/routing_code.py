@@ -13,6 +13,7 @@ from torch import nn
 
 from memoir_fast.core.wordings import pseudo_neighbours, rewordings
 from memoir_fast.hf.chat import as_chat, chat_text, has_template, special_ids, turn_marks
+from memoir_fast.hf.own_pass import uncompiled
 from memoir_fast.hf.partial_forward import block_input, blocks_around
 from memoir_fast.hf.presets import device_of
 from memoir_fast.hf.tokens import Row, pad, padding_id, prompt_ids, token_texts
@@ -91,7 +92,7 @@ def token_weights(model: Any, tokenizer: Any, prompts: Sequence[str]) -> torch.T
     """
     total, positions = torch.zeros((), device=device_of(model)), 0
     for ids, mask in _batches(tokenizer, prompts, device_of(model)):
-        with torch.no_grad():
+        with uncompiled(model.modules()), torch.no_grad():
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         for row, real in zip(logits, mask.bool(), strict=True):
             total = total + row[real].float().softmax(dim=-1).sum(dim=0).double()

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 
 from memoir_fast.core.edited_model import EditedModel
+from memoir_fast.hf.own_pass import uncompiled
 from memoir_fast.hf.presets import device_of
 from memoir_fast.hf.routing import Route
 from memoir_fast.hf.tokens import context_length, pad, padding_id, row
@@ -80,7 +81,7 @@ def forced_logits(
         first = min(one.prompt for one in part) - 1  # the earliest position that predicts an answer's token
         options = {"logits_to_keep": input_ids.shape[1] - first} if can_keep else {}
         asked = nullcontext() if banks is None else memoir.banks([banks[index] for index in chosen])
-        with memoir.prompts([one.prompt for one in part]), asked:
+        with uncompiled(model.modules()), memoir.prompts([one.prompt for one in part]), asked:
             logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False, **options).logits
         logits = logits if can_keep else logits[:, first:]
         answers = labels[:, first + 1 :].cpu()

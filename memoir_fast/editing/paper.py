@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from memoir_fast.core.edit import Edit
 from memoir_fast.editing.batch import Wanted
 from memoir_fast.editing.context import EditContext, Learned, frozen
+from memoir_fast.hf.own_pass import uncompiled
 from memoir_fast.hf.presets import device_of
 from memoir_fast.hf.tokens import Row, pad, padding_id
 from memoir_fast.recipe import Recipe
@@ -72,7 +73,7 @@ def _learn_one(
 
     losses: list[float] = []
     steps = 0
-    with frozen(model), torch.enable_grad(), layer.replacing_output(through_rows):
+    with uncompiled(model.modules()), frozen(model), torch.enable_grad(), layer.replacing_output(through_rows):
         for _ in range(recipe.steps):
             logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
             loss = row_losses(logits, labels)[: len(relevant)].mean()

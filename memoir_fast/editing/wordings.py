@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from memoir_fast.hf.own_pass import uncompiled
 from memoir_fast.hf.presets import device_of
 
 _OPENINGS = (
@@ -31,7 +32,7 @@ def write_prefixes(model: nn.Module, tokenizer: Any, count: int, new_tokens: int
         opening = _OPENINGS[index % len(_OPENINGS)]
         length = new_tokens + index // len(_OPENINGS)
         inputs = tokenizer(opening, return_tensors="pt").to(device_of(model))
-        with torch.no_grad():
+        with uncompiled(model.modules()), torch.no_grad():
             output = model.generate(  # type: ignore[operator]
                 input_ids=inputs.input_ids,
                 attention_mask=inputs.attention_mask,

@@ -1,11 +1,15 @@
 """Finds the cache of keys and values in a call, by what it is and not by its name, and lets a state follow it."""
 
 import functools
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import nn
+
+from memoir_fast.hf.call import Passing
+from memoir_fast.modules import tickets
 
 _DEPTH = 3  # a cache in a tuple that is an argument is found
 
@@ -55,14 +59,52 @@ def held(cache: Any) -> int:
 
 def remembered(cache: Any) -> Any:
     """The state tied to a cache, or None."""
-    return getattr(cache, "memoir_state", None)
+    state = getattr(cache, "memoir_state", None)
+    ticket = getattr(cache, "memoir_ticket", None)
+    return state if state is not None or ticket is None else kept(ticket)
+
+
+def kept(ticket: torch.Tensor) -> Any:
+    """The state that a cache's ticket stands for."""
+    found = tickets.redeem(ticket)
+    return found.state if isinstance(found, Passing) else found and found()
 
 
 def remember(cache: Any, state: FollowingState) -> None:
     """Ties `state` to a cache: its class becomes one that reorders, repeats, crops and resets the state with itself."""
+    _follow(cache)
+    if cache.memoir_state is not state:
+        cache.memoir_state, cache.memoir_ticket = state, tickets.issue(weakref.ref(state))
+
+
+def tie(cache: Any, ticket: torch.Tensor) -> None:
+    """As `remember`, in a pass that is being compiled, for the state that the ticket stands for.
+
+    Compiled code cannot change an object's class. What does it stands in place of its methods until one is called.
+    """
+    cache.memoir_ticket = ticket
     if not isinstance(cache, _Following):
+        for name in _MOVES:
+            if hasattr(cache, name):
+                setattr(cache, name, functools.partial(_moved, weakref.ref(cache), name))
+
+
+def _moved(cache: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+    """Calls a method of a cache, given by a weak reference, once its class is one that moves the state."""
+    one = cache()
+    _follow(one)
+    return getattr(one, name)(*args, **kwargs)
+
+
+def _follow(cache: Any) -> None:
+    if not isinstance(cache, _Following):
+        state = remembered(cache)
+        for name in _MOVES:
+            cache.__dict__.pop(name, None)
         cache.__class__ = _following(type(cache))  # type: ignore[arg-type]
-    cache.memoir_state = state
+        cache.memoir_state = state
+    elif cache.memoir_state is None:
+        cache.memoir_state = remembered(cache)
 
 
 def _is_pair(value: Any) -> bool:
@@ -91,37 +133,48 @@ def _search(value: Any, depth: int) -> Any:
     return None
 
 
+_MOVES = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave", "crop", "reset", "__reduce_ex__")
+
+
 class _Following:
     """Methods of transformers' caches, each of which also moves the state."""
 
-    memoir_state: FollowingState | None
+    memoir_state: FollowingState | None = None
+    memoir_ticket: torch.Tensor | None = None  # what compiled passes know the state by
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
-        if self.memoir_state is not None:
-            self.memoir_state.select(beam_idx)
+        self._each("select", beam_idx)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         super().batch_select_indices(indices)  # type: ignore[misc]
-        if self.memoir_state is not None:
-            self.memoir_state.select(indices)
+        self._each("select", indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
-        if self.memoir_state is not None:
-            self.memoir_state.repeat(repeats)
+        self._each("repeat", repeats)
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
         before = int(self.get_seq_length())  # type: ignore[attr-defined]
         super().crop(*args, **kwargs)  # type: ignore[misc]
-        if self.memoir_state is not None:
-            self.memoir_state.crop(before - int(self.get_seq_length()))  # type: ignore[attr-defined]
+        self._each("crop", before - int(self.get_seq_length()))  # type: ignore[attr-defined]
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
-        self.memoir_state = None
+        self.memoir_state = self.memoir_ticket = None
+
+    def _each(self, move: str, by: Any) -> None:
+        _follow(self)
+        if self.memoir_state is not None:
+            getattr(self.memoir_state, move)(by)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.memoir_state is not None:
+            self.memoir_ticket = tickets.issue(weakref.ref(self.memoir_state))
 
     def __reduce_ex__(self, _: Any) -> tuple[Any, ...]:
+        _follow(self)
         plan: tuple[Any, ...] = super().__reduce_ex__(2)  # type: ignore[assignment]
         return _remade, (type(self).__bases__[1], *plan[1][1:]), *plan[2:]
 

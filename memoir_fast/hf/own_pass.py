@@ -1,11 +1,13 @@
 """`OwnPass`: forward passes that go their own way through a model which other threads use meanwhile."""
 
+import threading
 import types
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar, Token
 from typing import Any
 
+import torch
 from torch import nn
 
 _current: ContextVar["OwnPass | None"] = ContextVar("memoir_fast_own_pass", default=None)
@@ -46,6 +48,40 @@ class OwnPass:
         own = module.__dict__.get("forward")
         self._changes.callback(_restore, module, own)
         module.forward = _Detour(self, module, own, forward)  # type: ignore[method-assign]
+
+
+_lock = threading.Lock()
+_uncompiled = ExitStack()  # what ends with the last block in which nothing compiled runs
+_blocks = 0
+
+
+@contextmanager
+def uncompiled(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within the block, passes through these modules see hooks and detours, also where one is compiled in place.
+
+    Compiled code would pass them over. torch knows no other way than to compile nothing meanwhile, in any thread: then
+    all that is compiled runs as it was written. Where none of the modules is compiled, nothing is changed.
+    """
+    global _blocks
+    if not any(_is_compiled(module) for module in modules):
+        yield
+        return
+    with _lock:
+        _blocks += 1
+        if _blocks == 1:
+            _uncompiled.enter_context(torch.compiler.set_stance("force_eager"))
+    try:
+        yield
+    finally:
+        with _lock:
+            _blocks -= 1
+            if _blocks == 0:
+                _uncompiled.close()
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether `module.compile()` was called, or its forward was replaced by a compiled one."""
+    return module._compiled_call_impl is not None or hasattr(module.forward, "_torchdynamo_orig_callable")
 
 
 class _Hook:

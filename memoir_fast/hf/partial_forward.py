@@ -1,16 +1,17 @@
 """Runs only what lies behind the edited layer: the blocks after it and the head, by the model's own code."""
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from memoir_fast.hf.hidden import hidden_states, with_hidden_states
-from memoir_fast.hf.own_pass import OwnPass
+from memoir_fast.hf.own_pass import OwnPass, uncompiled
 from memoir_fast.hf.presets import plain_model
 from memoir_fast.modules import MemoirLinear
+from memoir_fast.modules.memoir_linear import Output
 
 
 class LowerStates(NamedTuple):
@@ -51,7 +52,7 @@ def _entering(
         seen.append(find(args, kwargs).detach())
         raise _Reached
 
-    with OwnPass() as own, torch.no_grad(), suppress(_Reached):
+    with uncompiled(model.modules()), OwnPass() as own, torch.no_grad(), suppress(_Reached):
         own.before(module, stop, with_kwargs=True)
         model(**inputs, use_cache=False)
     if not seen:
@@ -74,9 +75,10 @@ class UpperLayers:
 
     def __init__(self, model: Any, layer: MemoirLinear) -> None:
         self._model, self._layer = model, layer
-        plain = plain_model(model)
-        self._decoder: nn.Module = getattr(plain, "base_model", plain)
+        self._plain: nn.Module = plain_model(model)
+        self._decoder: nn.Module = getattr(self._plain, "base_model", self._plain)
         self._blocks, self._index = blocks_around(model, layer)
+        self._inside = list(self._blocks[self._index].modules())  # where hooks on the edited layer may be passed over
         self._extra: int | None = None  # what a block returns behind its hidden states; None: it returns those alone
         self._straight: bool | None = None
 
@@ -107,7 +109,7 @@ class UpperLayers:
             seen["output"] = (output[0] if isinstance(output, tuple) else output).detach()
             raise _Reached
 
-        with OwnPass() as own, self._layer.replacing_output(lambda x, y: y), suppress(_Reached):
+        with self._own_pass(lambda x, y: y) as own, suppress(_Reached):
             own.before(block, enter, with_kwargs=True)
             own.before(self._layer, layer_input)
             own.after(block, leave)
@@ -129,7 +131,7 @@ class UpperLayers:
         def select(_: nn.Module, __: Any, output: Any) -> Any:
             return with_hidden_states(output, lambda hidden: hidden[positions][None])
 
-        with OwnPass() as own, self._layer.replacing_output(lambda x, y: (y + residual).to(y.dtype)):
+        with self._own_pass(lambda x, y: (y + residual).to(y.dtype)) as own:
             for block in self._blocks[: max(first, 0)]:
                 own.instead(block, self._pass_over)
             if first >= 0:
@@ -149,11 +151,18 @@ class UpperLayers:
 
         wide = seen["output"][:1].double()
         change = wide.std() * torch.linspace(-1, 1, wide.shape[-1], dtype=torch.float64, device=wide.device)
-        with OwnPass() as own, self._layer.replacing_output(lambda x, y: y + change.to(y.dtype)), suppress(_Reached):
+        with self._own_pass(lambda x, y: y + change.to(y.dtype)) as own, suppress(_Reached):
             own.after(self._blocks[self._index], leave)
             self._model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         error = (outputs[0].double() - wide - change).norm() / change.expand_as(wide).norm()
         return bool(error < 0.05)
+
+    @contextmanager
+    def _own_pass(self, output: Output) -> Iterator[OwnPass]:
+        """Within the block, passes of this thread see its hooks alone, and give `output` at the edited layer."""
+        through = (self._model, self._plain, self._decoder, *self._blocks, *self._inside)
+        with uncompiled(through), OwnPass() as own, self._layer.replacing_output(output):
+            yield own
 
     def _pass_over(self, *args: Any, **kwargs: Any) -> Any:
         return self._returned(hidden_states(args, kwargs))

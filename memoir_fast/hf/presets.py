@@ -90,7 +90,15 @@ def complete(config: MemoirConfig, model: nn.Module) -> MemoirConfig:
 
 
 def plain_model(model: Any) -> Any:
-    """The model of transformers that a model of PEFT is wrapped around; any other as it is."""
+    """The model of transformers that a model of PEFT is wrapped around; any other as it is.
+
+    UnsupportedModelError where `torch.compile` is wrapped around it.
+    """
+    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        raise UnsupportedModelError(
+            f"a memory is put on a model, not on what torch.compile makes of it (a {type(model).__name__}): attach it "
+            "to the model first, then compile that. It may be edited afterwards as often as you like"
+        )
     inner = getattr(model, "get_base_model", None)
     return inner() if callable(inner) else model
 

@@ -14,6 +14,7 @@ from torch import nn
 from memoir_fast.errors import UnsupportedModelError
 from memoir_fast.hf.cache import counted, find_cache, holds_tuples, is_cache, remembered
 from memoir_fast.hf.hidden import hidden_states
+from memoir_fast.hf.own_pass import uncompiled
 from memoir_fast.hf.presets import device_of
 
 TOKENS = 5
@@ -340,7 +341,7 @@ def _untouched(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     before = {module: dict(module.__dict__) for module in model.modules()}
     devices = {one.device for one in model.parameters() if one.device.type == "cuda"}
-    with torch.random.fork_rng(devices), torch.no_grad():
+    with uncompiled(model.modules()), torch.random.fork_rng(devices), torch.no_grad():
         try:
             for module in training:
                 module.training = False

@@ -23,6 +23,8 @@ from memoir_fast.hf import banks
 from memoir_fast.hf.around import Around
 from memoir_fast.hf.attention_mask import real_tokens
 from memoir_fast.hf.cache import find_cache, held, remember, remembered
+from memoir_fast.hf.call import Call, resume, running, suspend
+from memoir_fast.hf.compiled import Tracing
 from memoir_fast.hf.hidden import batch_shape, in_rows
 from memoir_fast.hf.packed import WHAT_INSTEAD, require_rows
 from memoir_fast.hf.prompt import prompt_positions
@@ -51,25 +53,9 @@ class _Overrides:
     asked_banks: Asked | tuple[Asked, ...] | None = None
 
 
-@dataclass
-class _Call:
-    """One forward pass of the decoder."""
-
-    attention_mask: Any = None
-    cache: Any = None
-    state: Any = None  # a SequenceState
-    length: int = 0  # positions that the cache holds already
-    given: tuple[Any, ...] = ()  # its arguments
-    ids: torch.Tensor | None = None  # int64 [B, S], what is embedded
-    decided: bool = False  # before the edited layer is reached
-    routed: Routed | None = None
-    view: ExitStack | None = None  # holds on to the memory that it is decided by
-
-
 _Decided = tuple[torch.Tensor, torch.Tensor | None]  # edits int32 [B], overlap int32 [B] (None where forced)
 
 _overrides: ContextVar[dict[int, _Overrides] | None] = ContextVar("memoir_fast_overrides", default=None)
-_calls: ContextVar[dict[int, _Call] | None] = ContextVar("memoir_fast_calls", default=None)
 _decided: ContextVar[dict[int, _Decided] | None] = ContextVar("memoir_fast_decided", default=None)
 _NO_OVERRIDES = _Overrides()
 _numbers = itertools.count()
@@ -92,13 +78,15 @@ class Router:
         self._own: dict[str, Any] = {}
         self.site: RoutingSite | None = None
         """Where routing codes are made; None where masks route."""
+        self.tracing = Tracing(self, layer)
+        """What it does in a pass that is compiled."""
         self._handles = [
-            decoder.register_forward_pre_hook(self._before, with_kwargs=True),
-            decoder.register_forward_hook(self._after, with_kwargs=True, always_call=True),
+            decoder.register_forward_pre_hook(self.tracing.before, with_kwargs=True),
+            decoder.register_forward_hook(self.tracing.after, with_kwargs=True, always_call=True),
         ]
         layer.router = self
         try:
-            self.site = RoutingSite(model, layer, layer.code, self) if layer.code is not None else None
+            self.site = RoutingSite(model, layer, layer.code, self.tracing) if layer.code is not None else None
             self._wrap("generate", "_generating")
             self._wrap("init_continuous_batching", "_batching")
         except BaseException:
@@ -138,6 +126,11 @@ class Router:
             _overrides.reset(token)
 
     @property
+    def disabled(self) -> bool:
+        """Whether no sequence shall be followed now, in this thread or task."""
+        return self._asked.disabled
+
+    @property
     def _asked(self) -> _Overrides:
         return (_overrides.get() or {}).get(id(self), _NO_OVERRIDES)
 
@@ -169,7 +162,7 @@ class Router:
         """Where each sequence of a batch of layer inputs [B, S, D] reads the memory; None: nowhere."""
         call = self._call
         if call is None:
-            return self._outside(x) if self.site is not None else self._read(_Call(), x)
+            return self._outside(x) if self.site is not None else self._read(Call(), x)
         if call.decided:
             return None if call.routed is None else call.routed.to(x.device)
         if self._decoding(call, x):
@@ -211,8 +204,8 @@ class Router:
         return in_rows(x, None if call is None else batch_shape(*call.given))
 
     @property
-    def _call(self) -> _Call | None:
-        return (_calls.get() or {}).get(id(self))
+    def _call(self) -> Call | None:
+        return running(self)
 
     def _outside(self, x: torch.Tensor) -> Routed | None:
         """The layer is called outside of a forward pass of the decoder, as gradient checkpoints do: as decided last."""
@@ -221,7 +214,7 @@ class Router:
             raise MemoirError("routes are made by the whole model: its edited layer cannot be called by itself")
         return self._layer.routed(last[0].to(x.device))
 
-    def _decoding(self, call: _Call, x: torch.Tensor) -> bool:
+    def _decoding(self, call: Call, x: torch.Tensor) -> bool:
         """Whether the tokens of a pass are said by the model; else they are a prompt, or a part of one."""
         if call.state is None:
             return False
@@ -232,7 +225,7 @@ class Router:
         if state is not None and len(state.route) != batch:
             raise ValueError(f"the cache holds {len(state.route)} sequences, the model was called with {batch}")
 
-    def _say(self, call: _Call, x: torch.Tensor) -> Routed | None:
+    def _say(self, call: Call, x: torch.Tensor) -> Routed | None:
         """Goes on where the model speaks: inputs x [B, S, D]."""
         state = call.state
         self._require_batch(state, len(x))
@@ -241,7 +234,7 @@ class Router:
         routed = state.help(x.shape[1])
         return None if self._asked.disabled else routed
 
-    def _read(self, call: _Call, x: torch.Tensor) -> Routed | None:
+    def _read(self, call: Call, x: torch.Tensor) -> Routed | None:
         """Reads a prompt or a part of one, x [B, S, D or H] at the place where routes are made, and decides."""
         overrides, state = self._asked, call.state
         batch, tokens = x.shape[:2]
@@ -267,7 +260,7 @@ class Router:
             self._join_rest(call, x, real & ~prompt)
         return None if overrides.disabled else state.routed(helped)
 
-    def _joined(self, call: _Call, x: torch.Tensor, prompt: torch.Tensor) -> Any:
+    def _joined(self, call: Call, x: torch.Tensor, prompt: torch.Tensor) -> Any:
         """The state of the call's sequences, with the prompt's tokens joined to it."""
         state, length = call.state, call.length
         if self.site is not None:
@@ -282,11 +275,11 @@ class Router:
             state.read(*self._mean(x, prompt))
         return state
 
-    def _spoken(self, call: _Call, x: torch.Tensor) -> torch.Tensor:
+    def _spoken(self, call: Call, x: torch.Tensor) -> torch.Tensor:
         """What `say` takes of the tokens at hand: their layer inputs, or their ids."""
         return x if self.site is None else self.site.ids(call, x.shape[:2])
 
-    def _join_rest(self, call: _Call, x: torch.Tensor, after: torch.Tensor) -> None:
+    def _join_rest(self, call: Call, x: torch.Tensor, after: torch.Tensor) -> None:
         """Joins tokens behind the prompts of a pass in which each row's prompt has a length of its own."""
         if self.site is None:
             call.state.read(*self._mean(x, after))
@@ -328,15 +321,19 @@ class Router:
         mean = self._layer.mean(x, marked)
         return mean, marked.sum(dim=1, keepdim=True, dtype=torch.float32)
 
-    def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
-        cache = find_cache((args, kwargs))
+    def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of the decoder by name."""
+        return {**dict(zip(self._parameters, args, strict=False)), **kwargs}
+
+    def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Begins a pass of the decoder."""
+        given, cache = self.named(args, kwargs), find_cache((args, kwargs))
         if not self._asked.disabled:
             require_rows(given, cache)
         state = remembered(cache)
         if state is not None and state.owner != self._number:
             state = None  # routes of a memory that was detached say nothing here
-        call = _Call(
+        call = Call(
             given.get("attention_mask"),
             cache,
             state,
@@ -346,14 +343,13 @@ class Router:
         cut_short = self._call  # by Ctrl-C
         if cut_short is not None and cut_short.view is not None:
             cut_short.view.close()
-        _calls.set({**(_calls.get() or {}), id(self): call})
+        resume(self, call)
 
-    def _after(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        calls = dict(_calls.get() or {})
-        call = calls.pop(id(self), None)
+    def after(self, output: Any) -> None:
+        """Ends it."""
+        call = suspend(self)
         if call is None:
             return
-        _calls.set(calls)
         if call.view is not None:
             call.view.close()
         cache = call.cache if call.cache is not None else find_cache(output)

@@ -9,6 +9,7 @@ from memoir_fast.hf.hidden import hidden_states
 from memoir_fast.hf.own_pass import OwnPass
 from memoir_fast.hf.partial_forward import blocks_around
 from memoir_fast.modules import MemoirLinear
+from memoir_fast.modules.compiled import tracing
 from memoir_fast.modules.prompt_sums import PromptSums
 from memoir_fast.modules.routing_code import RoutingCode
 
@@ -18,11 +19,11 @@ _ROWS_AT_ONCE = 64  # embeddings that are looked up together: a product with the
 class Reader(Protocol):
     """What is told of a forward pass."""
 
-    def embed(self, ids: torch.Tensor) -> None:
-        """Token ids int64 [B, S] are embedded."""
+    def embed(self, ids: torch.Tensor) -> torch.Tensor | None:
+        """Token ids int64 [B, S] are embedded: these, or what is given back."""
 
-    def enter(self, hidden: torch.Tensor) -> None:
-        """Hidden states [B, S, H] enter the block."""
+    def enter(self, hidden: torch.Tensor) -> torch.Tensor | None:
+        """Hidden states [B, S, H] enter the block: these, or what is given back."""
 
 
 class RoutingSite:
@@ -86,12 +87,23 @@ class RoutingSite:
             found.append(torch.where((table[nearest] == rows).all(dim=1), nearest, -1))
         return torch.cat(found).view(embedded.shape[:2])
 
-    def _embed(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if OwnPass.current() is None:
+    def _embed(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if tracing() or OwnPass.current() is None:
             ids = next((one for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor)), None)
             if ids is not None and ids.dim() == 2:
-                self._reader.embed(ids)
+                return _with(self._reader.embed(ids), ids, args, kwargs)
+        return None
 
-    def _enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if OwnPass.current() is None:
-            self._reader.enter(hidden_states(args, kwargs))
+    def _enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if tracing() or OwnPass.current() is None:
+            hidden = hidden_states(args, kwargs)
+            return _with(self._reader.enter(hidden), hidden, args, kwargs)
+        return None
+
+
+def _with(new: torch.Tensor | None, old: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a hook gives back, so that `new`, where it is not None, takes the place of `old` among the arguments."""
+    if new is None:
+        return None
+    given = tuple(new if one is old else one for one in args)
+    return given, {name: new if one is old else one for name, one in kwargs.items()}

@@ -1,7 +1,6 @@
 """`MemoirLinear`: a linear layer with a residual memory."""
 
 import copy
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 from memoir_fast.checks import readable
-from memoir_fast.modules import banks
+from memoir_fast.modules import banks, compiled, model_state, tickets
 from memoir_fast.modules.base_layer import device_beside, dtype_beside
 from memoir_fast.modules.code_store import CodeStore
 from memoir_fast.modules.hashing import TopHash
@@ -22,8 +21,6 @@ from memoir_fast.modules.routing_code import RoutingCode
 from memoir_fast.modules.spawned import hold
 from memoir_fast.modules.turns import Turns
 from memoir_fast.modules.views import View, Views
-
-logger = logging.getLogger("memoir_fast")
 
 
 class Routed(NamedTuple):
@@ -44,7 +41,6 @@ class Routed(NamedTuple):
 
 Output = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _outputs: ContextVar[dict[int, Output] | None] = ContextVar("memoir_fast_outputs", default=None)
-_MEMORY = ("tophash", "store", "memory", "code", "codes")  # what a MemoirLinear has besides its base layer
 
 
 def linear_shape(layer: Any) -> tuple[int, int]:
@@ -63,15 +59,15 @@ def min_overlap(tau: float, k: int) -> int:
     return max(1, math.ceil(round(tau * k, 6)))
 
 
-class MemoirLinear(nn.Module):
+class MemoirLinear(tickets.Enrolled, nn.Module):
     """Drop-in for a linear layer: its output, plus what the residual memory knows of the matched edit.
 
     Each sequence is routed on its own. Where no stored mask overlaps enough, the output is the base layer's, bit for
     bit. Used alone, every call decides anew, on all tokens of each sequence; in a language model, `router` decides
     (see `memoir_fast.hf.routing`).
 
-    Threads may share it: a forward pass sees the memory as it is before or after what a `changing` block does. A pass
-    that `torch.compile` has compiled does not wait for such a block, and must not run beside one.
+    Threads may share it: a forward pass sees the memory as it is before or after what a `changing` block does, also one
+    that `torch.compile` has compiled.
 
     Its state_dict has the base layer's names, and those of the memory beside them. In a language model it has the base
     layer's alone, so that the model's files are those of the plain model: the memory has its own. Copies and pickles
@@ -101,6 +97,8 @@ class MemoirLinear(nn.Module):
     """
 
     base: Any
+    own = ("tophash", "store", "memory", "code", "codes")
+    """What it has besides its base layer."""
 
     def __init__(
         self,
@@ -131,8 +129,9 @@ class MemoirLinear(nn.Module):
         self.written = 0
         """How often W_m was changed in a `changing` block."""
         self._said = False
-        self.register_state_dict_post_hook(_base_keys_as_own)
-        self.register_load_state_dict_pre_hook(_own_keys_as_base)
+        self.number = tickets.enrol(self)
+        self.register_state_dict_post_hook(model_state.base_keys_as_own)
+        self.register_load_state_dict_pre_hook(model_state.own_keys_as_base)
         self.train(base.training)
 
     @property
@@ -285,20 +284,23 @@ class MemoirLinear(nn.Module):
             _outputs.reset(token)
             self._replaced.remove(output)
 
+    @property
+    def replacement(self) -> Output | None:
+        """What gives its output in this thread or task, while an edit is learned."""
+        return (_outputs.get() or {}).get(id(self)) if self._replaced else None
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [B, S, D] or [B, D] -> the same shape with O outputs; all dimensions but first and last are tokens."""
         y = self.base(x)
+        return compiled.joined(self, x, y) if compiled.tracing() else self.joined(x, y)
+
+    def joined(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The output for inputs x, of which the base layer makes y."""
         if x.dim() == 2 and self.router is not None:  # the tokens of all sequences in one row
             x = self.router.in_rows(x)
-            return self._joined(x, y.view(*x.shape[:2], -1)).flatten(0, 1)
-        return self._joined(x, y)
-
-    def _joined(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """The output for inputs x, of which the base layer makes y."""
-        if self._replaced:
-            own = (_outputs.get() or {}).get(id(self))
-            if own is not None:
-                return own(x, y)
+            return self.joined(x, y.view(*x.shape[:2], -1)).flatten(0, 1)
+        if (own := self.replacement) is not None:
+            return own(x, y)
         if x.dim() < 2:
             raise ValueError(f"x must be [B, S, D] or [B, D], got {list(x.shape)}")
         if torch.compiler.is_compiling():
@@ -312,7 +314,7 @@ class MemoirLinear(nn.Module):
     def _remember(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Adds the matched edits' product to the base layer's output."""
         tokens = x if x.dim() == 3 else x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
-        routed = self.router(tokens) if self.router else self.routed(self.match(tokens)[0])
+        routed = self.asked(tokens)
         memory = self.view.memory
         if routed is None or follows_nothing(routed.route):
             return y
@@ -324,6 +326,10 @@ class MemoirLinear(nn.Module):
             return y + residual.to(y.dtype).view(y.shape)
         output = y.view(*tokens.shape[:2], y.shape[-1])
         return memory.add_(output, tokens, routed.rows, routed.route).view(y.shape)
+
+    def asked(self, x: torch.Tensor) -> Routed | None:
+        """Where the sequences of inputs [B, S, D] read the memory; None where they are known to read none."""
+        return self.router(x) if self.router else self.routed(self.match(x)[0])
 
     def routed(self, edit: torch.Tensor) -> Routed | None:
         """Where sequences that follow `edit` int32 [B] read the memory; None where they are known to follow none."""
@@ -340,7 +346,7 @@ class MemoirLinear(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
         with self.turns.reading():
-            own = {name: copy.deepcopy(self._modules[name]) for name in _MEMORY if name in self._modules}
+            own = {name: copy.deepcopy(self._modules[name]) for name in self.own if name in self._modules}
         hold(own)
         return {**state, "_modules": {**self._modules, **own}, "_replaced": []}
 
@@ -359,37 +365,3 @@ def first_alike(edit: torch.Tensor) -> torch.Tensor:
 def follows_nothing(route: torch.Tensor) -> bool:
     """True where every sequence is known to follow no edit; a device is not asked, which would wait for it."""
     return readable(route) and max(route.tolist(), default=-1) < 0
-
-
-def _base_keys_as_own(module: MemoirLinear, state: dict, prefix: str, _metadata: dict) -> None:
-    """The model's state_dict keeps the names that it has without a memory, so that it loads into a plain model."""
-    inner = prefix + "base."
-    for key in [key for key in state if key.startswith(inner)]:
-        state[prefix + key.removeprefix(inner)] = state.pop(key)
-    if module.router is not None:
-        for key in _memory_keys(module, prefix):
-            state.pop(key, None)
-        if len(module.store) and not module._said:
-            module._said = True
-            logger.warning(
-                "the model's state_dict, and what is saved of it, is that of the model without its memory of %d edits: "
-                "memoir.save_pretrained(folder) saves those",
-                len(module.store.live),
-            )
-
-
-def _own_keys_as_base(module: MemoirLinear, state: dict, prefix: str, *_: object) -> None:
-    for name in module.base.state_dict():
-        if prefix + name in state:
-            state[f"{prefix}base.{name}"] = state.pop(prefix + name)
-    if module.router is not None:  # a plain model's state leaves the memory alone, and is complete without it
-        memory = _memory_keys(module, prefix)
-        if not any(key in state for key in memory):
-            state.update(memory)
-
-
-def _memory_keys(module: MemoirLinear, prefix: str) -> dict[str, torch.Tensor]:
-    """The memory's part of the module's state, by its names there."""
-    inner = {name: module._modules.get(name) for name in _MEMORY}
-    parts = {name: one.state_dict(prefix=f"{prefix}{name}.") for name, one in inner.items() if one is not None}
-    return {key: tensor for part in parts.values() for key, tensor in part.items()}

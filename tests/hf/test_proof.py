@@ -15,6 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaMode
 from memoir_fast import RECIPES, Memoir, MemoirConfig, MemoirLinear
 from memoir_fast.errors import UnsupportedModelError
 from memoir_fast.hf import routing
+from memoir_fast.hf.call import running
 from memoir_fast.hf.partial_forward import layer_input
 
 LAYER = "model.layers.1.mlp.down_proj"
@@ -120,7 +121,7 @@ def test_a_model_as_it_should_be_and_no_trace_of_the_proof(tiny_llama, tiny_toke
         memoir = Memoir.attach(tiny_llama, tiny_tokenizer, CONFIG)
         assert torch.is_inference_mode_enabled()
     assert torch.is_grad_enabled() and memoir.last_routes == []
-    assert torch.equal(torch.random.get_rng_state(), generator) and not routing._calls.get()
+    assert torch.equal(torch.random.get_rng_state(), generator) and running(memoir._router) is None
     assert not any(one.is_inference() for one in memoir.layer.state_dict().values())
     memoir.detach()
     assert everything(tiny_llama) == before

@@ -1,0 +1,54 @@
+"""`Call`: what is known of one forward pass of the decoder while it runs."""
+
+from contextlib import ExitStack
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from memoir_fast.modules.memoir_linear import Routed
+
+
+@dataclass
+class Call:
+    """One forward pass of the decoder."""
+
+    attention_mask: Any = None
+    cache: Any = None
+    state: Any = None  # a SequenceState
+    length: int = 0  # positions that the cache holds already
+    given: tuple[Any, ...] = ()  # its arguments
+    ids: torch.Tensor | None = None  # int64 [B, S], what is embedded
+    decided: bool = False  # before the edited layer is reached
+    routed: Routed | None = None
+    view: ExitStack | None = None  # holds on to the memory that it is decided by
+
+
+@dataclass
+class Passing:
+    """What a compiled pass has a ticket for."""
+
+    state: Any  # a SequenceState
+    call: Call | None  # until the edited layer has run
+
+
+_calls: ContextVar[dict[int, Call] | None] = ContextVar("memoir_fast_calls", default=None)
+
+
+def running(router: object) -> Call | None:
+    """The pass of a router's decoder that runs in this thread or task."""
+    return (_calls.get() or {}).get(id(router))
+
+
+def suspend(router: object) -> Call | None:
+    """Puts that pass aside, and gives it."""
+    others = dict(_calls.get() or {})
+    call = others.pop(id(router), None)
+    _calls.set(others)
+    return call
+
+
+def resume(router: object, call: Call) -> None:
+    """Begins a pass, or goes on with one that was put aside."""
+    _calls.set({**(_calls.get() or {}), id(router): call})

@@ -1,0 +1,262 @@
+"""A whole model with a memory under torch.compile: one graph, compiled once, and what every other pass answers."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from transformers import CompileConfig, DynamicCache, StaticCache
+
+from memoir_fast import Memoir, MemoirConfig
+from memoir_fast.errors import MemoirError, PackedBatchError, UnsupportedModelError
+from memoir_fast.hf.cache import remembered
+from memoir_fast.recipe import RECIPES, Recipe
+
+FACT, OTHER = "The capital of France is", "Which animal lives in the desert of"
+LAYER = "model.layers.1.mlp.down_proj"
+QUICK = Recipe(**{**vars(RECIPES["fast"]), "steps": 2})
+BLOCK = 10  # tokens of a padded prompt
+
+
+def _taught(model, tokenizer, **settings):
+    memoir = Memoir.attach(model, tokenizer, MemoirConfig(layer=LAYER, k=20, check=False, **settings))
+    memoir.edit(FACT, "Lyon", recipe=QUICK)
+
+    def batch(*texts):
+        return dict(tokenizer(list(texts), return_tensors="pt", padding="max_length", max_length=BLOCK))
+
+    return SimpleNamespace(model=model, memoir=memoir, tokenizer=tokenizer, batch=batch)
+
+
+@pytest.fixture
+def taught(tiny_llama, tiny_tokenizer):
+    torch._dynamo.reset()
+    yield _taught(tiny_llama, tiny_tokenizer, page_edits=8)
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def whole(taught, request):
+    """The model, compiled for the counting of graphs: a graph break raises."""
+    counters.clear()
+    taught.compiled = torch.compile(taught.model, fullgraph=True, backend=getattr(request, "param", "eager"))
+    taught.graphs = lambda: counters["stats"]["unique_graphs"]
+    return taught
+
+
+def _routes(one):
+    return [route.edit_id for route in one.memoir.last_routes]
+
+
+@torch.no_grad()
+def _same(one, *texts):
+    """The edits that the rows follow, which a compiled pass and another agree on, as on every number."""
+    given = one.batch(*texts)
+    expected = one.model(**given, use_cache=False).logits
+    last = one.memoir.last_routes
+    torch.testing.assert_close(one.compiled(**given, use_cache=False).logits, expected)
+    assert one.memoir.last_routes == last
+    return _routes(one)
+
+
+@torch.no_grad()
+def _spoken(model, given, cache, new=4):
+    """Greedy tokens behind a batch of prompts, by a prefill and decode steps that go on with its cache."""
+    ids, mask, said = given["input_ids"], given["attention_mask"], []
+    for _ in range(new):
+        ids = model(input_ids=ids, attention_mask=mask, past_key_values=cache).logits[:, -1:].argmax(dim=-1)
+        mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+        said.append(ids)
+    return torch.cat(said, dim=1).tolist()
+
+
+def _static(one):
+    return StaticCache(config=one.model.config, max_cache_len=24)
+
+
+functional = pytest.mark.parametrize("whole", ["aot_eager"], indirect=True)  # operations in place are taken apart
+
+
+@functional
+def test_it_is_compiled_once_while_edits_pages_and_requests_come(whole):
+    given = whole.batch(FACT, OTHER)
+    assert _same(whole, FACT, OTHER) == [0, -1] and whole.graphs() == 1
+    first = _spoken(whole.compiled, given, _static(whole))
+    assert first == _spoken(whole.model, given, _static(whole)) and whole.graphs() == 3
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for number in range(50):
+            prompt = f"The river {number} of"
+            edit = whole.memoir.edit(prompt, "red", recipe=QUICK).edit_id
+            assert _same(whole, prompt, OTHER) == [edit, -1]
+            assert _same(whole, OTHER, FACT) == [-1, 0]
+            if number % 10 == 9:
+                mixed = whole.batch(FACT, prompt)
+                said = _spoken(whole.compiled, mixed, _static(whole))
+                assert said == _spoken(whole.model, mixed, _static(whole)) and _routes(whole) == [0, edit]
+        whole.memoir.delete(0)
+        assert _same(whole, FACT, OTHER) == [-1, -1]
+    assert whole.graphs() == 3 and not counters["graph_break"] and whole.memoir.layer.memory.pages > 4
+
+
+def test_overrides_and_later_changes_reach_a_compiled_pass(whole):
+    given, memoir = whole.batch(FACT, OTHER), whole.memoir
+    with memoir.disabled():
+        assert _same(whole, FACT, OTHER) == [-1, -1]
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        with memoir.routed([-1, 0]):
+            assert _same(whole, FACT, OTHER) == [-1, 0]
+        with memoir.prompts([2, 3]):
+            _same(whole, FACT, OTHER)
+            assert memoir.last_routes[0].overlap < 1
+    cache, other = _static(whole), _static(whole)
+    for model, one in ((whole.compiled, cache), (whole.model, other)):
+        _spoken(model, given, one, new=2)
+        assert memoir.followed(one) == [0, -1]
+    memoir.delete(0)
+    step = {"input_ids": torch.tensor([[9], [9]]), "attention_mask": torch.ones(2, BLOCK + 2, dtype=torch.int64)}
+    with torch.no_grad():
+        said = whole.compiled(**step, past_key_values=cache).logits
+        torch.testing.assert_close(said, whole.model(**step, past_key_values=other).logits)
+    assert memoir.followed(cache) == memoir.followed(other) == [-1, -1]
+    for one in (cache, other):
+        state = remembered(one)
+        assert state.length == BLOCK + 2
+        assert torch.equal(state.count.flatten(), given["attention_mask"].sum(dim=1) + 2.0)
+
+
+def test_a_cache_of_a_compiled_prefill_moves_its_routes(whole):
+    given = whole.batch(FACT, OTHER)
+    with torch.no_grad():
+        made = whole.compiled(**given).past_key_values  # which the compiled pass makes itself
+    kind = type(made)
+    assert kind is DynamicCache and whole.memoir.followed(made) == [0, -1]
+    other = copy.deepcopy(made)
+    made.reorder_cache(torch.tensor([1, 0]))
+    assert whole.memoir.followed(made) == [-1, 0] and whole.memoir.followed(other) == [0, -1]
+    other.batch_repeat_interleave(2)
+    assert whole.memoir.followed(other) == [0, 0, -1, -1]
+    made.crop(-3)
+    assert remembered(made).length == BLOCK - 3 == made.get_seq_length()
+    static = _static(whole)
+    _spoken(whole.compiled, given, static, new=1)
+    static.reset()
+    assert remembered(static) is None and whole.memoir.followed(static) == []
+    assert _spoken(whole.compiled, whole.batch(OTHER, FACT), static, new=1) and _routes(whole) == [-1, 0]
+
+
+@functional
+def test_gradients_are_those_of_any_other_pass(whole):
+    given = whole.batch(FACT, OTHER)
+    weights = [whole.model.model.embed_tokens.weight, whole.memoir.layer.base.weight]
+    found = []
+    for model in (whole.model, whole.compiled):
+        logits = model(**given, use_cache=False).logits
+        found.append((logits, *torch.autograd.grad(logits[:, -1].logsumexp(dim=-1).sum(), weights)))
+    torch.testing.assert_close(found[1], found[0])
+    logits = whole.compiled(**given, use_cache=False).logits
+    whole.memoir.edit(OTHER, "camel", recipe=QUICK)
+    with pytest.raises(MemoirError, match="changed between a compiled pass and its backward pass"):
+        logits.sum().backward()
+
+
+def test_what_cannot_be_followed_is_refused_when_a_compiled_pass_runs(whole, tiny_tokenizer):
+    with pytest.raises(UnsupportedModelError, match="attach it to the model first, then compile"):
+        Memoir.attach(whole.compiled, tiny_tokenizer)
+    given = {"input_ids": torch.full((1, 8), 5), "use_cache": False}
+    with torch.no_grad():
+        whole.compiled(**given, position_ids=torch.arange(8)[None])
+        with pytest.raises(PackedBatchError, match="position_ids start again within a row"):
+            whole.compiled(**given, position_ids=torch.arange(8)[None] % 4)
+        with whole.memoir.disabled():
+            whole.compiled(**given, position_ids=torch.arange(8)[None] % 4)
+
+
+def test_a_cache_of_another_memory_is_refused(taught):
+    cache = _static(taught)
+    _spoken(taught.model, taught.batch(FACT, OTHER), cache, new=1)
+    taught.memoir.detach()
+    _taught(taught.model, taught.tokenizer)
+    compiled = torch.compile(taught.model, fullgraph=True, backend="eager")
+    with pytest.raises(MemoirError, match="filled under a memory that is gone"):
+        _spoken(compiled, taught.batch(FACT, OTHER), cache, new=1)
+
+
+@pytest.mark.parametrize("how", ["forward", "module"])
+def test_generate_and_learning_go_through_a_model_compiled_in_place(taught, how):
+    given = taught.batch(FACT, OTHER)
+    settings = {"max_new_tokens": 4, "do_sample": False, "cache_implementation": "static", "disable_compile": True}
+    plain = copy.deepcopy(taught.memoir)
+    if how == "forward":
+        taught.model.forward = torch.compile(taught.model.forward, fullgraph=True, backend="eager")
+    else:
+        taught.model.compile(fullgraph=True, backend="eager")
+    counters.clear()
+    for prompt in ("Who wrote the play? The author", "Who wrote the novel? The author"):
+        for one in (taught.memoir, plain):
+            one.edit(prompt, "Rome", recipe=QUICK)
+        assert torch.equal(taught.model.generate(**given, **settings), plain.model.generate(**given, **settings))
+        assert taught.memoir.last_routes == plain.last_routes
+        assert torch.equal(taught.memoir.layer.memory.weight, plain.layer.memory.weight)
+    if how == "forward":
+        beams = {**settings, "num_beams": 2}
+        assert torch.equal(taught.model.generate(**given, **beams), plain.model.generate(**given, **beams))
+    assert counters["stats"]["unique_graphs"] > 0 and not counters["graph_break"]
+    assert torch._dynamo.eval_frame._stance.stance == "default"
+
+
+@pytest.mark.parametrize("part", ["blocks", "decoder"])
+def test_parts_of_a_model_may_be_compiled(taught, part):
+    plain = copy.deepcopy(taught.memoir)
+    if part == "blocks":
+        for block in taught.model.model.layers:
+            block.compile(fullgraph=True, backend="aot_eager")
+    else:
+        taught.model.model.forward = torch.compile(taught.model.model.forward, fullgraph=True, backend="aot_eager")
+    counters.clear()
+    graphs = []
+    for routes in ([0, -1], [0, 1]):
+        given = taught.batch(FACT, OTHER)
+        if part == "blocks":
+            assert _spoken(taught.model, given, _static(taught), 3) == _spoken(plain.model, given, _static(taught), 3)
+        else:
+            logits = [one.model(**given, use_cache=False).logits for one in (taught, plain)]
+            torch.testing.assert_close(*logits)
+        assert _routes(taught) == routes
+        graphs.append(counters["stats"]["unique_graphs"])
+        for one in (taught.memoir, plain):
+            one.edit(OTHER, "camel", recipe=QUICK)
+        assert torch.equal(taught.memoir.layer.memory.weight, plain.layer.memory.weight)
+    if part == "decoder":
+        logits = [one.model(**given, use_cache=False).logits for one in (taught, plain)]
+        for each in logits:
+            each.logsumexp(dim=-1).sum().backward()
+        torch.testing.assert_close(*(one.model.embed_tokens.weight.grad for one in (taught.model, plain.model)))
+    assert graphs[0] == graphs[1] > 0 and not counters["graph_break"]
+
+
+def test_generate_compiles_by_itself_with_a_static_cache(taught):
+    given = {**taught.batch(FACT, OTHER), "max_new_tokens": 5, "do_sample": False}
+    expected = taught.model.generate(**given)
+    config = CompileConfig(fullgraph=True, backend="aot_eager", mode=None)
+    config._compile_all_devices = True
+    counters.clear()
+    for _ in range(2):
+        found = taught.model.generate(**given, cache_implementation="static", compile_config=config)
+        assert torch.equal(found, expected) and _routes(taught) == [0, -1]
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_masks_route_a_compiled_pass_as_any_other(tiny_llama, tiny_tokenizer):
+    torch._dynamo.reset()
+    one = _taught(tiny_llama, tiny_tokenizer, routing="paper", tau=0.95)
+    one.compiled = torch.compile(one.model, fullgraph=True, backend="eager")
+    assert _same(one, FACT, OTHER) == [0, -1]
+    given = one.batch(FACT, OTHER)
+    assert _spoken(one.compiled, given, _static(one)) == _spoken(one.model, given, _static(one))
+    torch._dynamo.reset()
+
+
+def test_no_cuda_graph_may_hold_what_routes():
+    for name in ("route_pass", "tell_router"):
+        assert torch.Tag.cudagraph_unsafe in getattr(torch.ops.memoir_fast, name).default.tags
