@@ -1,6 +1,7 @@
 """A whole model with a memory under torch.compile: one graph, compiled once, and what every other pass answers."""
 
 import copy
+import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -10,14 +11,14 @@ import torch
 from torch._dynamo.utils import counters
 from transformers import CompileConfig, DynamicCache, StaticCache
 
-from memoir_fast import Memoir, MemoirConfig
+from memoir_fast import Edit, Memoir, MemoirConfig
 from memoir_fast.errors import MemoirError, PackedBatchError, UnsupportedModelError
 from memoir_fast.hf.cache import remembered
-from memoir_fast.recipe import RECIPES, Recipe
+from memoir_fast.recipe import RECIPES
 
 FACT, OTHER = "The capital of France is", "Which animal lives in the desert of"
 LAYER = "model.layers.1.mlp.down_proj"
-QUICK = Recipe(**{**vars(RECIPES["fast"]), "steps": 2})
+QUICK = dataclasses.replace(RECIPES["fast"], steps=2)
 BLOCK = 10  # tokens of a padded prompt
 
 
@@ -99,6 +100,7 @@ def test_it_is_compiled_once_while_edits_pages_and_requests_come(whole):
         whole.memoir.delete(0)
         assert _same(whole, FACT, OTHER) == [-1, -1]
     assert whole.graphs() == 3 and not counters["graph_break"] and whole.memoir.layer.memory.pages > 4
+    assert not whole.memoir.layer.views._running, "a pass that has ended still holds on to the memory"
 
 
 def test_overrides_and_later_changes_reach_a_compiled_pass(whole):
@@ -111,6 +113,10 @@ def test_overrides_and_later_changes_reach_a_compiled_pass(whole):
         with memoir.prompts([2, 3]):
             _same(whole, FACT, OTHER)
             assert memoir.last_routes[0].overlap < 1
+        edit = memoir.edit(Edit(OTHER, "camel", bank="zoo"), recipe=QUICK).edit_id
+        assert _same(whole, FACT, OTHER) == [0, -1]
+        with memoir.banks(["", "zoo"]):
+            assert _same(whole, FACT, OTHER) == [0, edit]
     cache, other = _static(whole), _static(whole)
     for model, one in ((whole.compiled, cache), (whole.model, other)):
         _spoken(model, given, one, new=2)
@@ -203,10 +209,15 @@ def test_generate_and_learning_go_through_a_model_compiled_in_place(taught, how)
         assert torch.equal(taught.model.generate(**given, **settings), plain.model.generate(**given, **settings))
         assert taught.memoir.last_routes == plain.last_routes
         assert torch.equal(taught.memoir.layer.memory.weight, plain.layer.memory.weight)
+    graphs = counters["stats"]["unique_graphs"]
+    assert taught.memoir.faded() == plain.faded()
+    for one in (taught.memoir, plain):
+        one.edit("The river of", "red", recipe=dataclasses.replace(RECIPES["paper"], steps=1))
+    assert counters["stats"]["unique_graphs"] == graphs > 0
     if how == "forward":
         beams = {**settings, "num_beams": 2}
         assert torch.equal(taught.model.generate(**given, **beams), plain.model.generate(**given, **beams))
-    assert counters["stats"]["unique_graphs"] > 0 and not counters["graph_break"]
+    assert not counters["graph_break"]
     assert torch._dynamo.eval_frame._stance.stance == "default"
 
 
