@@ -33,6 +33,7 @@ ELSEWHERE = {
     "hf/loading.py": "cli/test_app.py",
     "hf/call.py": "hf/test_compiled.py",
     "hf/around.py": "test_copies.py",
+    "hf/own_pass.py": "hf/test_partial_forward.py",
     "hf/routing.py": "hf/routing",
     "hf/routing_site.py": "hf/routing/test_codes.py",
     "hf/sequence_state.py": "hf/routing/test_sequence_state.py",

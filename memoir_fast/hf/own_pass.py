@@ -1,9 +1,8 @@
 """`OwnPass`: forward passes that go their own way through a model which other threads use meanwhile."""
 
-import functools
 import threading
 import types
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar, Token
 from typing import Any
@@ -15,27 +14,21 @@ _current: ContextVar["OwnPass | None"] = ContextVar("memoir_fast_own_pass", defa
 
 
 class OwnPass:
-    """Within the block, `model` is a twin of a model: it has the same weights, and hooks and detours of its own.
+    """Within the block, hooks and detours that are laid on modules hold for the passes of this thread or task alone.
 
-    The model itself stays as it is, so that no other pass meets them, and nothing is compiled anew on their account.
-
-    Args:
-        model: the model that is passed through.
-        through: its modules from the model itself to those that get hooks or detours, as `ancestors` gives them. These
-            have twins, which are not compiled; all others are the model's own.
+    Every other pass goes on as if they were not there. All are taken off at the end.
     """
 
-    def __init__(self, model: nn.Module | None = None, through: Collection[nn.Module] = ()) -> None:
-        self._through = through
-        self._twins: dict[nn.Module, nn.Module] = {}
-        self.model: Any = None if model is None else self._twin(model)
-
     def __enter__(self) -> "OwnPass":
+        self._changes = ExitStack()
         self._token: Token[OwnPass | None] = _current.set(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        _current.reset(self._token)
+        try:
+            self._changes.close()
+        finally:
+            _current.reset(self._token)
 
     @staticmethod
     def current() -> "OwnPass | None":
@@ -44,53 +37,17 @@ class OwnPass:
 
     def before(self, module: nn.Module, hook: Callable[..., Any], **options: Any) -> None:
         """Calls `hook` as `register_forward_pre_hook` does."""
-        self._twins[module].register_forward_pre_hook(hook, **options)
+        self._changes.callback(module.register_forward_pre_hook(_Hook(self, hook), **options).remove)
 
     def after(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         """Calls `hook` as `register_forward_hook` does."""
-        self._twins[module].register_forward_hook(hook)
+        self._changes.callback(module.register_forward_hook(_Hook(self, hook)).remove)
 
     def instead(self, module: nn.Module, forward: Callable[..., Any]) -> None:
         """Calls `forward` in place of the module's own."""
-        self._twins[module].forward = forward  # type: ignore[method-assign]
-
-    def _twin(self, module: nn.Module) -> nn.Module:
-        if module not in self._through:
-            return module
-        if module not in self._twins:
-            twin = self._twins[module] = object.__new__(type(module))
-            for name, value in module.__dict__.items():
-                hooks = name.startswith(("_forward_hooks", "_forward_pre_hooks"))
-                twin.__dict__[name] = value.copy() if hooks else _rebound(value, module, twin)
-            children = ((name, child) for name, child in module._modules.items())
-            twin.__dict__["_modules"] = {name: child and self._twin(child) for name, child in children}
-            twin.__dict__["_compiled_call_impl"] = None
-        return self._twins[module]
-
-
-def ancestors(model: nn.Module, modules: Collection[nn.Module]) -> set[nn.Module]:
-    """Those of a model's modules that are among `modules` or compiled in place, or hold such a one."""
-    found: dict[nn.Module, bool] = {}
-
-    def look(module: nn.Module) -> bool:
-        if module not in found:
-            inner = [look(child) for child in module._modules.values() if child is not None]
-            found[module] = module in modules or any(inner) or _is_compiled(module)
-        return found[module]
-
-    look(model)
-    return {module for module, holds in found.items() if holds}
-
-
-def _rebound(value: Any, module: nn.Module, twin: nn.Module) -> Any:
-    """An attribute of a module as its twin has it: bound to the twin, where it was to the module, and not compiled."""
-    value = getattr(value, "_torchdynamo_orig_callable", value)
-    if isinstance(value, types.MethodType) and value.__self__ is module:
-        return types.MethodType(value.__func__, twin)
-    if isinstance(value, functools.partial) and module in value.args:
-        args = (twin if one is module else one for one in value.args)
-        return functools.partial(value.func, *args, **value.keywords)
-    return value
+        own = module.__dict__.get("forward")
+        self._changes.callback(_restore, module, own)
+        module.forward = _Detour(self, module, own, forward)  # type: ignore[method-assign]
 
 
 _lock = threading.Lock()
@@ -125,3 +82,49 @@ def uncompiled(modules: Iterable[nn.Module]) -> Iterator[None]:
 def _is_compiled(module: nn.Module) -> bool:
     """Whether `module.compile()` was called, or its forward was replaced by a compiled one."""
     return module._compiled_call_impl is not None or hasattr(module.forward, "_torchdynamo_orig_callable")
+
+
+class _Hook:
+    """A hook that runs in its owner's passes alone."""
+
+    def __init__(self, owner: object, function: Callable[..., Any] | None) -> None:
+        self._owner, self._function = owner, function
+
+    def __call__(self, *args: Any) -> Any:
+        """With any arguments: a hook that is taken off between two steps of another pass is called without keywords."""
+        if _current.get() is self._owner and self._function is not None:
+            return self._function(*args)
+        return None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Hook, (None, None)  # a model copied meanwhile has nobody who learns
+
+
+class _Detour:
+    """A replacement of a module's `forward` that runs in its owner's passes alone."""
+
+    def __init__(self, owner: OwnPass, module: nn.Module, own: Any, instead: Callable[..., Any]) -> None:
+        self._owner, self._module, self._own, self._instead = owner, module, own, instead
+        self.__wrapped__ = module.forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        forward = self._instead if _current.get() is self._owner else self.__wrapped__
+        return forward(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a model copied meanwhile goes its own way
+        return (_class_forward, (self._module,)) if self._own is None else (_same, (self._own,))
+
+
+def _class_forward(module: nn.Module) -> Any:
+    return types.MethodType(type(module).forward, module)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _restore(module: nn.Module, own: Any) -> None:
+    if own is None:
+        module.__dict__.pop("forward", None)
+    else:
+        module.forward = own

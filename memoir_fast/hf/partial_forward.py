@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from memoir_fast.hf.hidden import hidden_states, with_hidden_states
-from memoir_fast.hf.own_pass import OwnPass, ancestors
+from memoir_fast.hf.own_pass import OwnPass, uncompiled
 from memoir_fast.hf.presets import plain_model
 from memoir_fast.modules import MemoirLinear
 from memoir_fast.modules.memoir_linear import Output
@@ -52,9 +52,9 @@ def _entering(
         seen.append(find(args, kwargs).detach())
         raise _Reached
 
-    with OwnPass(model, ancestors(model, [module])) as own, torch.no_grad(), suppress(_Reached):
+    with uncompiled(model.modules()), OwnPass() as own, torch.no_grad(), suppress(_Reached):
         own.before(module, stop, with_kwargs=True)
-        own.model(**inputs, use_cache=False)
+        model(**inputs, use_cache=False)
     if not seen:
         raise RuntimeError("the model's forward pass did not reach the edited layer")
     return seen[0]
@@ -75,11 +75,10 @@ class UpperLayers:
 
     def __init__(self, model: Any, layer: MemoirLinear) -> None:
         self._model, self._layer = model, layer
-        plain = plain_model(model)
-        self._decoder: nn.Module = getattr(plain, "base_model", plain)
+        self._plain: nn.Module = plain_model(model)
+        self._decoder: nn.Module = getattr(self._plain, "base_model", self._plain)
         self._blocks, self._index = blocks_around(model, layer)
-        hooked = [self._decoder, *self._blocks, layer]
-        self._through = ancestors(model, hooked) - {layer}  # which knows by itself whose passes have another output
+        self._inside = list(self._blocks[self._index].modules())  # where hooks on the edited layer may be passed over
         self._extra: int | None = None  # what a block returns behind its hidden states; None: it returns those alone
         self._straight: bool | None = None
 
@@ -102,19 +101,19 @@ class UpperLayers:
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             seen["input"] = hidden_states(args, kwargs).detach()
 
-        def layer_input(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            seen["x"] = x.detach().view(*input_ids.shape, -1)
-            return y
+        def layer_input(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            seen["x"] = args[0].detach().view(*input_ids.shape, -1)
 
         def leave(_: nn.Module, __: Any, output: Any) -> None:
             self._extra = len(output) - 1 if isinstance(output, tuple) else None
             seen["output"] = (output[0] if isinstance(output, tuple) else output).detach()
             raise _Reached
 
-        with self._own_pass(layer_input) as own, suppress(_Reached):
+        with self._own_pass(lambda x, y: y) as own, suppress(_Reached):
             own.before(block, enter, with_kwargs=True)
+            own.before(self._layer, layer_input)
             own.after(block, leave)
-            own.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+            self._model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         if self._straight is None:
             self._straight = self._adds_up(input_ids[:1], attention_mask[:1], seen)
         return LowerStates(input_ids, attention_mask, seen["x"], seen["output"] if self._straight else seen["input"])
@@ -139,7 +138,7 @@ class UpperLayers:
                 hidden = (lower.hidden + residual).to(lower.hidden.dtype) if self._straight else lower.hidden
                 own.instead(self._blocks[first], lambda *_, **__: self._returned(hidden))
             own.after(self._decoder, select)
-            output = own.model(input_ids=lower.input_ids, attention_mask=lower.attention_mask, use_cache=False)
+            output = self._model(input_ids=lower.input_ids, attention_mask=lower.attention_mask, use_cache=False)
         return output.logits[0]
 
     def _adds_up(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, seen: dict[str, torch.Tensor]) -> bool:
@@ -154,14 +153,15 @@ class UpperLayers:
         change = wide.std() * torch.linspace(-1, 1, wide.shape[-1], dtype=torch.float64, device=wide.device)
         with self._own_pass(lambda x, y: y + change.to(y.dtype)) as own, suppress(_Reached):
             own.after(self._blocks[self._index], leave)
-            own.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+            self._model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         error = (outputs[0].double() - wide - change).norm() / change.expand_as(wide).norm()
         return bool(error < 0.05)
 
     @contextmanager
     def _own_pass(self, output: Output) -> Iterator[OwnPass]:
         """Within the block, passes of this thread see its hooks alone, and give `output` at the edited layer."""
-        with OwnPass(self._model, self._through) as own, self._layer.replacing_output(output):
+        through = (self._model, self._plain, self._decoder, *self._blocks, *self._inside)
+        with uncompiled(through), OwnPass() as own, self._layer.replacing_output(output):
             yield own
 
     def _pass_over(self, *args: Any, **kwargs: Any) -> Any:

@@ -120,7 +120,7 @@ def test_the_whole_flow(make_gpu, tmp_path):
 
 
 def test_a_stage_that_hangs_leaves_its_rows_and_the_next_ones_their_time(make_gpu):
-    done, figures = make_gpu(BUDGET=12, BENCH_HANGS=1)
+    done, figures = make_gpu(BUDGET=30, BENCH_HANGS=1)
     found = outcomes(done.stdout)
     assert found["bench"] == "stopped at its time limit"
     assert [row["bench"] for row in figures["rows"]] == ["tophash", "generate"], "what was written row by row"

@@ -69,7 +69,7 @@ def test_merge_lists_conflicts_and_takes_the_rest(invoke, saved, tiny_tokenizer)
     done = invoke("merge", *_options(saved, "--with", saved / "other", "--prefer", "this", "--out", saved / "both"))
     assert done.exit_code == 0, done.stderr
     values = json.loads(done.stdout)
-    assert values["conflicts"] == [{"prompt": FACTS[1][0], "this": "camel", "other": "Greek"}]
+    assert values["conflicts"] == [{"bank": "", "prompt": FACTS[1][0], "this": "camel", "other": "Greek"}]
     assert values["added"] == [4] and values["same"] == [2, 3] and values["edits"] == 4
     assert "two targets of one prompt: this won" in done.stderr
     edits = checkpoint.read(saved / "both").edits

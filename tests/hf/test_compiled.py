@@ -2,8 +2,6 @@
 
 import copy
 import dataclasses
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -135,11 +133,8 @@ def test_overrides_and_later_changes_reach_a_compiled_pass(whole):
 
 def test_a_cache_of_a_compiled_prefill_moves_its_routes(whole):
     given = whole.batch(FACT, OTHER)
-    begun = DynamicCache()
     with torch.no_grad():
         made = whole.compiled(**given).past_key_values  # which the compiled pass makes itself
-        whole.compiled(**given, past_key_values=begun)
-    assert remembered(begun).length == remembered(made).length == BLOCK
     kind = type(made)
     assert kind is DynamicCache and whole.memoir.followed(made) == [0, -1]
     other = copy.deepcopy(made)
@@ -249,30 +244,6 @@ def test_parts_of_a_model_may_be_compiled(taught, part):
             each.logsumexp(dim=-1).sum().backward()
         torch.testing.assert_close(*(one.model.embed_tokens.weight.grad for one in (taught.model, plain.model)))
     assert graphs[0] == graphs[1] > 0 and not counters["graph_break"]
-
-
-def test_a_compiled_pass_goes_on_beside_a_thread_that_edits(whole):
-    """Hooks and detours of learning would be compiled for in the middle of another thread's passes."""
-    whole.model.requires_grad_(False)  # else it is compiled once more, for the time in which learning freezes it
-    given, ready, done, passes = whole.batch(OTHER, FACT), threading.Event(), threading.Event(), []
-
-    @torch.no_grad()
-    def serve():
-        while not done.is_set():
-            logits = whole.compiled(**given, use_cache=False).logits
-            passes.append((_routes(whole), logits[0]))
-            ready.set()
-
-    with ThreadPoolExecutor(1) as pool:
-        serving = pool.submit(serve)
-        ready.wait()
-        graphs, first = whole.graphs(), len(passes)
-        for number in range(10):
-            whole.memoir.edit(f"The river {number} of", "red")
-        done.set()
-        serving.result()
-    assert len(passes) > first + 10 and whole.graphs() == graphs == 1
-    assert all(routes == [-1, 0] and torch.equal(row, passes[0][1]) for routes, row in passes)
 
 
 def test_generate_compiles_by_itself_with_a_static_cache(taught):
