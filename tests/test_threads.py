@@ -185,6 +185,31 @@ def test_a_generation_goes_on_with_the_memory_it_began_with(memoir):
     assert generate(memoir.model, memoir.tokenizer, "greedy", prompt, 0) != before
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_pass_goes_on_with_the_memory_that_it_was_decided_by(memoir, alone):
+    """An edit that is written between the block where routes are made and the edited layer shows from the next on."""
+    ids, seen = memoir.tokenizer(PROMPTS[0], return_tensors="pt").input_ids, []
+
+    def logits():
+        with torch.no_grad(), contextlib.nullcontext() if alone else memoir.layer.views.generation():
+            return memoir.model(ids).logits
+
+    def edit():
+        seen.append(memoir.edit(PROMPTS[0], "camel", recipe=dataclasses.replace(RECIPE, steps=60)))
+
+    def editing(*_):
+        if threading.current_thread() is threading.main_thread():
+            other = threading.Thread(target=edit)
+            other.start()
+            other.join(60)
+
+    before = logits()
+    hook = memoir.layer.register_forward_pre_hook(editing)
+    now = logits()
+    hook.remove()
+    assert seen and torch.equal(now, before) and not torch.equal(logits(), before)
+
+
 def _all_pages(memoir):
     return {number: memoir.layer.memory.page(number).clone() for number in memoir.layer.memory.numbers}
 

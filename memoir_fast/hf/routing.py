@@ -164,7 +164,10 @@ class Router:
         if call is None:
             return self._outside(x) if self.site is not None else self._read(Call(), x)
         if call.decided:
-            return None if call.routed is None else call.routed.to(x.device)
+            if call.routed is None:
+                return None
+            call.state.look_again(self._layer.view.store)  # a change since then has copied what this pass reads
+            return call.state.routed(call.routed.helped).to(x.device)
         if self._decoding(call, x):
             return self._say(call, x)
         if self.site is not None:

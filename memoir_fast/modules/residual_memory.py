@@ -1,5 +1,6 @@
 """`ResidualMemory`: W_m, in pages, of which each edit owns k columns of one."""
 
+import threading
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from memoir_fast import ops
 from memoir_fast.checks import readable
 from memoir_fast.modules.spawned import hold
 
+# A generation that ends gives its copies back, in whatever thread, also where garbage is collected in such a block.
+_giving = threading.RLock()
 _HOST_CAPACITY = 64  # pages that an address range is set aside for, where that takes no memory before they are written
 
 
@@ -70,7 +73,8 @@ class ResidualMemory(nn.Module):
     @property
     def numbers(self) -> list[int]:
         """The pages that are open, without copies."""
-        out = {*self._free, *self._copies}
+        with _giving:
+            out = {*self._free, *self._copies}
         return [number for number in range(self.pages) if number not in out]
 
     @property
@@ -98,16 +102,19 @@ class ResidualMemory(nn.Module):
 
     def copy_page(self, number: int) -> int | None:
         """Copies a page to another, whose number it gives; None where the table has no room: nothing is moved."""
-        copied = self._take()
+        with _giving:
+            copied = self._take()
+            if copied is not None:
+                self._copies.add(copied)
         if copied is not None:
             self.page(copied).copy_(self.page(number))
-            self._copies.add(copied)
         return copied
 
     def close(self, number: int) -> None:
         """Gives a page back, of which nobody reads any more."""
-        self._copies.discard(number)
-        self._free.append(number)
+        with _giving:
+            self._copies.discard(number)
+            self._free.append(number)
 
     def forward(self, x: torch.Tensor, rows: torch.Tensor, route: torch.Tensor) -> torch.Tensor:
         """x [B, S, D], rows int32 [C, k], route int32 [B] -> [B, S, O]; see `ops.masked_linear`."""
@@ -141,8 +148,9 @@ class ResidualMemory(nn.Module):
 
     def _take(self) -> int | None:
         """A page that was given back, or the next of the table; None where it has none."""
-        if self._free:
-            return self._free.pop()
+        with _giving:
+            if self._free:
+                return self._free.pop()
         return self._next() if (self.pages + 1) * self.width <= len(self.table) else None
 
     def _next(self) -> int:
