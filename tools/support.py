@@ -13,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]  # a checkout's package, installed or not
 
+import page_section  # noqa: E402
 from support_checks import FEATURES, ROWS, Row, row  # noqa: E402
 
 PAGE = ROOT / "docs" / "support.md"
@@ -40,11 +41,7 @@ def section(rows: list[Row]) -> str:
 
 def rewritten(text: str, rows: list[Row]) -> str:
     """A page with the section between its markers replaced. ValueError where it has none."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page lacks {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{section(rows)}\n{END}{after}"
+    return page_section.replaced(text, BEGIN, END, section(rows))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import page_section
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, RESULTS = ROOT / "docs" / "versions.md", ROOT / "docs" / "results" / "matrix.json"
 BEGIN, END = "<!-- tools/matrix.py: begin -->", "<!-- tools/matrix.py: end -->"
@@ -69,11 +71,7 @@ def section(rows: list[Row]) -> str:
 
 def rewritten(text: str, rows: list[Row]) -> str:
     """A page with the section between its markers replaced. ValueError where it has none."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page lacks {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{section(rows)}\n{END}{after}"
+    return page_section.replaced(text, BEGIN, END, section(rows))
 
 
 def read() -> list[Row]:

@@ -167,7 +167,8 @@ class Router:
             if call.routed is None:
                 return None
             call.state.look_again(self._layer.view.store)  # a change since then has copied what this pass reads
-            return call.state.routed(call.routed.helped).to(x.device)
+            routed = call.state.routed(call.routed.helped)
+            return None if routed is None else routed.to(x.device)
         if self._decoding(call, x):
             return self._say(call, x)
         if self.site is not None:
