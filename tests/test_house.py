@@ -16,6 +16,7 @@ SPECIFICATION = "memoir_fast/reference/"  # an op, a file, however short: it is 
 SHORT = {
     "__init__.py": "says what its folder is for",
     "tools/docstrings.py": "an extension of the site's builder",
+    "tools/page_section.py": "the one way to write between a page's markers, that two tools share",
     "memoir_fast/__main__.py": "python -m memoir_fast",
     "csrc/clear_scratch.cuh": "a kernel of its own, that only one file may include",
     "memoir_fast/modules/spawned.py": "what two modules send to a process",
