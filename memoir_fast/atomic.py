@@ -96,7 +96,7 @@ def replace(path: Path, content: bytes) -> None:
 
 def _holds(path: Path, content: bytes) -> bool:
     try:
-        return path.read_bytes() == content
+        return path.is_file() and path.read_bytes() == content  # of a pipe there would be no end
     except OSError:
         return False
 

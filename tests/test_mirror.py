@@ -37,6 +37,7 @@ ELSEWHERE = {
     "hf/routing.py": "hf/routing",
     "hf/routing_site.py": "hf/routing/test_codes.py",
     "hf/sequence_state.py": "hf/routing/test_sequence_state.py",
+    "io/files.py": "io/test_hostile_files.py",
     "io/fingerprint.py": "io/test_checkpoint.py",
     "io/json_stream.py": "io/test_readers.py",
     "modules/model_state.py": "modules/test_memoir_linear.py",

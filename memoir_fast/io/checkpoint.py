@@ -30,6 +30,7 @@ from memoir_fast.errors import CheckpointError
 from memoir_fast.hf.presets import device_of
 from memoir_fast.io import codes, pages
 from memoir_fast.io.edit_texts import read_edits, texts_of
+from memoir_fast.io.files import open_file, read_file
 from memoir_fast.io.fingerprint import fingerprint
 from memoir_fast.io.journal import JOURNAL_NAMES
 from memoir_fast.io.plausible import require_bits, require_numbers, require_settings
@@ -58,6 +59,7 @@ _KEYS = {
     "checksum",
 }
 _PIECE = 1 << 22  # bytes of a file that are read at a time
+_LONGEST_CONFIG = 1 << 26  # bytes
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -219,7 +221,7 @@ def _local(folder: str | os.PathLike, hub: dict[str, Any]) -> Path:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_bytes(), object_pairs_hook=_names_once)
+        values = json.loads(read_file(path, _LONGEST_CONFIG), object_pairs_hook=_names_once)
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} holds no memory: {CONFIG_NAME} is missing") from None
     except OSError as error:
@@ -257,11 +259,11 @@ def _verified(folder: Path, kind: str, entry: dict[str, Any]) -> Path:
         raise ValueError(f"{entry['name']!r} is no name of a {kind} file")
     path = folder / entry["name"]
     try:
-        size = path.stat().st_size
-        if size != entry["size"]:
-            how = "truncated" if size < entry["size"] else "damaged"
-            raise CheckpointError(f"{path} is {how}: expected {entry['size']} bytes, got {size}")
-        with path.open("rb") as file:
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != entry["size"]:
+                how = "truncated" if size < entry["size"] else "damaged"
+                raise CheckpointError(f"{path} is {how}: expected {entry['size']} bytes, got {size}")
             found = hashlib.sha256()
             while piece := file.read(_PIECE):
                 found.update(piece)

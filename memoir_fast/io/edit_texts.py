@@ -6,6 +6,7 @@ from typing import Any
 from memoir_fast.core.edit import Edit
 from memoir_fast.errors import CheckpointError
 from memoir_fast.io import strict_json
+from memoir_fast.io.files import read_file
 
 
 def texts_of(edit: Edit) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def read_edits(path: Path) -> dict[int, Edit]:
     """The edits of a file by id. CheckpointError, naming the line, where it holds anything else."""
     edits = {}
     prompts: set[tuple[str, str]] = set()
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    for number, line in enumerate(read_file(path).split(b"\n")[:-1], start=1):
         try:
             edit_id, edit = _parse_edit(strict_json.loads(line))
             if edit_id in edits or (edit.bank, edit.prompt) in prompts:

@@ -8,7 +8,6 @@ import io
 import logging
 import os
 import re
-import stat
 import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ import torch
 from memoir_fast.atomic import leftover, replace
 from memoir_fast.errors import CheckpointError
 from memoir_fast.io import frames, records
+from memoir_fast.io.files import open_file
 from memoir_fast.io.frames import Frame, Frames, Header, Tail
 from memoir_fast.io.records import SIZES, Record
 from memoir_fast.io.writer_lock import WriterLock, fcntl
@@ -73,7 +73,7 @@ class Journal:
             if not os.path.lexists(self.path):
                 _clear_leftovers(lock.folder)
                 replace(self.path, Header.new(snapshot).line)
-            self._file = _open(self.path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
+            self._file = open_file(self.path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
             lock.keep_from_children(self._file)
             try:
                 self._find_end(snapshot)
@@ -214,7 +214,7 @@ class JournalReader(Iterator[Record]):
     def __init__(self, path: str | os.PathLike, snapshot: str | None = None, after: int = 0) -> None:
         self.path = Path(path)
         try:
-            self._file = io.BufferedReader(_open(self.path, os.O_RDONLY))
+            self._file = io.BufferedReader(open_file(self.path))
         except FileNotFoundError:
             raise CheckpointError(f"there is no journal {self.path}") from None
         except OSError as error:
@@ -324,15 +324,6 @@ def _settled(descriptor: int, *, shared: bool) -> Iterator[None]:
         if fcntl is not None:
             with suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
-
-
-def _open(path: Path, flags: int) -> io.FileIO:
-    """A file, and nothing else: a pipe would keep us waiting, and of a device there would be no end."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise CheckpointError(f"{path} is no file: a journal is one")
-    return io.FileIO(descriptor, "r" if flags & os.O_ACCMODE == os.O_RDONLY else "r+")
 
 
 def _write_whole(descriptor: int, content: bytes) -> None:

@@ -1,6 +1,5 @@
 """Files of a memory that are links, pipes, or those of another memory; and a memory without codes."""
 
-import hashlib
 import json
 import os
 import random
@@ -14,7 +13,8 @@ import safetensors.torch
 import torch
 
 from memoir_fast.errors import CheckpointError
-from memoir_fast.io import checkpoint
+from memoir_fast.io import checkpoint, durable
+from memoir_fast.io.journal import journal_path
 
 CONFIG = checkpoint.CONFIG_NAME
 MEMORY, EDITS = r"memory-\w{12}\.safetensors", r"edits-\w{12}\.jsonl"
@@ -85,19 +85,41 @@ def test_link_out_of_the_folder(saved, tmp_path):
         assert "password" not in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="`read` opens a pipe, and waits for whoever writes to it")
-@pytest.mark.parametrize("kind", [CONFIG, "edits-*"])
+@pytest.mark.parametrize("kind", [CONFIG, "edits-*", "memory-*"])
 def test_pipes_are_not_waited_for(saved, kind):
-    state(saved, "edits", size=0, sha256=hashlib.sha256().hexdigest())
     (path,) = saved.glob(kind)
     path.unlink()
     os.mkfifo(path)
-    reader = threading.Thread(target=lambda: pytest.raises(CheckpointError, checkpoint.read, saved), daemon=True)
+    errors = []
+    reader = threading.Thread(
+        target=lambda: errors.append(pytest.raises(CheckpointError, checkpoint.read, saved)), daemon=True
+    )
     reader.start()
-    reader.join(0.2)
+    reader.join(5)
     waits = reader.is_alive()
     while reader.is_alive():  # so that it ends
         with suppress(OSError):
             os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
         reader.join(0.01)
-    assert not waits
+    assert not waits and f"{path} cannot be read: it must be a file, and is a pipe" in str(errors[0].value)
+
+
+@pytest.mark.parametrize("kind", [CONFIG, "edits-*", "memory-*", "journal-*"])
+@pytest.mark.parametrize(
+    ("make", "what"), [(lambda path: path.symlink_to("/dev/zero"), "device"), (os.mkdir, "folder")]
+)
+def test_what_is_no_file_is_refused_by_name(saved, kind, make, what):
+    journal_path(saved, checkpoint.checksum_of(saved)).touch()
+    (path,) = saved.glob(kind)
+    path.unlink()
+    make(path)
+    for read in (durable.read_pair, durable.current_edits):
+        with pytest.raises(CheckpointError, match=f"{path} cannot be read: it must be a file, and is a {what}"):
+            read(saved)
+
+
+def test_settings_without_an_end(saved):
+    """A file of any size takes nothing of the disk, and would take all of the memory."""
+    os.truncate(saved / CONFIG, 1 << 40)
+    with pytest.raises(CheckpointError, match=f"{CONFIG} cannot be read: expected at most"):
+        checkpoint.read(saved)

@@ -232,7 +232,7 @@ def test_what_is_no_file(lock, tmp_path, kind):
         path.symlink_to("/dev/zero" if kind == "device" else tmp_path / "mine")
     with pytest.raises(CheckpointError, match="journal-"):
         Journal(lock, SNAPSHOT)
-    with pytest.raises(CheckpointError, match="no file: a journal is one" if kind != "link" else "not JSON"):
+    with pytest.raises(CheckpointError, match="must be a file, and is a" if kind != "link" else "not JSON"):
         read(path)
     assert kind != "link" or (tmp_path / "mine").read_bytes() == b"mine"
 
