@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
+from typing import BinaryIO
 
 fcntl: ModuleType | None
 try:
@@ -57,8 +58,7 @@ def publish(folder: Path, data: Mapping[str, bytes], index: str, content: bytes,
                 folder.rmdir()
         raise
     if made:
-        with _opened(folder.parent) as parent:
-            _sync(parent)
+        sync_names(folder.parent)
 
 
 @contextmanager
@@ -82,16 +82,29 @@ def leftover(name: str) -> str:
 
 def replace(path: Path, content: bytes) -> None:
     """Writes a file beside its place and moves it there: the old one stays readable until the new one is whole."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """As `replace`, of what the block writes to the file that it is given; where it raises, the old file stays."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(beside, "xb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def sync_names(folder: Path) -> None:
+    """Makes the names in a folder last, as after `replace`."""
+    with _opened(folder) as descriptor:
+        _sync(descriptor)
 
 
 def _holds(path: Path, content: bytes) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from memoir_fast.atomic import leftover, replace
+from memoir_fast.atomic import leftover, replace, sync_names
 from memoir_fast.errors import CheckpointError
 from memoir_fast.io import frames, records
 from memoir_fast.io.files import open_file
@@ -71,7 +71,7 @@ class Journal:
         lock.require_held()
         try:
             if not os.path.lexists(self.path):
-                _clear_leftovers(lock.folder)
+                clear_leftovers(lock.folder)
                 replace(self.path, Header.new(snapshot).line)
             self._file = open_file(self.path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
             lock.keep_from_children(self._file)
@@ -153,7 +153,7 @@ class Journal:
             _log.warning("%d bytes were dropped: %s", self.tail.bytes_dropped, self.tail.reason)
         # What a killed process wrote may be whole here and not on the disk yet, its file's name as well.
         os.fsync(self._file.fileno())
-        _sync_folder(self.path.parent)
+        sync_names(self.path.parent)
 
     def _require_usable(self) -> None:
         """Nothing was left half done, and nobody else has touched the lock or the file."""
@@ -245,6 +245,12 @@ class JournalReader(Iterator[Record]):
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be read: {error}") from error
 
+    def appends(self) -> Iterator[list[Record]]:
+        """The records of each append, those that were put down at once in one list; in place of one at a time."""
+        with self:
+            for frame in self.frames:
+                yield list(self._of(frame))
+
     def close(self) -> None:
         """Closes the file; there are no further records then."""
         self._records.close()
@@ -332,17 +338,8 @@ def _write_whole(descriptor: int, content: bytes) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def _clear_leftovers(folder: Path) -> None:
+def clear_leftovers(folder: Path) -> None:
     """Removes journals that a crash kept from being begun."""
     for name in os.listdir(folder):
         if re.fullmatch(leftover(JOURNAL_NAMES), name):
             (folder / name).unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the names in a folder last."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
