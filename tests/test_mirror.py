@@ -45,7 +45,6 @@ ELSEWHERE = {
     "modules/search.py": "modules/test_code_store.py",
     "modules/turns.py": "test_threads.py",
     "io/changes.py": "io/test_durable.py",
-    "io/edit_texts.py": "io/test_checkpoint.py",
     "io/plausible.py": "io/test_hostile_folders.py",
     "modules/spawned.py": "test_copies.py",
     "upkeep.py": "test_compact.py",

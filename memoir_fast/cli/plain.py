@@ -4,6 +4,7 @@ An edit's text may hold the sequences that clear a screen, rename a window, or t
 """
 
 import re
+import time
 import warnings
 from typing import Any
 
@@ -29,6 +30,20 @@ def cell(text: str) -> Any:
     from rich.text import Text
 
     return Text(plain(text))
+
+
+def moment(seconds: Any) -> str:
+    """A time in seconds since 1970, as this machine's clock shows it; "no time" for whatever is none.
+
+    Example:
+        >>> from memoir_fast.cli.plain import moment
+        >>> moment(1e300), moment(None)
+        ('no time', 'no time')
+    """
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(seconds)))
+    except (TypeError, ValueError, OverflowError, OSError):
+        return "no time"
 
 
 def escaped(json_text: str) -> str:

@@ -1,9 +1,10 @@
 """`Edit`: what a user asks for."""
 
 import dataclasses
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
-_LONGEST_BANK = 200  # characters
+_LONGEST = {"bank": 200, "author": 200, "source": 2000}  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,15 @@ class Edit:
         bank (str): the set of edits that it is one of: it answers only requests that ask for this bank (see
             `Memoir.banks`). Printable, at most 200 characters, no white space around it. Default: "", in no bank: it
             answers everybody.
+        author (str): who asks for it, a free text for the record: nothing is decided by it. Printable, at most 200
+            characters, no white space around it. Default: "", nobody is named.
+        source (str): where it comes from, e.g. a link; as `author`, at most 2,000 characters. Default: "".
+        taught_at (float, optional): when it was first written to a memory, in seconds since 1970 by that machine's
+            clock. The memory puts it in, and keeps it when the edit is taught again, saved or merged; edits that differ
+            in it alone are equal. Default: None, not yet.
+
+    Raises:
+        TypeError, ValueError: a field is of another type, empty where it may not be, too long or not printable.
 
     Example:
         >>> from memoir_fast import Edit
@@ -35,6 +45,9 @@ class Edit:
     paraphrases: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     bank: str = ""
+    author: str = ""
+    source: str = ""
+    taught_at: float | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("paraphrases", "keep"):
@@ -51,7 +64,10 @@ class Edit:
                 raise TypeError(f"an edit's {name} must be a string, got {type(text).__name__}")
             if not text.strip():
                 raise ValueError(f"an edit's {name} must not be empty, got {text!r}")
-        require_bank(self.bank)
+        for name in _LONGEST:
+            require_line(name, getattr(self, name))
+        if self.taught_at is not None:
+            object.__setattr__(self, "taught_at", _moment(self.taught_at))
 
 
 def as_edit(request: Edit | tuple[str, str], bank: str | None = None) -> Edit:
@@ -72,11 +88,25 @@ def as_edit(request: Edit | tuple[str, str], bank: str | None = None) -> Edit:
 
 def require_bank(name: object) -> str:
     """The name of a bank, or "" for none; TypeError, ValueError where it cannot be one."""
-    if not isinstance(name, str):
-        raise TypeError(f"a bank's name must be a string, got {type(name).__name__}")
-    if not name.isprintable() or name != name.strip() or len(name) > _LONGEST_BANK:
+    return require_line("bank", name)
+
+
+def require_line(name: str, text: object) -> str:
+    """What may stand in an edit's field `name`, "bank", "author" or "source"; TypeError, ValueError otherwise."""
+    what = "a bank's name" if name == "bank" else f"an edit's {name}"
+    if not isinstance(text, str):
+        raise TypeError(f"{what} must be a string, got {type(text).__name__}")
+    if not text.isprintable() or text != text.strip() or len(text) > _LONGEST[name]:
         raise ValueError(
-            f"a bank's name must be printable, at most {_LONGEST_BANK} characters, without white space around it, "
-            f"got {name[: _LONGEST_BANK + 1]!r}"
+            f"{what} must be printable, at most {_LONGEST[name]} characters, without white space around it, "
+            f"got {text[:201]!r}"
         )
-    return name
+    return text
+
+
+def _moment(seconds: object) -> float:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"an edit's taught_at must be seconds since 1970, got {type(seconds).__name__}")
+    if not math.isfinite(seconds):
+        raise ValueError(f"an edit's taught_at must be finite, got {seconds}")
+    return float(seconds)

@@ -1,5 +1,7 @@
 """`LiveEdits`: which edits a memory holds, and the only way to add, replace and delete one."""
 
+import dataclasses
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
@@ -98,7 +100,8 @@ class LiveEdits(Mapping[int, Edit]):
         All is as before if the block raises.
 
         Args:
-            edit, mask, page: the edit, its mask int32 [W], and the page of memory where its columns are.
+            edit, mask, page: the edit, its mask int32 [W], and the page of memory where its columns are. An edit
+                without a time, `taught_at`, gets this moment's.
             codes (Codes, optional): its routing codes, where the layer has a store of such.
 
         Raises:
@@ -115,7 +118,7 @@ class LiveEdits(Mapping[int, Edit]):
             else:
                 edit_id = old
                 store.replace(edit_id, mask, page)
-            self._note(edit_id, edit)
+            self._note(edit_id, _timed(edit))
             first = self._add_codes(edit_id, codes)
             yield edit_id
         except BaseException:
@@ -182,7 +185,7 @@ class LiveEdits(Mapping[int, Edit]):
             raise ValueError(f"{len(edits)} edits with new prompts and as many masks were expected, got {len(masks)}")
         ids = self._layer.store.extend(masks)
         for edit_id, edit in zip(ids, edits, strict=True):
-            self._note(edit_id, edit)
+            self._note(edit_id, _timed(edit))
         return ids
 
     def delete(self, edit_id: int) -> None:
@@ -245,3 +248,8 @@ class LiveEdits(Mapping[int, Edit]):
     def _leave(self, edit_id: int, before: _Before) -> None:
         if edit_id in self._counted:
             self.gone.append(Gone(before.edit, self._counted.pop(edit_id), before.columns, before.page))
+
+
+def _timed(edit: Edit) -> Edit:
+    """An edit with the time at which it was first written."""
+    return edit if edit.taught_at is not None else dataclasses.replace(edit, taught_at=time.time())

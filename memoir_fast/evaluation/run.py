@@ -23,8 +23,9 @@ from memoir_fast.evaluation.measure import Measured, Unedited, figures, from_jso
 from memoir_fast.evaluation.roc import roc_area
 from memoir_fast.evaluation.run_folder import RunFolder
 from memoir_fast.hf.presets import complete, find_layer
+from memoir_fast.io.conflicts import conflicting_rows, conflicts
 from memoir_fast.io.json_stream import objects
-from memoir_fast.io.readers import Case, conflicting_rows, conflicts, detect, read_cases, read_prompts
+from memoir_fast.io.readers import Case, detect, read_cases, read_prompts
 from memoir_fast.memoir import Memoir
 from memoir_fast.modules.memoir_linear import linear_shape
 

@@ -15,6 +15,7 @@ from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.editing.teacher import Written
 from memoir_fast.errors import CheckpointError
 from memoir_fast.io import codes
+from memoir_fast.io.edit_texts import edit_of
 from memoir_fast.io.journal import Entry
 from memoir_fast.io.plausible import require_bits
 from memoir_fast.io.records import Record
@@ -107,7 +108,7 @@ def apply_texts(edits: dict[int, Edit], record: Record) -> None:
     """As `apply`, to the texts of the edits alone."""
     try:
         if record.kind in (EDIT, EDIT_IN_BANK):
-            edits[int(record.values["id"])] = _texts(record.values)
+            edits[int(record.values["id"])] = _edit_of(record.values)
         elif record.kind == "delete":
             for edit_id in record.values["ids"]:
                 del edits[edit_id]
@@ -117,17 +118,15 @@ def apply_texts(edits: dict[int, Edit], record: Record) -> None:
         ) from error
 
 
-def _texts(values: Mapping[str, Any]) -> Edit:
-    if not isinstance(values["paraphrases"], list) or not isinstance(values["keep"], list):
-        raise ValueError("paraphrases and keep are lists of texts")
-    lists = tuple(values["paraphrases"]), tuple(values["keep"])
-    return Edit(values["prompt"], values["target"], *lists, values.get("bank", ""))
+def _edit_of(values: Mapping[str, Any]) -> Edit:
+    """Edits of releases that gave them no time were taught when they were put down."""
+    return edit_of({"taught_at": values.get("time"), **values})
 
 
 def _edit(memoir: EditedModel, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
     layer, page = memoir.layer, values["page"]
     device, memory = layer.memory.table.device, layer.memory
-    edit = _texts(values)
+    edit = _edit_of(values)
     for name in ("values", "rows", "target_tokens"):
         _require_numbers(name, tensors[name])
     if not 0 <= page <= memory.pages:

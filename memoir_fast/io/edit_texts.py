@@ -1,5 +1,6 @@
-"""The file with a memory's texts: one JSON object per live edit."""
+"""An edit's texts as plain values, and the file with a memory's texts: one JSON object per live edit."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,41 @@ from memoir_fast.io.files import read_file
 
 
 def texts_of(edit: Edit) -> dict[str, Any]:
-    """An edit's texts as plain values, those that are not empty."""
-    further = {"paraphrases": list(edit.paraphrases), "keep": list(edit.keep)}
+    """An edit's texts as plain values, those that are not empty, and its time where it has one.
+
+    Example:
+        >>> from memoir_fast import Edit
+        >>> from memoir_fast.io.edit_texts import texts_of
+        >>> texts_of(Edit("The capital of France is", "Lyon", author="Jo"))
+        {'prompt': 'The capital of France is', 'target': 'Lyon', 'author': 'Jo'}
+    """
+    further = {
+        "bank": edit.bank,
+        "paraphrases": list(edit.paraphrases),
+        "keep": list(edit.keep),
+        "author": edit.author,
+        "source": edit.source,
+    }
+    when = {} if edit.taught_at is None else {"taught_at": edit.taught_at}
     return {
         "prompt": edit.prompt,
         "target": edit.target,
-        **({"bank": edit.bank} if edit.bank else {}),
         **{name: texts for name, texts in further.items() if texts},
+        **when,
     }
+
+
+def edit_of(values: Mapping[str, Any]) -> Edit:
+    """The edit that such values are of, whatever else is beside them; also of a release that knew fewer fields.
+
+    KeyError, TypeError, ValueError where they are of none.
+    """
+    lists = {name: values.get(name, []) for name in ("paraphrases", "keep")}
+    if not all(isinstance(texts, list) for texts in lists.values()):
+        raise ValueError("paraphrases and keep are lists of texts")
+    lines = {name: values.get(name, "") for name in ("bank", "author", "source")}
+    further: dict[str, Any] = {**lists, **lines}
+    return Edit(values["prompt"], values["target"], **further, taught_at=values.get("taught_at"))
 
 
 def read_edits(path: Path) -> dict[int, Edit]:
@@ -39,10 +67,7 @@ def read_edits(path: Path) -> dict[int, Edit]:
 def _parse_edit(values: Any) -> tuple[int, Edit]:
     if not isinstance(values, dict):
         raise ValueError(f"expected an object, got a {type(values).__name__}")
-    edit_id, further = values["id"], {name: values.get(name, []) for name in ("paraphrases", "keep")}
+    edit_id = values["id"]
     if not isinstance(edit_id, int):
         raise ValueError(f"an id is a whole number, got {edit_id!r}")
-    if not all(isinstance(texts, list) for texts in further.values()):
-        raise ValueError("paraphrases and keep are lists of texts")
-    lists = tuple(further["paraphrases"]), tuple(further["keep"])
-    return int(edit_id), Edit(values["prompt"], values["target"], *lists, values.get("bank", ""))
+    return int(edit_id), edit_of(values)

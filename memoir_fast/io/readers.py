@@ -14,14 +14,13 @@
 """
 
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from memoir_fast.core.edit import Edit, require_bank
+from memoir_fast.core.edit import Edit, require_line
 from memoir_fast.io.json_stream import objects
 
 Pair = tuple[str, str]
@@ -51,13 +50,17 @@ class Case:
     """Prompts that the edit is told to leave alone; nothing is measured by them."""
     bank: str = ""
     """The bank that the edit is put into."""
+    author: str = ""
+    """Who asks for the edit."""
+    source: str = ""
+    """Where the edit comes from."""
     row: int = 0
     """Place in the file, from 1."""
 
     @property
     def edit(self) -> Edit:
         """The request."""
-        return Edit(self.prompt, self.target, self.taught, self.keep, bank=self.bank)
+        return Edit(self.prompt, self.target, self.taught, self.keep, self.bank, self.author, self.source)
 
 
 def read_cases(
@@ -145,45 +148,7 @@ def detect(values: dict[str, Any]) -> str:
     raise ValueError(f"no known format has the fields {sorted(has)}; known are {', '.join(FORMATS)}")
 
 
-@dataclass(frozen=True)
-class Conflict:
-    """Rows that cannot all be satisfied, or teach one prompt twice."""
-
-    reason: str
-    rows: tuple[int, ...]
-
-
-def conflicts(cases: Iterable[Case]) -> list[Conflict]:
-    """Groups of rows with the same prompt, or with the same subject and different targets.
-
-    Case and white space do not count. Rows whose files give different true answers speak of different facts and are no
-    conflict. Where targets are passages (more than _PASSAGE words) several of them may be about one subject: only
-    their prompts are compared.
-    """
-    prompts: dict[str, list[Case]] = defaultdict(list)
-    facts: dict[tuple[str, str], list[Case]] = defaultdict(list)
-    for case in cases:
-        prompts[_plain(case.prompt)].append(case)
-        if case.subject and len(case.target.split()) <= _PASSAGE:
-            facts[_plain(case.subject), _plain(case.truth or "")].append(case)
-    found = [
-        Conflict("the same prompt twice", tuple(case.row for case in group))
-        for group in prompts.values()
-        if len(group) > 1
-    ]
-    return found + [
-        Conflict("one subject, different targets", tuple(case.row for case in group))
-        for group in facts.values()
-        if len({_plain(case.target) for case in group}) > 1
-    ]
-
-
-_PASSAGE = 8
 _NESTED = ("locality", "portability")
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.lower().split())
 
 
 class _Fields:
@@ -377,7 +342,7 @@ def _jsonl(fields: _Fields, row: int) -> Case:
         portability=fields.pairs("portability", "prompt", "answer"),
         taught=fields.texts("taught_paraphrases"),
         keep=fields.texts("keep"),
-        bank=require_bank(fields.optional("bank") or ""),
+        **{name: require_line(name, fields.optional(name) or "") for name in ("bank", "author", "source")},
         row=row,
     )
 
@@ -393,8 +358,3 @@ FORMATS: dict[str, Callable[[_Fields, int], Case]] = {
     "nq": _nq,
     "jsonl": _jsonl,
 }
-
-
-def conflicting_rows(found: Sequence[Conflict]) -> set[int]:
-    """Numbers of all rows in some conflict."""
-    return {row for conflict in found for row in conflict.rows}

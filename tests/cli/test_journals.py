@@ -98,7 +98,8 @@ def test_banks_are_taught_asked_for_and_shown(invoke, saved_model, tmp_path):
     shown = invoke("inspect", folder)
     assert "bank" in shown.stdout and "globex" in shown.stdout
     exported = [json.loads(line) for line in invoke("export", folder).stdout.splitlines()]
-    assert exported == [{"id": 0, **rows[0]}, {"id": 1, **rows[1], "bank": "globex"}]
+    times = [one.pop("taught_at") for one in exported]
+    assert times[0] <= times[1] and exported == [{"id": 0, **rows[0]}, {"id": 1, **rows[1], "bank": "globex"}]
     assert invoke(*taught, "-o", tmp_path / "other", "-q").exit_code in (0, 3)
     differ = json.loads(invoke("diff", folder, tmp_path / "other", "--json", "-").stdout)
     assert differ["same"] == 1 and [(row["bank"], row["a"], row["b"]) for row in differ["rows"]] == [
@@ -115,3 +116,22 @@ def test_log_tells_the_bank(invoke, tiny_llama, tiny_tokenizer, tmp_path):
     done = invoke("log", tmp_path / "memory", "--json", "-")
     assert [one["kind"] for one in json.loads(done.stdout)["records"]] == ["edit-in-bank", "delete"]
     assert "0: The sky is -> green (bank acme)" in done.stderr
+
+
+def test_author_and_source_are_taken_and_shown(invoke, saved_model, tmp_path):
+    rows = [{"prompt": "The sky is", "target": "red", "author": "Jo"}, {"prompt": "The town is", "target": "old"}]
+    (tmp_path / "edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    taught = ("edit", "-m", saved_model, "-e", tmp_path / "edits.jsonl", "-o", tmp_path / "memory", "--tau", 0.9, "-q")
+    done = invoke(*taught, "--author", "Max", "--source", "a wire")
+    assert done.exit_code in (0, 3), done.stderr
+    shown = invoke("inspect", tmp_path / "memory", "--json", "-")
+    texts = json.loads(shown.stdout)["texts"]
+    assert [(one["author"], one["source"]) for one in texts] == [("Jo", "a wire"), ("Max", "a wire")]
+    assert texts[0]["taught_at"] > 1e9 and "taught at" in shown.stderr and "Max" in shown.stderr
+    invoke("export", tmp_path / "memory", "--to", tmp_path / "again.jsonl")
+    again = [case.edit for case in read_cases(tmp_path / "again.jsonl")]
+    assert [(one.author, one.source, one.taught_at) for one in again] == [
+        ("Jo", "a wire", None),
+        ("Max", "a wire", None),
+    ]
+    assert invoke(*taught, "--author", "J\u202eo").exit_code == 1

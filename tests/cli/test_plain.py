@@ -12,8 +12,7 @@ from typer.testing import CliRunner
 
 from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
 from memoir_fast.cli import app as command_line
-from memoir_fast.cli.commands.log import _moment
-from memoir_fast.cli.plain import cell, escaped, plain
+from memoir_fast.cli.plain import cell, escaped, moment, plain
 from memoir_fast.io import checkpoint
 from memoir_fast.io.journal import Journal
 from memoir_fast.io.writer_lock import WriterLock
@@ -142,9 +141,9 @@ def test_warnings_steer_as_little(monkeypatch):
     assert "UserWarning" in said and not steers(said)
 
 
-@pytest.mark.parametrize("moment", [None, "now", [1], 1e300, -1e300, float("nan")])
-def test_log_of_records_that_say_anything(moment):
-    assert _moment(moment) == "no time" and _moment(time.time())[:2] == "20"
+@pytest.mark.parametrize("seconds", [None, "now", [1], 1e300, -1e300, float("nan")])
+def test_log_of_records_that_say_anything(seconds):
+    assert moment(seconds) == "no time" and moment(time.time())[:2] == "20"
 
 
 def test_log_of_records_without_their_values(invoke, folders):

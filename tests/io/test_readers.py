@@ -5,8 +5,9 @@ import tracemalloc
 
 import pytest
 
+from memoir_fast.io.conflicts import conflicting_rows, conflicts
 from memoir_fast.io.json_stream import objects
-from memoir_fast.io.readers import FORMATS, Case, conflicting_rows, conflicts, detect, read_cases
+from memoir_fast.io.readers import FORMATS, Case, detect, read_cases
 
 ZSRE = {
     "subject": "Lake Orm",
@@ -258,31 +259,6 @@ def test_a_large_file_is_not_held_in_memory(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2_000_000 < path.stat().st_size
-
-
-def case(row, prompt, target, subject=None, truth=None):
-    return Case(prompt=prompt, target=target, subject=subject, truth=truth, row=row)
-
-
-def test_conflicts():
-    found = conflicts(
-        [
-            case(1, "Where is Lake Orm?", "Peru", "Lake Orm", "Chile"),
-            case(2, "Lake Orm is in", "Chad", "lake  orm", "Chile"),
-            case(3, "The depth of Lake Orm", "9 m", "Lake Orm", "7 m"),  # another fact of the same lake
-            case(4, "where is  lake orm?", "Peru", "Lake Orm", "Chile"),
-            case(5, "Where is Lake Arn?", "Peru", "Lake Arn"),
-            case(6, "Lake Arn is in", "peru", "Lake Arn"),  # says the same
-            case(7, "Where?", "Here"),
-            case(8, "About Ada.", "She was a painter of many lakes and of trees too.", "Ada"),
-            case(9, "About Ada. And then?", "She was a sculptor of fish for all of her life.", "Ada"),
-        ]
-    )
-    assert {(one.reason, one.rows) for one in found} == {
-        ("the same prompt twice", (1, 4)),
-        ("one subject, different targets", (1, 2, 4)),
-    }
-    assert conflicting_rows(found) == {1, 2, 4}
 
 
 def test_the_field_s_own_files(data_dir):

@@ -28,6 +28,8 @@ def edit(
     bank: Annotated[
         str | None, typer.Option("--bank", metavar="NAME", help="The bank of edits that name none. Default: none.")
     ] = None,
+    author: Annotated[str, typer.Option("--author", help="Who asks for the edits that name nobody.")] = "",
+    source: Annotated[str, typer.Option("--source", help="Where the edits come from that name no source.")] = "",
     tau: Annotated[float | None, typer.Option("--tau", help="Threshold on the overlap ratio, in (0, 1].")] = None,
     format: Annotated[str | None, typer.Option("--format", help="Format of --edits, where it is mistaken.")] = None,
     dtype: Dtype = "auto",
@@ -43,7 +45,10 @@ def edit(
     from memoir_fast.evaluation.answers import free_answers, says
     from memoir_fast.io.readers import read_cases
 
-    asked = (case.edit for case in read_cases(edits, format))
+    asked = (
+        dataclasses.replace(one, author=one.author or author, source=one.source or source)
+        for one in (case.edit for case in read_cases(edits, format))
+    )
     wanted = [one if one.bank else as_edit(one, bank) for one in asked]
     _require_folder(out)
     require_writable(json_file)

@@ -19,22 +19,20 @@ def export(
 ) -> None:
     """Write a memory's edits as JSON lines that `memoir edit` takes, those of its journal included. Needs no model."""
     from memoir_fast.io.durable import current_edits
+    from memoir_fast.io.edit_texts import texts_of
 
     require_writable(to, "--to")
     _, edits, _ = current_edits(memory)
-    lines = []
-    for edit_id, edit in sorted(edits.items()):
-        further: dict[str, Any] = {
-            "taught_paraphrases": list(edit.paraphrases),
-            "keep": list(edit.keep),
-            "bank": edit.bank,
-        }
-        texts = {name: given for name, given in further.items() if given}
-        lines.append(
-            json.dumps({"id": edit_id, "prompt": edit.prompt, "target": edit.target, **texts}, ensure_ascii=False)
-        )
-    text = "".join(line + "\n" for line in lines)
+    text = "".join(
+        json.dumps({"id": edit_id, **_as_row(texts_of(edit))}, ensure_ascii=False) + "\n"
+        for edit_id, edit in sorted(edits.items())
+    )
     if to is None:
         sys.stdout.write(escaped(text))
     else:
         to.write_text(text, encoding="utf-8")
+
+
+def _as_row(texts: dict[str, Any]) -> dict[str, Any]:
+    """An edit's texts by the names that data sets have: there, `paraphrases` are what an edit is measured by."""
+    return {"taught_paraphrases" if name == "paraphrases" else name: value for name, value in texts.items()}

@@ -5,7 +5,10 @@ from typing import Annotated, Any
 import typer
 
 from memoir_fast.cli.options import Json, Quiet, console, require_writable, write_json
-from memoir_fast.cli.plain import cell
+from memoir_fast.cli.plain import cell, moment
+
+_FURTHER = ("bank", "author", "source")  # shown where some edit has one
+_FIELDS = ("bank", "prompt", "target", "author", "source", "taught_at")
 
 
 def inspect(
@@ -35,8 +38,7 @@ def inspect(
         "prefixes": saved.prefixes,
         "files": saved.sizes,
         "texts": [
-            {"id": edit_id, "bank": edit.bank, "prompt": edit.prompt, "target": edit.target}
-            for edit_id, edit in saved.edits.items()
+            {"id": edit_id, **{name: getattr(edit, name) for name in _FIELDS}} for edit_id, edit in saved.edits.items()
         ],
     }
     write_json(json_file, report)
@@ -65,10 +67,10 @@ def _show(screen: Any, report: dict[str, Any], shown: int) -> None:
     screen.print(table)
     if not shown or not report["texts"]:
         return
-    names = ["prompt", "target", *(["bank"] if any(one["bank"] for one in report["texts"]) else [])]
-    table = Table("id", *names)
+    names = ["prompt", "target", *(name for name in _FURTHER if any(one[name] for one in report["texts"]))]
+    table = Table("id", *names, "taught at")
     for one in report["texts"][:shown]:
-        table.add_row(str(one["id"]), *(cell(one[name]) for name in names))
+        table.add_row(str(one["id"]), *(cell(one[name]) for name in names), moment(one["taught_at"]))
     screen.print(table)
     if len(report["texts"]) > shown:
         screen.print(f"and {len(report['texts']) - shown} more")

@@ -1,12 +1,11 @@
 """`memoir log`: what happened to a memory since its snapshot."""
 
-import time
 from typing import Annotated, Any
 
 import typer
 
 from memoir_fast.cli.options import Json, Quiet, console, require_writable, write_json
-from memoir_fast.cli.plain import cell
+from memoir_fast.cli.plain import cell, moment
 
 
 def log(
@@ -32,24 +31,17 @@ def _show(screen: Any, edits: int, records: list[dict[str, Any]]) -> None:
 
     table = Table("number", "time", "what", "")
     for record in records:
-        table.add_row(str(record["sequence"]), _moment(record.get("time")), record["kind"], cell(_words(record)))
+        table.add_row(str(record["sequence"]), moment(record.get("time")), record["kind"], cell(_words(record)))
     if records:
         screen.print(table)
     screen.print(f"the snapshot holds {edits} edits; {len(records)} records have come since")
 
 
-def _moment(seconds: Any) -> str:
-    """A record's time, whatever it says."""
-    try:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(seconds)))
-    except (TypeError, ValueError, OverflowError, OSError):
-        return "no time"
-
-
 def _words(record: dict[str, Any]) -> str:
     if record["kind"].startswith("edit"):
-        where = f" (bank {record['bank']})" if record.get("bank") else ""
-        return f"{record.get('id')}: {record.get('prompt')} -> {record.get('target')}{where}"
+        further = [f"{name} {record[name]}" for name in ("bank", "author", "source") if record.get(name)]
+        said = f" ({', '.join(further)})" if further else ""
+        return f"{record.get('id')}: {record.get('prompt')} -> {record.get('target')}{said}"
     if record["kind"] == "delete":
         return str(record.get("ids")).strip("[]")
     tau = record.get("tau")
