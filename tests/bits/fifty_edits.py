@@ -59,7 +59,8 @@ def digest(*parts):
 
 
 def files(memoir):
-    """Digests of the saved folder's files; of the settings without the version that wrote them."""
+    """Digests of the saved folder's files, without the times of the edits; of the settings without their version."""
+    memoir.edits.restore({one: dataclasses.replace(edit, taught_at=None) for one, edit in memoir.edits.items()})
     with tempfile.TemporaryDirectory() as folder:
         memoir.save_pretrained(folder)
         found = {}
