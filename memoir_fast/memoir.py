@@ -5,7 +5,6 @@ import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -135,7 +134,8 @@ class Memoir(Upkeep):
 
         Raises:
             LockedError: somebody has it open; the message says who.
-            CheckpointError, WrongModelError, UnsupportedModelError, MemoirError: as `attach` and `from_pretrained`.
+            CheckpointError, WrongModelError, UnsupportedModelError, MemoirError: as `attach` and `from_pretrained`; and
+                where the model lies on several processes.
             ValueError: config is given, and the folder holds a memory, which has its own.
 
         Example:
@@ -143,7 +143,7 @@ class Memoir(Upkeep):
             ...     memoir.edit("The capital of France is", "Lyon").edit_id
             0
         """
-        if not (Path(folder) / checkpoint.CONFIG_NAME).exists():
+        if not durable.holds(model, folder):
             memoir = cls.attach(model, tokenizer, config)
             try:
                 memoir._durable = durable.begin(memoir, folder)
@@ -212,8 +212,7 @@ class Memoir(Upkeep):
             if self._durable is not None and self._durable.is_at(folder):
                 self._durable.snapshot()
             else:
-                with durable.writing(folder):
-                    checkpoint.save(self, folder)
+                checkpoint.save(self, folder, lambda: durable.writing(folder))
 
     def edit(
         self,

@@ -25,6 +25,7 @@ ORDER = (
     "native",
     "backends",
     "ops",
+    "distributed",
     "modules",
     "hf",
     "core",

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from memoir_fast import ops
+from memoir_fast.distributed.row_parallel import Part
 from memoir_fast.hf.partial_forward import layer_input
 from memoir_fast.hf.presets import device_of
 from memoir_fast.hf.tokens import Row, pad, padding_id, prompt_ids
@@ -23,13 +24,18 @@ def irrelevant_prompts() -> list[str]:
 def features(
     model: nn.Module, layer: nn.Module, tokenizer: Any, prompts: Sequence[str], mu: torch.Tensor, batch: int = 16
 ) -> torch.Tensor:
-    """Features float32 [N, D] of N prompts at `layer`, run in batches padded on the right."""
+    """Features float32 [N, D] of N prompts at `layer`, run in batches padded on the right.
+
+    Where several processes share the layer, of this one's inputs alone; `mu` is float32 [D] in any case.
+    """
+    part: Part | None = getattr(layer, "part", None)
+    own = mu if part is None else mu[part.first : part.last]
     found = []
     for start in range(0, len(prompts), batch):
         rows = [Row(ids, len(ids)) for ids in (prompt_ids(tokenizer, text) for text in prompts[start : start + batch])]
         input_ids, mask, _ = pad(rows, padding_id(tokenizer), device_of(model))
         x = layer_input(model, layer, input_ids=input_ids, attention_mask=mask)
-        found.append(ops.prompt_feature(x, mask.bool().to(x.device), mu.to(x.device)))
+        found.append(ops.prompt_feature(x, mask.bool().to(x.device), own.to(x.device)))
     return torch.cat(found)
 
 
@@ -38,4 +44,4 @@ def background_mean(model: nn.Module, layer: MemoirLinear, tokenizer: Any, promp
     if not prompts:
         raise ValueError("mu needs at least one irrelevant prompt, got none")
     zero = torch.zeros_like(layer.mu)
-    return features(model, layer, tokenizer, prompts, zero).mean(dim=0)
+    return layer.whole(features(model, layer, tokenizer, prompts, zero).mean(dim=0))

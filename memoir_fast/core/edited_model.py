@@ -13,11 +13,13 @@ from memoir_fast.core.calibration import Calibration
 from memoir_fast.core.live_edits import LiveEdits
 from memoir_fast.core.pages import page_edits
 from memoir_fast.core.routing_code import THRESHOLD, make
+from memoir_fast.distributed.row_parallel import Part
 from memoir_fast.errors import MemoirError
 from memoir_fast.hf.banks import Which, asked
 from memoir_fast.hf.presets import complete, find_layer, plain_model
 from memoir_fast.hf.proof import TOKENS, Passes, prove
 from memoir_fast.hf.routing import Route, Router
+from memoir_fast.hf.tensor_parallel import part_of, require_served
 from memoir_fast.hf.tokens import prompt_ids
 from memoir_fast.modules import MemoirLinear
 from memoir_fast.modules.routing_code import RoutingCode
@@ -49,17 +51,21 @@ class EditedModel:
         background: Sequence[str] | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
+        require_served(model)
         self.config = complete(config, model)
         assert self.config.layer is not None
         if any(isinstance(module, MemoirLinear) for module in model.modules()):
             raise MemoirError("this model has a memory already; detach() it before another is attached")
         base = find_layer(model, self.config.layer)
+        part = part_of(plain_model(model), base, self.config.layer)
         early = self.config.routing == "early"
         plain = Passes(model, _check_rows(tokenizer)) if self.config.check else None
         if early:
             if code is None:
                 given = background if background is not None and len(background) >= _FEWEST else irrelevant_prompts()
                 code = make(model, base, tokenizer, given, self.config.routing_block, self.config.seed)
+                if part is not None:
+                    _agree(code, part)
             self.config = self.config.replace(routing_block=code.block)
         first = THRESHOLD if early else _TAU_BEFORE_CALIBRATION
         tau = self.config.tau if isinstance(self.config.tau, float) else first
@@ -72,6 +78,7 @@ class EditedModel:
             self.config.max_edits,
             code if early else None,
             self.config.max_pages,
+            part,
         )
         if self.config.page_edits is None:
             self.config = self.config.replace(page_edits=page_edits(self.layer.in_features, self.config.k))
@@ -173,6 +180,15 @@ class EditedModel:
     def _put(self, module: nn.Module) -> None:
         parent, _, name = (self.config.layer or "").rpartition(".")
         setattr(plain_model(self.model).get_submodule(parent), name, module)
+
+
+def _agree(code: RoutingCode, part: Part) -> None:
+    """Gives every process the first one's code: to the last bit, whatever made it."""
+    for buffer in code.buffers():
+        buffer.copy_(part.agreed(buffer))
+    numbers = torch.tensor([code.block, code.fade], dtype=torch.float64, device=code.mean.device)
+    block, fade = part.agreed(numbers).tolist()
+    code.block, code.fade = int(block), fade
 
 
 def _check_rows(tokenizer: Any) -> torch.Tensor:

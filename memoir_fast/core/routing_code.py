@@ -145,7 +145,9 @@ def prompt_codes(
     model: Any, layer: nn.Module, tokenizer: Any, code: RoutingCode, prompts: Sequence[str]
 ) -> torch.Tensor:
     """The codes of prompts, int32 [N, 3, W]."""
-    return torch.cat([code.masks(sums) for sums in _read(model, layer, tokenizer, code, prompts)])
+    found = torch.cat([code.masks(sums) for sums in _read(model, layer, tokenizer, code, prompts)])
+    part = getattr(layer, "part", None)
+    return found if part is None else part.agreed(found)
 
 
 def choose_block(

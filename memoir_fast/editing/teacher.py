@@ -16,6 +16,7 @@ from memoir_fast.editing.code_rows import CodeRows, code_rows
 from memoir_fast.editing.context import EditContext, Learned
 from memoir_fast.editing.footprint import LARGEST_BATCH, largest_batch
 from memoir_fast.errors import StoreFullError
+from memoir_fast.hf.tensor_parallel import require_whole
 from memoir_fast.hf.tokens import Row, prompt_ids
 from memoir_fast.ops import mask_columns
 from memoir_fast.recipe import Recipe
@@ -91,6 +92,7 @@ class Teacher:
         choose_threshold: Callable[[], None] = lambda: None,
         put_down: Callable[[Written], None] = lambda _: None,
     ) -> None:
+        require_whole(context.model, "editing")
         self._context, self._edits, self._page_edits = context, edits, page_edits
         self.leaving: frozenset[int] = frozenset()
         """Pages whose edits, taught again, go to others."""

@@ -152,7 +152,7 @@ def _edit(memoir: EditedModel, values: Mapping[str, Any], tensors: Mapping[str, 
     with memoir.edits.put(edit, tensors["mask"].to(device), page, own) as edit_id:
         if edit_id != values["id"]:
             raise ValueError(f"expected the id {values['id']}, got {edit_id}")
-        memory.page(page)[rows] = weight.to(memory.table)
+        memory.take(rows + layer.in_features * page, weight)
         layer.store.rest_after(edit_id, tuple(tensors["target_tokens"].tolist()))
 
 

@@ -11,6 +11,8 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,8 +89,14 @@ class SavedMemory:
     """Of the settings, which name the other files by their content."""
 
 
-def save(memoir: EditedModel, folder: str | os.PathLike) -> str:
+def save(
+    memoir: EditedModel,
+    folder: str | os.PathLike,
+    while_writing: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> str:
     """Writes a memory to `folder`, in place of the one that is there. A crash at any moment leaves one of the two.
+
+    Of processes that share the model, all call it, and the first one writes; `while_writing()` is in force meanwhile.
 
     Returns:
         str: the checksum of its settings, which names it.
@@ -138,10 +146,16 @@ def save(memoir: EditedModel, folder: str | os.PathLike) -> str:
     values["checksum"] = _checksum(values)
     data = {str(files[kind]["name"]): content for kind, content in contents.items()}
     index = json.dumps(values, indent=2, ensure_ascii=False).encode() + b"\n"
-    try:
-        publish(path, data, CONFIG_NAME, index, _OWNED)
-    except OSError as error:
-        raise CheckpointError(f"the memory cannot be saved to {path}: {error}") from error
+
+    def write() -> None:
+        try:
+            with while_writing():
+                publish(path, data, CONFIG_NAME, index, _OWNED)
+        except OSError as error:
+            raise CheckpointError(f"the memory cannot be saved to {path}: {error}") from error
+
+    part = memoir.layer.part
+    write() if part is None else part.once(write)
     return str(values["checksum"])
 
 

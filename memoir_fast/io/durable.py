@@ -10,6 +10,7 @@ from memoir_fast.core.edit import Edit
 from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.editing.teacher import Written
 from memoir_fast.errors import CheckpointError
+from memoir_fast.hf.tensor_parallel import require_whole
 from memoir_fast.io import changes, checkpoint, pages
 from memoir_fast.io.checkpoint import SavedMemory
 from memoir_fast.io.journal import Journal, JournalReader, journal_path, read
@@ -139,6 +140,15 @@ def current_edits(folder: str | os.PathLike, **hub: Any) -> tuple[SavedMemory, d
                 changes.apply_texts(edits, record)
                 last = record.sequence
     return saved, edits, last
+
+
+def holds(model: Any, folder: str | os.PathLike) -> bool:
+    """Whether there is a memory in a local folder that shall be kept up with a model's.
+
+    MemoirError where the model lies on several processes, of which each would write there.
+    """
+    require_whole(model, "Memoir.open")
+    return (Path(folder) / checkpoint.CONFIG_NAME).exists()
 
 
 def writing(folder: str | os.PathLike) -> AbstractContextManager[Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from memoir_fast.distributed.row_parallel import whole
 from memoir_fast.errors import WrongModelError
 from memoir_fast.hf.presets import find_layer
 from memoir_fast.modules.base_layer import weight_of
@@ -24,7 +25,7 @@ def fingerprint(model: Any, layer: str) -> dict[str, Any]:
     settings = getattr(model, "config", None)
     found = find_layer(model, layer)
     with _brought(found.base if isinstance(found, MemoirLinear) else found) as own:
-        weight = weight_of(own).detach()
+        weight = whole(weight_of(own).detach())
         if type(weight) is not torch.Tensor and weight.is_floating_point():
             weight = weight.dequantize()  # a tensor of torchao's, which passes for one of floats
         rounded = weight.dtype.is_floating_point

@@ -112,7 +112,7 @@ def _take_pages(memoir: EditedModel, saved: SavedMemory, wanted: list[int]) -> d
     for page in _pages_of(saved, wanted):
         found[page] = memory.open()
         own = rows // width == page
-        memory.page(found[page])[(rows[own] % width).to(memory.table.device)] = values[own].to(memory.table)
+        memory.take(rows[own] % width + width * found[page], values[own])
     return found
 
 

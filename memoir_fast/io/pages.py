@@ -16,7 +16,7 @@ def tensors(layer: MemoirLinear) -> dict[str, torch.Tensor]:
     lives = store.page[: len(store)]
     rows, values, renumbered = [], [], torch.full_like(lives, -1)
     for number, page in enumerate(order(layer)):
-        weight = memory.page(page).detach()
+        weight = memory.whole(page)
         filled = weight.ne(0).any(dim=1).nonzero().flatten()
         rows.append(filled.int() + number * width)
         values.append(weight[filled])
@@ -29,15 +29,14 @@ def order(layer: MemoirLinear) -> list[int]:
     """The pages that a file keeps, in the order of their numbers there; page 0 where none holds anything."""
     memory, store = layer.memory, layer.store
     lived_on = set(store.page[: len(store)].tolist())
-    return [page for page in memory.numbers if page in lived_on or bool(memory.page(page).any())] or [0]
+    return [page for page in memory.numbers if page in lived_on or bool(memory.whole(page).any())] or [0]
 
 
 def fill(layer: MemoirLinear, saved: dict[str, torch.Tensor]) -> None:
     """Gives a layer, whose memory is empty, the saved pages; `MaskStore.restore` takes where each edit lives."""
     memory = layer.memory
     memory.empty(max(1, _count(saved, layer.in_features)))
-    rows = saved["memory_rows"].long().to(memory.table.device)
-    memory.weight[rows] = saved["memory_values"].to(memory.table)
+    memory.take(saved["memory_rows"], saved["memory_values"])
 
 
 def require_consistent(saved: dict[str, torch.Tensor], width: int, max_pages: int | None) -> None:

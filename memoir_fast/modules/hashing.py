@@ -41,8 +41,11 @@ class TopHash(nn.Module):
         self.register_buffer("mu", torch.zeros(width, device=device))
 
     def mean(self, x: torch.Tensor, marked: torch.Tensor, *, check: bool = True) -> torch.Tensor:
-        """Activations [B, S, D], marked tokens bool [B, S] -> their mean, float32 [B, D]; NaN where none is marked."""
-        return ops.prompt_feature(x, marked, torch.zeros_like(self.mu), check=check)
+        """Activations [B, S, D], marked tokens bool [B, S] -> their mean, float32 [B, D]; NaN where none is marked.
+
+        D may be the part of the inputs that is at hand.
+        """
+        return ops.prompt_feature(x, marked, self.mu.new_zeros(x.shape[-1]), check=check)
 
     def feature(self, x: torch.Tensor, prompt_mask: torch.Tensor | None = None, *, check: bool = True) -> torch.Tensor:
         """Activations [B, S, D] and the prompt's tokens, bool [B, S] (all by default) -> feature, float32 [B, D]."""

@@ -8,6 +8,7 @@ from torch import nn
 
 from memoir_fast import ops
 from memoir_fast.checks import tensor
+from memoir_fast.distributed.row_parallel import Part
 from memoir_fast.errors import StoreFullError, UnknownEditError
 from memoir_fast.mask_format import words
 from memoir_fast.modules import huge_pages
@@ -94,6 +95,8 @@ class MaskStore(nn.Module):
         self._rows = 0  # the host's copy of count
         self.rests = False
         """Whether any edit rests, once its target has been said."""
+        self.part: Part | None = None
+        """What this process has of the memory that `rows` are of; None: all."""
 
     def __len__(self) -> int:
         """Rows in use, those of deleted edits included."""
@@ -130,10 +133,12 @@ class MaskStore(nn.Module):
     def rows(self, route: torch.Tensor) -> torch.Tensor:
         """The rows of memory that sequences with `route` int32 [B] read: int32 [B, k], ascending, column + D * page.
 
-        Of a route -1 they are any edit's; of a deleted edit, they are below D * page.
+        Of a route -1 they are any edit's; of a deleted edit, they are below D * page. See `Part.rows` where there is a
+        part.
         """
         edit = route.clamp(min=0).long()
-        return ops.mask_columns(self.masks[edit], self.k) + self.width * self.page[edit, None]
+        columns, page = ops.mask_columns(self.masks[edit], self.k), self.page[edit, None]
+        return columns + self.width * page if self.part is None else self.part.rows(columns, page)
 
     def on_page(self, page: int) -> list[int]:
         """Ids of the live edits that live on a page."""

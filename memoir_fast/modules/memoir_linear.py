@@ -11,11 +11,14 @@ import torch
 from torch import nn
 
 from memoir_fast.checks import readable
+from memoir_fast.distributed.row_parallel import Part
+from memoir_fast.errors import MemoirError
 from memoir_fast.modules import banks, compiled, model_state, tickets
 from memoir_fast.modules.base_layer import device_beside, dtype_beside
 from memoir_fast.modules.code_store import CodeStore
 from memoir_fast.modules.hashing import TopHash
 from memoir_fast.modules.mask_store import MaskStore
+from memoir_fast.modules.part_memory import PartMemory
 from memoir_fast.modules.residual_memory import ResidualMemory
 from memoir_fast.modules.routing_code import RoutingCode
 from memoir_fast.modules.spawned import hold
@@ -82,6 +85,7 @@ class MemoirLinear(tickets.Enrolled, nn.Module):
         code (RoutingCode, optional): how routing codes are made, where a language model routes by these. Default: none,
             masks tell whom a prompt belongs to, as published.
         max_pages (int, optional): see `ResidualMemory`.
+        part (Part, optional): what this process has of a layer that several share; inputs x are then its own alone.
 
     Example:
         >>> import torch
@@ -109,6 +113,7 @@ class MemoirLinear(tickets.Enrolled, nn.Module):
         max_edits: int | None = None,
         code: RoutingCode | None = None,
         max_pages: int | None = None,
+        part: Part | None = None,
     ) -> None:
         super().__init__()
         width, outputs = linear_shape(base)
@@ -116,7 +121,9 @@ class MemoirLinear(tickets.Enrolled, nn.Module):
         self.base = base
         self.tophash = TopHash(width, k, seed, device)
         self.store = MaskStore(width, k, max_edits, device)
-        self.memory = ResidualMemory(width, outputs, dtype_beside(base), device, max_pages)
+        self.part, self.store.part = part, part
+        beside = (outputs, dtype_beside(base), device, max_pages)
+        self.memory = ResidualMemory(width, *beside) if part is None else PartMemory(part, *beside)
         self.code: RoutingCode | None = code
         self.codes: CodeStore | None = None
         if code is not None:
@@ -211,6 +218,7 @@ class MemoirLinear(tickets.Enrolled, nn.Module):
         by default none.
         """
         view = self.view
+        mask = mask if self.part is None else self.part.agreed(mask)
         return banks.search(view.store, view.codes, mask.to(view.store.masks.device), asked)
 
     def hash(
@@ -220,7 +228,11 @@ class MemoirLinear(tickets.Enrolled, nn.Module):
 
         `check`: raise where a sequence has no prompt token or activations are not finite; it waits for the device.
         """
-        return self.tophash(x, prompt_mask, check=check)
+        if self.part is None:
+            return self.tophash(x, prompt_mask, check=check)
+        every = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        mean = self.tophash.mean(x, every if prompt_mask is None else prompt_mask, check=check)
+        return self.hash_mean(mean, check=check)
 
     def mean(self, x: torch.Tensor, marked: torch.Tensor) -> torch.Tensor:
         """Activations [B, S, D], marked tokens bool [B, S] -> their mean, float32 [B, D]; NaN where none is marked."""
@@ -228,7 +240,11 @@ class MemoirLinear(tickets.Enrolled, nn.Module):
 
     def hash_mean(self, mean: torch.Tensor, *, check: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
         """As `hash`, of the mean float32 [B, D] over each prompt's tokens."""
-        return self.tophash.hash(mean - self.tophash.mu, check=check)
+        return self.tophash.hash(self.whole(mean) - self.tophash.mu, check=check)
+
+    def whole(self, own: torch.Tensor) -> torch.Tensor:
+        """Of the inputs at hand, [..., D], those of all processes where several share the layer; collective there."""
+        return own if self.part is None else self.part.gathered(own)
 
     def match(self, x: torch.Tensor, prompt_mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Activations [B, S, D], prompt tokens bool [B, S] -> best edit int32 [B] or -1, overlap int32 [B].
@@ -291,8 +307,18 @@ class MemoirLinear(tickets.Enrolled, nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [B, S, D] or [B, D] -> the same shape with O outputs; all dimensions but first and last are tokens."""
+        if self.part is not None:
+            return self._in_parts(self.part, x)
         y = self.base(x)
         return compiled.joined(self, x, y) if compiled.tracing() else self.joined(x, y)
+
+    def _in_parts(self, part: Part, x: torch.Tensor) -> torch.Tensor:
+        """As `forward`, of this process's inputs: what the memory adds to its summand takes part in the layer's sum."""
+        if compiled.tracing():
+            raise MemoirError("a model whose edited layer is split over processes cannot be compiled with its memory")
+        if self.replacement is not None:
+            return self.joined(x, self.base(x))
+        return part.summed(self.base, self.joined(x, part.product(self.base, x)))
 
     def joined(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """The output for inputs x, of which the base layer makes y."""

@@ -128,6 +128,14 @@ class ResidualMemory(nn.Module):
         """weight[rows] += a^T c for rows int32 [k], a [n, k], c [n, O]; see `ops.memory_update`."""
         ops.memory_update(self.weight, rows, a, c)
 
+    def take(self, rows: torch.Tensor, values: torch.Tensor) -> None:
+        """weight[rows] = values, for rows [R] and values [R, O] of any dtype and on any device."""
+        self.weight[rows.long().to(self.table.device)] = values.to(self.table)
+
+    def whole(self, number: int) -> torch.Tensor:
+        """One page, as `page`, to be read only."""
+        return self.page(number).detach()
+
     def restore(self, weight: torch.Tensor) -> None:
         """Takes over pages [n * D, O] in place of those that there are."""
         self._make_room(len(weight) // self.width)

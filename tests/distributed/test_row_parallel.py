@@ -1,0 +1,102 @@
+"""The parts of a row-parallel layer: their rows here, and whole models on two and four processes of gloo."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+import torch
+
+import memoir_fast
+from memoir_fast import Memoir
+from memoir_fast.distributed.row_parallel import NO_ROW, Part
+from memoir_fast.errors import UnsupportedModelError
+from memoir_fast.io import checkpoint
+from memoir_fast.modules import ResidualMemory
+from memoir_fast.modules.part_memory import PartMemory, _without_none
+
+HERE = Path(__file__).parent
+SIZES = (2, 4)
+
+
+def load(name):
+    spec = spec_from_file_location(name, HERE / f"{name}.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(checks, folder):
+    """Runs a file's checks on two and on four processes, and shows what they raised."""
+    command = [sys.executable, HERE / "processes.py", HERE / f"{checks}.py", str(folder), *map(str, SIZES)]
+    found = os.pathsep.join([str(Path(memoir_fast.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": found}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=env)
+    assert done.returncode == 0, done.stderr[-4000:]
+    for size in SIZES:
+        for rank in range(size):
+            failed = json.loads((folder / f"failed-{size}-{rank}.json").read_text())
+            assert not failed, "\n".join(failed.values())
+
+
+@pytest.mark.slow
+def test_models_on_several_processes(tmp_path, tiny_tokenizer):
+    checks = load("checks_of_parts")
+    checks.new_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    checks.reference(tmp_path)
+    run("checks_of_parts", tmp_path)
+    for size in SIZES:
+        for name in ("early", "paper"):
+            ours, theirs = (checkpoint.read(tmp_path / one) for one in (name, f"{name}-saved-by-{size}"))
+            assert ours.tensors.keys() == theirs.tensors.keys() and ours.edits == theirs.edits
+            assert all(torch.equal(value, theirs.tensors[key]) for key, value in ours.tensors.items())
+    back = Memoir.from_pretrained(checks.load_model(tmp_path, torch.float64), tiny_tokenizer, theirs.folder)
+    checks.same(checks.observed(back), torch.load(tmp_path / "paper.pt", weights_only=False)["before"], 0.0)
+
+
+@pytest.mark.parametrize("width,size", [(48, 4), (50, 4), (7, 3), (9, 1)])
+@pytest.mark.parametrize("k", [1, 5])
+def test_summands_of_all_parts_are_the_whole(width, size, k):
+    whole = ResidualMemory(width, 6, torch.float64)
+    parts = [Part(width, rank, size) for rank in range(size)]
+    memories = [PartMemory(part, 6, torch.float64) for part in parts]
+    for memory in (whole, *memories):
+        memory.open()
+    rows, values = torch.arange(2 * width), torch.randn(2 * width, 6)
+    for memory in (whole, *memories):
+        memory.take(rows, values)
+    assert torch.equal(torch.cat([one.page(1) for one in memories]), whole.page(1))
+    columns = torch.stack([torch.randperm(width)[:k].sort().values for _ in range(4)]).int()
+    page, route = torch.tensor([[0], [1], [1], [0]]).int(), torch.tensor([0, 2, -1, 2, 3]).int()
+    x = torch.randn(5, 3, width, dtype=torch.float64, requires_grad=True)
+    expected = whole(x, columns + width * page, route)
+    found, added = 0, torch.zeros(5, 3, 6, dtype=torch.float64)
+    for part, memory in zip(parts, memories, strict=True):
+        own, mine = part.rows(columns, page), x[..., part.first : part.last]
+        assert own.shape == (4, min(k, part.inputs))
+        found = found + memory(mine, own, route)
+        memory.add_(added, mine.detach(), own, route)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(added, expected.detach())
+    slope = torch.randn_like(expected)
+    (one,), (other,) = (torch.autograd.grad(y, x, slope) for y in (found, expected))
+    torch.testing.assert_close(one, other)
+
+
+def test_rows_of_a_part_are_those_that_devices_take():
+    """Behind its rows, ascending and on one page, stand numbers that are rows of none; so does one of no row at all."""
+    part = Part(12, 1, 3)
+    columns = torch.tensor([[0, 4, 6, 11], [0, 1, 2, 8], [4, 5, 6, 7]]).int()
+    rows = part.rows(columns, torch.tensor([[0], [1], [2]]).int())
+    assert rows.tolist() == [[0, 2, NO_ROW, NO_ROW], [NO_ROW] * 4, [8, 9, 10, 11]]
+    assert rows.dtype == torch.int32
+    assert _without_none(rows, torch.tensor([2, 1, 0, -1]).int()).tolist() == [2, -1, 0, -1]
+
+
+def test_more_processes_than_inputs_are_refused():
+    with pytest.raises(UnsupportedModelError, match="5 processes are too many for the edited layer's 4 inputs"):
+        Part(4, 0, 5)
