@@ -13,6 +13,10 @@ class CheckpointError(MemoirError):
     """A saved memory is missing, damaged, or written by a newer version."""
 
 
+class NewerVersionError(CheckpointError):
+    """A saved memory was written by a newer version: it is not damaged, and this version cannot read it."""
+
+
 class LockedError(MemoirError):
     """Another process, or another part of this one, writes to the memory's folder; the message says which."""
 

@@ -47,6 +47,8 @@ ELSEWHERE = {
     "modules/search.py": "modules/test_code_store.py",
     "modules/turns.py": "test_threads.py",
     "io/changes.py": "io/test_durable.py",
+    "io/salvage.py": "io/test_repair.py",
+    "io/without_model.py": "io/test_hostile_journals.py",
     "io/plausible.py": "io/test_hostile_folders.py",
     "modules/spawned.py": "test_copies.py",
     "upkeep.py": "test_compact.py",

@@ -3,7 +3,8 @@
 Each module of `memoir_fast.cli.commands` is one command: it holds a function of its own name. They
 import torch and transformers only when they run.
 
-Exit codes: 0 done, 1 an error that the message explains, 2 wrong usage, 3 some edit was not learned, 130 interrupted.
+Exit codes: 0 done, 1 an error that the message explains, 2 wrong usage, 3 some edit was not learned, or is
+lost, 130 interrupted.
 """
 
 import errno

@@ -13,7 +13,7 @@ from memoir_fast.core.calibration import Calibration
 from memoir_fast.core.edit import Edit
 from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.editing.teacher import Written
-from memoir_fast.errors import CheckpointError
+from memoir_fast.errors import CheckpointError, NewerVersionError
 from memoir_fast.io import codes
 from memoir_fast.io.edit_texts import edit_of
 from memoir_fast.io.journal import Entry
@@ -90,7 +90,7 @@ def apply(memoir: EditedModel, record: Record) -> None:
     """
     kinds = {EDIT: _edit, EDIT_IN_BANK: _edit, "delete": _delete, "calibration": _calibrate}
     if record.kind not in kinds:
-        raise CheckpointError(
+        raise NewerVersionError(
             f"record {record.sequence} of the journal is of a kind that this version does not know: {record.kind!r}"
         )
     try:

@@ -28,7 +28,7 @@ from memoir_fast.config import MemoirConfig
 from memoir_fast.core.calibration import Calibration
 from memoir_fast.core.edit import Edit
 from memoir_fast.core.edited_model import EditedModel
-from memoir_fast.errors import CheckpointError
+from memoir_fast.errors import CheckpointError, NewerVersionError
 from memoir_fast.hf.presets import device_of
 from memoir_fast.io import codes, pages
 from memoir_fast.io.edit_texts import read_edits, texts_of
@@ -174,7 +174,7 @@ def read(folder: str | os.PathLike, **hub: Any) -> SavedMemory:
     Raises:
         CheckpointError: a file is missing, damaged, or written by a newer version; the message names it.
     """
-    path = _local(folder, hub)
+    path = local(folder, hub)
     try:
         with locked(path, shared=True):
             values = _read_config(path / CONFIG_NAME)
@@ -216,7 +216,8 @@ def _checksum(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _local(folder: str | os.PathLike, hub: dict[str, Any]) -> Path:
+def local(folder: str | os.PathLike, hub: dict[str, Any]) -> Path:
+    """The folder itself, or what the hub has under that name; CheckpointError where there is neither."""
     path = Path(folder)
     if path.is_dir():
         return path
@@ -248,7 +249,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise CheckpointError(f"{path} is damaged: format_version must be a whole number, got {version!r}")
     if version > FORMAT_VERSION:
-        raise CheckpointError(
+        raise NewerVersionError(
             f"{path} has format version {version}, this memoir_fast {__version__} reads up to {FORMAT_VERSION}; "
             f"it was written by {values.get('package_version')}: upgrade memoir-fast"
         )

@@ -35,6 +35,12 @@ def texts_of(edit: Edit) -> dict[str, Any]:
     }
 
 
+def row_of(edit_id: int, edit: Edit) -> dict[str, Any]:
+    """An edit as a row of `memoir edit`, where `paraphrases` are what an edit is measured by."""
+    renamed = {"paraphrases": "taught_paraphrases"}
+    return {"id": edit_id, **{renamed.get(name, name): value for name, value in texts_of(edit).items()}}
+
+
 def edit_of(values: Mapping[str, Any]) -> Edit:
     """The edit that such values are of, whatever else is beside them; also of a release that knew fewer fields.
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from memoir_fast.errors import CheckpointError
+from memoir_fast.errors import CheckpointError, NewerVersionError
 from memoir_fast.io import strict_json
 from memoir_fast.io.records import SIZES
 
@@ -86,7 +86,7 @@ def read_header(file: BinaryIO, path: Path) -> Header:
         raise CheckpointError(f"{path} is no journal: format must be {FORMAT!r}")
     version = values.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
-        raise CheckpointError(
+        raise NewerVersionError(
             f"{path} has format version {version}, this memoir_fast reads up to {FORMAT_VERSION}: upgrade memoir-fast"
         )
     header = Header(str(values.get("snapshot")), str(values.get("identity")))
@@ -125,6 +125,21 @@ class Tail:
 
     bytes_dropped: int
     reason: str
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Bytes of a journal, behind its last frame that can be applied, in which records may lie."""
+
+    start: int
+    """Where the first of them would begin."""
+    end: int
+    first: int | None
+    """Its sequence number; None where no head says it."""
+    records: int
+    """How many there were, as the head says; 0 without one."""
+    whole: bool
+    """A frame with the digest that it was written with."""
 
 
 def pack(salt: bytes, first: int, records: int, body: list[bytes]) -> bytes:
@@ -181,6 +196,23 @@ class Frames:
             raise CheckpointError(f"{self._path} became shorter while it was read: is it being replaced? Read it again")
         return content
 
+    def behind(self, place: int | None = None) -> Iterator[Stretch]:
+        """What lies from a byte on, `end` unless it is given: whole frames, damaged ones, and bytes without a head.
+
+        A frame that the file ends within is left out: it was never acknowledged. It costs one pass and one digest of
+        each byte, whatever the bytes are. OSError, CheckpointError where the file cannot be read.
+        """
+        place = self.end if place is None else place
+        while place < self._size:
+            frame = self._head_at(place) if self._size - place >= HEAD_BYTES else None
+            later = self._find_head(place + (1 if frame is None else HEAD_BYTES), None if frame is None else frame.end)
+            if frame is None:
+                yield Stretch(place + HEAD_BYTES, self._size if later is None else later, None, 0, False)
+            elif later is not None or frame.end <= self._size:
+                end, whole = (frame.end, self._is_whole(frame)) if later is None else (later, False)
+                yield Stretch(frame.body, end, frame.first, frame.records, whole)
+            place = later or (self._size if frame is None else frame.end)
+
     def _next(self) -> Frame | None:
         """The frame at `end`; None, with `tail` set, where nothing whole follows."""
         left, expected = self._size - self.end, self.records + 1
@@ -224,10 +256,11 @@ class Frames:
             raise self.damage(self.end, self.records + 1, f"{reason}, but a later record begins at byte {later}")
         self.tail = Tail(self._size - self.end, f"{self._path}, at byte {self.end}: {reason}")
 
-    def _find_head(self, start: int) -> int | None:
-        """Where the first head from `start` on begins. It costs one pass, whatever the bytes are."""
-        while self._size - start >= HEAD_BYTES:
-            block = self.read(start, min(_BLOCK, self._size - start))
+    def _find_head(self, start: int, stop: int | None = None) -> int | None:
+        """Where the first head between `start` and `stop` begins. It costs one pass, whatever the bytes are."""
+        size = self._size if stop is None else min(stop, self._size)
+        while size - start >= HEAD_BYTES:
+            block = self.read(start, min(_BLOCK, size - start))
             place = block.find(MARK)
             while 0 <= place <= len(block) - HEAD_BYTES:
                 if self._as_head(block[place : place + HEAD_BYTES], start + place) is not None:

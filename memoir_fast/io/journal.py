@@ -249,7 +249,7 @@ class JournalReader(Iterator[Record]):
         """The records of each append, those that were put down at once in one list; in place of one at a time."""
         with self:
             for frame in self.frames:
-                yield list(self._of(frame))
+                yield list(self.of(frame))
 
     def close(self) -> None:
         """Closes the file; there are no further records then."""
@@ -266,10 +266,10 @@ class JournalReader(Iterator[Record]):
         with self._file:
             for frame in self.frames:
                 if frame.first + frame.records - 1 > after:
-                    yield from (record for record in self._of(frame) if record.sequence > after)
+                    yield from (record for record in self.of(frame) if record.sequence > after)
 
-    def _of(self, frame: Frame) -> Iterator[Record]:
-        """The records of a whole frame."""
+    def of(self, frame: Frame) -> Iterator[Record]:
+        """The records of a whole frame; CheckpointError as `read`'s iterator."""
         place, last = frame.body, frame.first + frame.records - 1
         for sequence in range(frame.first, last + 1):
             start, left = place, frame.end - place - SIZES.size

@@ -17,6 +17,7 @@ from memoir_fast import Edit, Memoir, MemoirConfig
 from memoir_fast.core.calibration import Calibration
 from memoir_fast.errors import CheckpointError
 from memoir_fast.io import checkpoint
+from memoir_fast.io.repair import survey
 
 CONFIG = checkpoint.CONFIG_NAME
 _SAVED = []  # the folder that is copied
@@ -358,6 +359,13 @@ def test_damage_is_refused_by_name(folder, damage, name, reason):
     with pytest.raises(CheckpointError, match=name) as caught:
         checkpoint.read(folder)
     assert re.search(reason, str(caught.value))
+    try:
+        found = survey(folder)
+    except CheckpointError as error:  # there is nothing in it, or it is of a newer version
+        assert re.search(f"{name}|edits-", str(error)) and "upgrade" in str(error) or "nothing in" in str(error)
+    else:  # texts are all that is left
+        assert re.search(name, found.damage[0]) and found.saved is None and not found.kept
+        assert {*found.lost, *found.unsure} & {1, 2} or "id" in found.damage[0]
 
 
 @pytest.mark.parametrize(("damage", "reason"), REFUSED_BY_MODEL.values(), ids=REFUSED_BY_MODEL)

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from memoir_fast import Memoir, MemoirConfig
-from memoir_fast.errors import CheckpointError
+from memoir_fast.errors import CheckpointError, NewerVersionError
 from memoir_fast.io import checkpoint
 from memoir_fast.io.durable import current_edits
 from memoir_fast.io.journal import Journal, journal_path, read
+from memoir_fast.io.repair import survey
 from memoir_fast.io.writer_lock import WriterLock
 
 _MADE = []  # the folder that is copied
@@ -138,7 +139,7 @@ def test_records_that_fit_no_memory(folder, tiny_llama, tiny_tokenizer, change):
 
 @pytest.mark.parametrize("change", REFUSED.values(), ids=REFUSED)
 def test_texts_of_records_that_fit_no_memory(folder, change):
-    """Without a model, texts alone are looked at: no other kind of error."""
+    """Without a model, texts alone are looked at: no other kind of error; `survey` tries them on the tensors."""
     rewrite(folder, change)
     try:
         _, edits, _ = current_edits(folder)
@@ -146,3 +147,10 @@ def test_texts_of_records_that_fit_no_memory(folder, change):
         assert "record 1 of the journal" in str(error)
     else:
         assert all(isinstance(edit.prompt, str) for edit in edits.values())
+    try:
+        found = survey(folder)
+    except NewerVersionError as error:
+        assert "does not know: 'execute'" in str(error)
+    else:
+        assert "record 1 of the journal" in found.damage[0]
+        assert list(found.kept) == [0] and found.records == 0 and found.anything_lost

@@ -12,30 +12,33 @@ def check(
     json_file: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Verify a memory's snapshot and journal: sizes, digests, every record. Needs no model.
+    """Verify a memory's snapshot and journal: sizes, digests, every record, and that they fit. Needs no model.
 
-    Exit code 1: something is damaged; the message names the file, and what can still be read.
+    Exit code 1: something is damaged; the message names the file, what can still be read, and how it is repaired.
     """
-    from memoir_fast.io.durable import current_edits, read_pair
+    from memoir_fast.cli.commands.repair import summary
+    from memoir_fast.errors import CheckpointError
+    from memoir_fast.io.repair import survey
 
     require_writable(json_file)
-    saved, edits, records = current_edits(memory)
-    tail = None
-    _, journal = read_pair(memory)
-    if journal is not None:
-        with journal:
-            for _ in journal:
-                pass
-        tail = journal.tail
+    found = survey(memory)
+    if found.saved is None or found.damage:
+        raise CheckpointError(
+            f"{'; '.join(found.damage)}. What can still be read: {summary(found)}: `memoir repair {memory} --to NEW`"
+        )
     values = {
-        "memory": str(saved.folder),
-        "edits": len(edits),
-        "snapshot_edits": len(saved.edits),
-        "records": records,
-        "bytes_dropped": 0 if tail is None else tail.bytes_dropped,
+        "memory": str(found.folder),
+        "edits": len(found.kept),
+        "snapshot_edits": len(found.saved.edits),
+        "records": found.records,
+        "bytes_dropped": found.bytes_dropped,
     }
     write_json(json_file, values)
     screen = console(json_file, quiet)
-    screen.print(f"{len(edits)} edits: {len(saved.edits)} in the snapshot, {records} records since; all are whole")
-    if tail is not None:
-        screen.print(f"{tail.bytes_dropped} bytes of a record that was never acknowledged are left out", markup=False)
+    there = len(found.saved.edits)
+    screen.print(f"{len(found.kept)} edits: {there} in the snapshot, {found.records} records since; all are whole")
+    if found.bytes_dropped:
+        screen.print(
+            f"{found.bytes_dropped} bytes of a record that was never acknowledged, or is damaged, are left out",
+            markup=False,
+        )

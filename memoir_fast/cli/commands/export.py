@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,20 +19,14 @@ def export(
 ) -> None:
     """Write a memory's edits as JSON lines that `memoir edit` takes, those of its journal included. Needs no model."""
     from memoir_fast.io.durable import current_edits
-    from memoir_fast.io.edit_texts import texts_of
+    from memoir_fast.io.edit_texts import row_of
 
     require_writable(to, "--to")
     _, edits, _ = current_edits(memory)
     text = "".join(
-        json.dumps({"id": edit_id, **_as_row(texts_of(edit))}, ensure_ascii=False) + "\n"
-        for edit_id, edit in sorted(edits.items())
+        json.dumps(row_of(edit_id, edit), ensure_ascii=False) + "\n" for edit_id, edit in sorted(edits.items())
     )
     if to is None:
         sys.stdout.write(escaped(text))
     else:
         to.write_text(text, encoding="utf-8")
-
-
-def _as_row(texts: dict[str, Any]) -> dict[str, Any]:
-    """An edit's texts by the names that data sets have: there, `paraphrases` are what an edit is measured by."""
-    return {"taught_paraphrases" if name == "paraphrases" else name: value for name, value in texts.items()}
