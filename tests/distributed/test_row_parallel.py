@@ -1,16 +1,8 @@
 """The parts of a row-parallel layer: their rows here, and whole models on two and four processes of gloo."""
 
-import json
-import os
-import subprocess
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-
 import pytest
 import torch
 
-import memoir_fast
 from memoir_fast import Memoir
 from memoir_fast.distributed.row_parallel import NO_ROW, Part
 from memoir_fast.errors import UnsupportedModelError
@@ -18,44 +10,20 @@ from memoir_fast.io import checkpoint
 from memoir_fast.modules import ResidualMemory
 from memoir_fast.modules.part_memory import PartMemory, _without_none
 
-HERE = Path(__file__).parent
-SIZES = (2, 4)
-
-
-def load(name):
-    spec = spec_from_file_location(name, HERE / f"{name}.py")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def run(checks, folder):
-    """Runs a file's checks on two and on four processes, and shows what they raised."""
-    command = [sys.executable, HERE / "processes.py", HERE / f"{checks}.py", str(folder), *map(str, SIZES)]
-    found = os.pathsep.join([str(Path(memoir_fast.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, "PYTHONPATH": found}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=env)
-    assert done.returncode == 0, done.stderr[-4000:]
-    for size in SIZES:
-        for rank in range(size):
-            failed = json.loads((folder / f"failed-{size}-{rank}.json").read_text())
-            assert not failed, "\n".join(failed.values())
-
 
 @pytest.mark.slow
-def test_models_on_several_processes(tmp_path, tiny_tokenizer):
-    checks = load("checks_of_parts")
-    checks.new_model().save_pretrained(tmp_path / "model")
+def test_models_on_several_processes(tmp_path, tiny_tokenizer, checks, on_processes):
+    own = checks("checks_of_parts")
+    own.new_model().save_pretrained(tmp_path / "model")
     tiny_tokenizer.save_pretrained(tmp_path / "model")
-    checks.reference(tmp_path)
-    run("checks_of_parts", tmp_path)
-    for size in SIZES:
+    own.reference(tmp_path)
+    for size in on_processes("checks_of_parts", tmp_path):
         for name in ("early", "paper"):
             ours, theirs = (checkpoint.read(tmp_path / one) for one in (name, f"{name}-saved-by-{size}"))
             assert ours.tensors.keys() == theirs.tensors.keys() and ours.edits == theirs.edits
             assert all(torch.equal(value, theirs.tensors[key]) for key, value in ours.tensors.items())
-    back = Memoir.from_pretrained(checks.load_model(tmp_path, torch.float64), tiny_tokenizer, theirs.folder)
-    checks.same(checks.observed(back), torch.load(tmp_path / "paper.pt", weights_only=False)["before"], 0.0)
+    back = Memoir.from_pretrained(own.load_model(tmp_path, torch.float64), tiny_tokenizer, theirs.folder)
+    own.same(own.observed(back), torch.load(tmp_path / "paper.pt", weights_only=False)["before"], 0.0)
 
 
 @pytest.mark.parametrize("width,size", [(48, 4), (50, 4), (7, 3), (9, 1)])
