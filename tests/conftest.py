@@ -1,5 +1,7 @@
 """Fixtures that every test may use. Nothing here touches the network."""
 
+import copy
+import hashlib
 import importlib
 import importlib.util
 import os
@@ -8,13 +10,16 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+# Tiny tensors: more threads only wait for each other, here and in the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 
 try:
     import hypothesis
@@ -60,6 +65,46 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def seeded(request: pytest.FixtureRequest) -> None:
     """Seeds torch from the test's id: the same numbers alone, in another order or in another process."""
     torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
+
+
+def _runs_its_own_code(model: torch.nn.Module) -> bool:
+    """Whether a model runs nothing but its classes' own code."""
+    return not any(
+        "forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks for module in model.modules()
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def routing_codes_made_once() -> Iterator[None]:
+    """The routing code of a random model that many tests attach a memory to is made once in a process.
+
+    Making it is most of what `attach` costs, and gives the same bits each time. A model with hooks or forwards of its
+    own, or with other weights, gets its own. `tests/core/test_routing_code.py` makes each anew.
+    """
+    from memoir_fast.core import edited_model
+
+    made, make = dict[str, Any](), edited_model.make
+
+    def once(model, layer, tokenizer, prompts, block, seed):
+        parameters = list(model.state_dict(keep_vars=True).values())
+        small = sum(map(torch.numel, parameters)) < 1_000_000 and hasattr(tokenizer, "backend_tokenizer")
+        if not (small and _runs_its_own_code(model)):
+            return make(model, layer, tokenizer, prompts, block, seed)
+        known = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
+        known.update(repr((model, model.config, tokenizer, getattr(tokenizer, "chat_template", None))).encode())
+        place = next(name for name, module in model.named_modules() if module is layer)
+        known.update(repr((place, list(prompts), block, seed, model.training)).encode())
+        for one in parameters:
+            known.update(f"{one.dtype} {one.device}".encode())
+            known.update(one.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        key = known.hexdigest()
+        if key not in made:
+            made[key] = make(model, layer, tokenizer, prompts, block, seed)
+        return copy.deepcopy(made[key])
+
+    edited_model.make = once
+    yield
+    edited_model.make = make
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from torch import nn
 from memoir_fast.core.wordings import pseudo_neighbours, rewordings
 from memoir_fast.hf.chat import as_chat, chat_text, has_template, special_ids, turn_marks
 from memoir_fast.hf.own_pass import uncompiled
-from memoir_fast.hf.partial_forward import block_input, blocks_around
+from memoir_fast.hf.partial_forward import block_inputs, blocks_around
 from memoir_fast.hf.presets import device_of
 from memoir_fast.hf.tokens import Row, pad, padding_id, prompt_ids, token_texts
 from memoir_fast.modules.prompt_sums import PromptSums
@@ -138,14 +138,25 @@ def prompt_features(
     model: Any, layer: nn.Module, tokenizer: Any, code: RoutingCode, prompts: Sequence[str]
 ) -> torch.Tensor:
     """The first feature of each prompt, float32 [N, H]; only the blocks before the code's run."""
-    return torch.cat([code.features(sums)[:, 0] for sums in _read(model, layer, tokenizer, code, prompts)])
+    return features_at(model, layer, tokenizer, code, prompts, [code.block])[0]
+
+
+def features_at(
+    model: Any, layer: nn.Module, tokenizer: Any, code: RoutingCode, prompts: Sequence[str], blocks: Sequence[int]
+) -> list[torch.Tensor]:
+    """As `prompt_features`, at each of several blocks, which are in ascending order."""
+    read = [
+        [code.features(sums)[:, 0] for sums in part] for part in _read(model, layer, tokenizer, code, prompts, blocks)
+    ]
+    return [torch.cat(parts) for parts in zip(*read, strict=True)]
 
 
 def prompt_codes(
     model: Any, layer: nn.Module, tokenizer: Any, code: RoutingCode, prompts: Sequence[str]
 ) -> torch.Tensor:
     """The codes of prompts, int32 [N, 3, W]."""
-    found = torch.cat([code.masks(sums) for sums in _read(model, layer, tokenizer, code, prompts)])
+    read = _read(model, layer, tokenizer, code, prompts, [code.block])
+    found = torch.cat([code.masks(sums) for (sums,) in read])
     part = getattr(layer, "part", None)
     return found if part is None else part.agreed(found)
 
@@ -161,18 +172,18 @@ def choose_block(
     Args:
         model, layer, tokenizer: as in `make`; the layer's block is the last that may be chosen.
         prompts (sequence of str): background prompts.
-        bare (RoutingCode): see `bare_code`; its block changes.
+        bare (RoutingCode): see `bare_code`.
     """
     _, last = blocks_around(model, layer)
     texts = [_ASKING.split(one)[0] + "?" if _ASKING.search(one) else one for one in prompts]
     copies = [(rewordings(one, 1) or [one])[0] for one in texts]
     others = pseudo_neighbours(tokenizer, bare.weights, texts)
+    blocks = [one for one in _CANDIDATES if one <= last] or [last]
+    asked = [copies, others, *background_forms(tokenizer, texts)]
+    read = [features_at(model, layer, tokenizer, bare, form, blocks) for form in asked]
     figures = {}
-    for block in [one for one in _CANDIDATES if one <= last] or [last]:
-        bare.block = block
-        forms = [prompt_features(model, layer, tokenizer, bare, form) for form in background_forms(tokenizer, texts)]
+    for block, (copy, other, *forms) in zip(blocks, zip(*read, strict=True), strict=True):
         near, far = [], []
-        copy, other = (prompt_features(model, layer, tokenizer, bare, one) for one in (copies, others))
         for fold in range(_FOLDS):
             held = torch.arange(fold, len(texts), _FOLDS)
             rest = torch.tensor([one for one in range(len(texts)) if one % _FOLDS != fold])
@@ -219,10 +230,13 @@ def _batches(
 
 
 def _read(
-    model: Any, layer: nn.Module, tokenizer: Any, code: RoutingCode, prompts: Sequence[str]
-) -> Iterator[PromptSums]:
-    blocks, _ = blocks_around(model, layer)
+    model: Any, layer: nn.Module, tokenizer: Any, code: RoutingCode, prompts: Sequence[str], blocks: Sequence[int]
+) -> Iterator[list[PromptSums]]:
+    """A few prompts at a time: their sums at each of the blocks."""
+    every, _ = blocks_around(model, layer)
     for ids, mask in _batches(tokenizer, prompts, device_of(model)):
-        hidden = block_input(model, blocks[code.block], input_ids=ids, attention_mask=mask)
-        sums = code.begin(len(ids), hidden.shape[2])
-        yield code.read(sums, hidden, ids.to(hidden.device), mask.bool().to(hidden.device))
+        found = []
+        for hidden in block_inputs(model, [every[one] for one in blocks], input_ids=ids, attention_mask=mask):
+            sums = code.begin(len(ids), hidden.shape[2])
+            found.append(code.read(sums, hidden, ids.to(hidden.device), mask.bool().to(hidden.device)))
+        yield found

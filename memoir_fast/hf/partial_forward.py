@@ -1,6 +1,6 @@
 """Runs only what lies behind the edited layer: the blocks after it and the head, by the model's own code."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -33,31 +33,38 @@ class _Reached(Exception):
 
 def layer_input(model: nn.Module, layer: nn.Module, **inputs: Any) -> torch.Tensor:
     """The input of `layer` [B, S, D] in `model(**inputs)`; what comes after it is not computed."""
-    x = _entering(model, layer, lambda args, _: args[0], inputs)
+    (x,) = _entering(model, [layer], lambda args, _: args[0], inputs)
     return x if x.dim() == 3 else x.view(*inputs["input_ids"].shape, -1)  # all tokens in one row
 
 
 def block_input(model: nn.Module, block: nn.Module, **inputs: Any) -> torch.Tensor:
     """The hidden states [B, S, H] that enter a block in `model(**inputs)`; what comes after it is not computed."""
-    return _entering(model, block, hidden_states, inputs)
+    return block_inputs(model, [block], **inputs)[0]
+
+
+def block_inputs(model: nn.Module, blocks: Sequence[nn.Module], **inputs: Any) -> list[torch.Tensor]:
+    """As `block_input`, for several blocks in the order in which the model calls them, in one pass."""
+    return _entering(model, blocks, hidden_states, inputs)
 
 
 def _entering(
-    model: nn.Module, module: nn.Module, find: Callable[[Any, Any], torch.Tensor], inputs: dict[str, Any]
-) -> torch.Tensor:
-    """What `find(args, kwargs)` finds in a module's call, where the pass ends."""
+    model: nn.Module, modules: Sequence[nn.Module], find: Callable[[Any, Any], torch.Tensor], inputs: dict[str, Any]
+) -> list[torch.Tensor]:
+    """What `find(args, kwargs)` finds in each module's call; the pass ends at the last."""
     seen: list[torch.Tensor] = []
 
-    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.append(find(args, kwargs).detach())
-        raise _Reached
+        if len(seen) == len(modules):
+            raise _Reached
 
     with uncompiled(model.modules()), OwnPass() as own, torch.no_grad(), suppress(_Reached):
-        own.before(module, stop, with_kwargs=True)
+        for module in modules:
+            own.before(module, look, with_kwargs=True)
         model(**inputs, use_cache=False)
-    if not seen:
+    if len(seen) < len(modules):
         raise RuntimeError("the model's forward pass did not reach the edited layer")
-    return seen[0]
+    return seen
 
 
 class UpperLayers:
