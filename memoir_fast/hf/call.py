@@ -23,6 +23,8 @@ class Call:
     decided: bool = False  # before the edited layer is reached
     routed: Routed | None = None
     view: ExitStack | None = None  # holds on to the memory that it is decided by
+    last: tuple[torch.Tensor, torch.Tensor | None] | None = None  # edits int32 [B], overlap int32 [B] (None: forced)
+    parts: Any = None  # Parts, where it holds several sequences in a row
 
 
 @dataclass

@@ -122,6 +122,7 @@ class Tracing:
             self._followed,
             self._length,
             self._cache is not None,
+            (self._given or {}).get("use_cache"),
             names,
             tensors,
             _unknown(self._given or {}, self._cache),
@@ -150,6 +151,7 @@ def _run(
     followed: torch.Tensor | None,
     length: int,
     cached: bool,
+    caching: bool | None,
     names: list[str],
     tensors: list[torch.Tensor],
     unknown: str,
@@ -157,7 +159,7 @@ def _run(
 ) -> torch.Tensor:
     router = _router(number)
     state = None if followed is None else kept(followed)
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = {"use_cache": caching}
     for name, tensor in zip(names, tensors, strict=True):
         argument, _, part = name.partition("/")
         if part:
@@ -218,8 +220,8 @@ def _unknown(given: dict[str, Any], cache: Any) -> str:
 
 _route_pass = define(
     "route_pass",
-    "(Tensor hidden, Tensor? ids, Tensor? followed, SymInt length, bool cached, str[] names, Tensor[] tensors, "
-    "str unknown, int layer) -> Tensor",
+    "(Tensor hidden, Tensor? ids, Tensor? followed, SymInt length, bool cached, bool? caching, str[] names, "
+    "Tensor[] tensors, str unknown, int layer) -> Tensor",
     _run,
     lambda *_: torch.empty(1, dtype=torch.int64, device="cpu"),
 )

@@ -1,4 +1,4 @@
-"""Recognises a forward pass that holds several sequences in one row, or whose rows cannot be told apart.
+"""Recognises a forward pass that holds several sequences in one row, and tells these apart where that can be done.
 
 Evidence that lies in names, classes and shapes is looked for in every pass. Values are read only where that stops no
 device: on the CPU; and on a GPU where transformers reads them itself, in a prefill that is called by hand with position
@@ -6,6 +6,7 @@ ids or a mask of four dimensions and nothing in a cache, unless a graph is being
 """
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
@@ -13,7 +14,8 @@ import torch
 
 from memoir_fast.errors import PackedBatchError, UnsupportedModelError
 from memoir_fast.hf.attention_mask import allowed_keys, full_attention, real_tokens
-from memoir_fast.hf.cache import held, holds_tuples
+from memoir_fast.hf.cache import counted, held, holds_tuples
+from memoir_fast.hf.hidden import batch_shape
 
 
 @torch.compiler.disable  # there is nothing in it to compile, and classes are looked at
@@ -41,22 +43,117 @@ WHAT_INSTEAD = (
     "give each sequence a row of its own, e.g. generate on a padded batch. Inside of memoir.disabled() the model runs "
     "so, without its edits; memoir.detach() takes the memory off"
 )
-"""What to do about sequences that share a row."""
+"""What to do about sequences that share a row and cannot be told apart."""
+
+Span = tuple[int, int, int]
+"""Where a sequence lies: its row, its first token there, and the one behind its last."""
 
 
-def require_rows(given: dict[str, Any], cache: Any) -> None:
-    """UnsupportedModelError or PackedBatchError where the rows of a call are not sequences that can be followed."""
+def spans(given: Mapping[str, Any], cache: Any, generating: bool = False, flash: bool = False) -> list[Span] | None:
+    """Where the sequences of a call lie that holds several in a row; None where each row is a sequence.
+
+    They are told by position ids that start again, cu_seq_lens and seq_idx. What of these the model's attention goes by
+    depends on its kind: it must part them as they are parted here.
+
+    Args:
+        given: the arguments of the decoder by name; without a `use_cache` of False, the model is taken to make a cache.
+        cache: the cache among them, or None.
+        generating (bool): whether the call is one of `model.generate`, which goes on with rows. Default: False.
+        flash (bool): whether the model runs flash attention. All others part a row by position ids, through the mask
+            that transformers makes where there is no cache. Default: False.
+
+    Raises:
+        UnsupportedModelError: keys and values came as tuples of tensors.
+        PackedBatchError: the sequences of a row cannot be told apart.
+
+    Example:
+        >>> import torch
+        >>> from memoir_fast.hf.packed import spans
+        >>> positions = torch.tensor([[0, 1, 0, 1, 2]])
+        >>> spans({"input_ids": positions, "position_ids": positions, "use_cache": False}, None)
+        [(0, 0, 2), (0, 2, 5)]
+    """
     if cache is None and holds_tuples(given.values()):
         raise UnsupportedModelError(
             "keys and values came as tuples of tensors, which cannot carry a route: give the model a cache object, "
             "e.g. transformers.DynamicCache"
         )
     shown = evidence(given, cache)
-    if shown is not None:
+    if shown is None:
+        return None
+    starts: torch.Tensor | None = None
+    if full_attention(given.get("attention_mask")) is not None:
+        unclear = "an attention_mask came with them, beside which transformers parts no row by positions"
+    elif generating:
+        unclear = "model.generate goes on with a row as one sequence"
+    elif cache is not None and counted(cache) != 0:
+        unclear = "the cache holds positions already"
+    elif not flash and (cache is not None or given.get("use_cache") is not False):
+        unclear = "where the model fills a cache, transformers parts no row: call it with use_cache=False"
+    elif not flash and not isinstance(given.get("position_ids"), torch.Tensor):
+        unclear = "other attention than flash attention goes by position_ids, which were not given"
+    else:
+        starts, unclear = _starts(given)
+    if starts is None:
         raise PackedBatchError(
-            f"a forward pass holds several sequences in one row ({shown}), and a memory routes a row as a whole: "
+            f"a forward pass holds several sequences in one row ({shown}), which cannot be told apart ({unclear}): "
+            f"call the model with position_ids that start again with each, use_cache=False and no mask, or "
             f"{WHAT_INSTEAD}"
         )
+    found = []
+    for row, marks in enumerate(starts.tolist()):
+        begins = [at for at, begin in enumerate(marks) if begin]
+        found += [(row, begin, end) for begin, end in itertools.pairwise([*begins, len(marks)])]
+    return found
+
+
+def _starts(given: Mapping[str, Any]) -> tuple[torch.Tensor | None, str]:
+    """At which tokens bool [B, S], on the CPU, a sequence starts; or None, and why that cannot be told."""
+    found: dict[str, torch.Tensor] = {}
+    for name, value in given.items():
+        for place, one in enumerate(_tensors(value)):
+            marks: torch.Tensor | str | None = None
+            if name.replace("_", "").startswith("cuseqlen"):
+                marks = _at_ends(one) if _readable(one, True) else "cannot be read now"
+            elif name in ("seq_idx", "position_ids") and _of_prefill(_text_positions(one), 2):
+                step = int(name == "position_ids")
+                marks = _changes(_text_positions(one), step) if _readable(one, True) else "cannot be read now"
+            if isinstance(marks, str):
+                return None, f"{name} {marks}"
+            if marks is not None:
+                found[f"{name} {place}"] = marks
+    if not found:
+        return None, "nothing tells where each begins"
+    shape = batch_shape((), dict(given))
+    (first, starts), *others = found.items()
+    for name, other in [(first, starts), *others]:
+        if shape is not None and (other.shape[1] != shape[1] or len(other) not in (1, shape[0])):
+            return None, f"{name.split()[0]} is of {list(other.shape)} tokens, there are {list(shape)}"
+        if not torch.equal(other.expand_as(starts), starts):
+            return None, f"{name.split()[0]} parts the row otherwise than {first.split()[0]}"
+    return starts if shape is None else starts.expand(shape), ""
+
+
+def _at_ends(ends: torch.Tensor) -> torch.Tensor | str:
+    """Where sequences start whose ends are counted up, [N + 1]: bool [1, S]; or what is wrong."""
+    counted_up = ends.flatten().tolist()
+    if counted_up[:1] != [0] or sorted(counted_up) != counted_up:
+        return f"must count up from 0, it is {counted_up}"
+    marks = torch.zeros(1, counted_up[-1], dtype=torch.bool)
+    marks[0, [end for end in counted_up if end < counted_up[-1]]] = True
+    return marks
+
+
+def _changes(numbers: torch.Tensor, step: int) -> torch.Tensor:
+    """Where numbers [B, S] do not go on by `step` from one token to the next, and at the first, bool [B, S]."""
+    marks = torch.ones(numbers.shape, dtype=torch.bool)
+    marks[:, 1:] = (numbers.diff(dim=1) != step).cpu()
+    return marks
+
+
+def _text_positions(positions: torch.Tensor) -> torch.Tensor:
+    """The text's, where three follow that tell where in an image or a video a token is."""
+    return positions[0] if positions.dim() == 3 and len(positions) == 4 else positions
 
 
 def _in_numbers(numbers: Any, cache: Any) -> str | None:
@@ -67,8 +164,8 @@ def _in_numbers(numbers: Any, cache: Any) -> str | None:
 
 def _in_positions(given: Mapping[str, Any], mask: torch.Tensor | None, cache: Any) -> str | None:
     positions = given.get("position_ids")
-    if isinstance(positions, torch.Tensor) and positions.dim() == 3 and len(positions) == 4:
-        positions = positions[0]  # the text's, before three that tell where in an image or a video a token is
+    if isinstance(positions, torch.Tensor):
+        positions = _text_positions(positions)
     if not _of_prefill(positions, 2) or not _readable(positions, mask is None and held(cache) == 0):
         return None
     rows, tokens = positions.shape

@@ -9,10 +9,9 @@ import functools
 import inspect
 import itertools
 import types
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar, copy_context
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,17 +20,17 @@ from torch import nn
 from memoir_fast.errors import MemoirError, PackedBatchError
 from memoir_fast.hf import banks
 from memoir_fast.hf.around import Around
-from memoir_fast.hf.attention_mask import real_tokens
 from memoir_fast.hf.cache import find_cache, held, remember, remembered
 from memoir_fast.hf.call import Call, resume, running, suspend
 from memoir_fast.hf.compiled import Tracing
+from memoir_fast.hf.following import Following
 from memoir_fast.hf.hidden import batch_shape, in_rows
-from memoir_fast.hf.packed import WHAT_INSTEAD, require_rows
+from memoir_fast.hf.overrides import Overrides, asked_of, overriding
+from memoir_fast.hf.packed import WHAT_INSTEAD, Span, spans
+from memoir_fast.hf.parts import Parts, SeveralInRow, packed_parts
 from memoir_fast.hf.prompt import prompt_positions
 from memoir_fast.hf.routing_site import RoutingSite
-from memoir_fast.hf.sequence_state import PromptsRead, SequenceState, TokenMean
 from memoir_fast.modules import MemoirLinear
-from memoir_fast.modules.banks import Asked
 from memoir_fast.modules.memoir_linear import Routed
 
 
@@ -42,22 +41,9 @@ class Route(NamedTuple):
     overlap: float | None
 
 
-@dataclass(frozen=True)
-class _Overrides:
-    """What blocks of code ask of a router."""
-
-    disabled: bool = False
-    forced: tuple[int, ...] | None = None
-    lengths: tuple[int, ...] | None = None
-    generate_prompt: int | None = None  # positions that are prompt, in model.generate
-    asked_banks: Asked | tuple[Asked, ...] | None = None
-
-
 _Decided = tuple[torch.Tensor, torch.Tensor | None]  # edits int32 [B], overlap int32 [B] (None where forced)
 
-_overrides: ContextVar[dict[int, _Overrides] | None] = ContextVar("memoir_fast_overrides", default=None)
 _decided: ContextVar[dict[int, _Decided] | None] = ContextVar("memoir_fast_decided", default=None)
-_NO_OVERRIDES = _Overrides()
 _numbers = itertools.count()
 
 
@@ -72,12 +58,11 @@ class Router:
 
     def __init__(self, model: Any, decoder: nn.Module, layer: MemoirLinear) -> None:
         self._model, self._layer = model, layer
-        self._number = next(_numbers)
+        self.following = Following(layer, next(_numbers))
+        """What is done for the sequences of a pass."""
         self._parameters = list(inspect.signature(decoder.forward).parameters)
         self._last: _Decided | None = None  # of any thread
         self._own: dict[str, Any] = {}
-        self.site: RoutingSite | None = None
-        """Where routing codes are made; None where masks route."""
         self.tracing = Tracing(self, layer)
         """What it does in a pass that is compiled."""
         self._handles = [
@@ -86,12 +71,22 @@ class Router:
         ]
         layer.router = self
         try:
-            self.site = RoutingSite(model, layer, layer.code, self.tracing) if layer.code is not None else None
+            if layer.code is not None:
+                self.following.site = RoutingSite(model, layer, layer.code, self.tracing)
             self._wrap("generate", "_generating")
             self._wrap("init_continuous_batching", "_batching")
         except BaseException:
             self.remove()
             raise
+
+    @property
+    def site(self) -> RoutingSite | None:
+        """Where routing codes are made; None where masks route."""
+        return self.following.site
+
+    @property
+    def _number(self) -> int:
+        return self.following.number
 
     def remove(self) -> None:
         """Leaves the model as it was."""
@@ -115,15 +110,9 @@ class Router:
     def _forget_own(self) -> None:
         _decided.set({number: one for number, one in (_decided.get() or {}).items() if number != self._number})
 
-    @contextmanager
-    def overridden(self, **changes: Any) -> Iterator[None]:
+    def overridden(self, **changes: Any) -> AbstractContextManager[None]:
         """Within the block, what is given overrides routing for this router, in this thread or task."""
-        current = _overrides.get() or {}
-        token = _overrides.set({**current, id(self): replace(current.get(id(self), _NO_OVERRIDES), **changes)})
-        try:
-            yield
-        finally:
-            _overrides.reset(token)
+        return overriding(self, **changes)
 
     @property
     def disabled(self) -> bool:
@@ -131,8 +120,8 @@ class Router:
         return self._asked.disabled
 
     @property
-    def _asked(self) -> _Overrides:
-        return (_overrides.get() or {}).get(id(self), _NO_OVERRIDES)
+    def _asked(self) -> Overrides:
+        return asked_of(self)
 
     @property
     def last_routes(self) -> list[Route]:
@@ -152,7 +141,7 @@ class Router:
     def followed(self, cache: Any) -> list[int]:
         """The edits that the sequences of a cache follow, a row each; [] where it carries no routes of this router."""
         state = remembered(cache)
-        if state is None or state.owner != self._number:
+        if state is None or state.owner != self._number or isinstance(state, SeveralInRow):
             return []
         state.look_again(self._layer.view.store)
         return state.route.tolist()
@@ -163,25 +152,33 @@ class Router:
         call = self._call
         if call is None:
             return self._outside(x) if self.site is not None else self._read(Call(), x)
+        if call.parts is not None:
+            if not call.parts.decided:
+                self._decide_parts(call, x)
+            return call.parts.routed(x)
         if call.decided:
             if call.routed is None:
                 return None
             call.state.look_again(self._layer.view.store)  # a change since then has copied what this pass reads
             routed = call.state.routed(call.routed.helped)
             return None if routed is None else routed.to(x.device)
-        if self._decoding(call, x):
-            return self._say(call, x)
+        if self.following.speaking(call, x.shape[1], self._asked):
+            return self.following.say(call, x, self._asked)
         if self.site is not None:
             block = self.site.code.block
             raise MemoirError(f"the edited layer was reached before block {block}, where routes are made")
         return self._read(call, x)
 
     def edits(self, x: torch.Tensor) -> torch.Tensor:
-        """As a call, within a forward pass: the edit that each sequence follows, int32 [B], or -1."""
+        """As a call, within a forward pass: the edit that each sequence follows, int32 [B], or -1.
+
+        Of several sequences in a row, the edit that each token follows, int32 [B * S].
+        """
         self(x)
         call = self._call
         assert call is not None
-        return call.state.route
+        edits: torch.Tensor = call.state.route if call.parts is None else call.parts.edits(x)
+        return edits
 
     def embed(self, ids: torch.Tensor) -> None:
         """Takes note of the token ids int64 [B, S] that a forward pass embeds."""
@@ -193,14 +190,19 @@ class Router:
     def enter(self, hidden: torch.Tensor) -> None:
         """Decides on the hidden states [B, S, H] that enter the routing site's block."""
         call = self._call
-        if call is None or self._decoding(call, hidden):
+        if call is None:
+            return
+        if call.parts is None and self.following.speaking(call, hidden.shape[1], self._asked):
             return
         views = self._layer.views
         if not views.generating:  # what is added at the edited layer must be of the memory that decides here
             call.view = ExitStack()
             call.view.enter_context(views.generation())
         with self._layer.turns.reading():
-            call.routed, call.decided = self._read(call, hidden), True
+            if call.parts is not None:
+                self._decide_parts(call, hidden)
+            else:
+                call.routed, call.decided = self._read(call, hidden), True
 
     def in_rows(self, x: torch.Tensor) -> torch.Tensor:
         """Inputs [B * S, D] of a layer that is given all tokens of a batch in one row, as [B, S, D]."""
@@ -218,112 +220,21 @@ class Router:
             raise MemoirError("routes are made by the whole model: its edited layer cannot be called by itself")
         return self._layer.routed(last[0].to(x.device))
 
-    def _decoding(self, call: Call, x: torch.Tensor) -> bool:
-        """Whether the tokens of a pass are said by the model; else they are a prompt, or a part of one."""
-        if call.state is None:
-            return False
-        prompt_end = self._asked.generate_prompt
-        return call.length >= prompt_end if prompt_end is not None else x.shape[1] == 1
-
-    def _require_batch(self, state: SequenceState | None, batch: int) -> None:
-        if state is not None and len(state.route) != batch:
-            raise ValueError(f"the cache holds {len(state.route)} sequences, the model was called with {batch}")
-
-    def _say(self, call: Call, x: torch.Tensor) -> Routed | None:
-        """Goes on where the model speaks: inputs x [B, S, D]."""
-        state = call.state
-        self._require_batch(state, len(x))
-        state.look_again(self._layer.view.store)
-        state.say(self._spoken(call, x))
-        routed = state.help(x.shape[1])
-        return None if self._asked.disabled else routed
-
     def _read(self, call: Call, x: torch.Tensor) -> Routed | None:
-        """Reads a prompt or a part of one, x [B, S, D or H] at the place where routes are made, and decides."""
-        overrides, state = self._asked, call.state
-        batch, tokens = x.shape[:2]
-        self._require_batch(state, batch)
-        start, prompt_end = call.length, overrides.generate_prompt
-        real = real_tokens(call.attention_mask, start, batch, tokens, x.device)
-        prompt, said = real, 0
-        if overrides.lengths is not None:
-            prompt = real & (real.cumsum(dim=1) <= _per_row(overrides.lengths, batch, "prompts").to(x.device)[:, None])
-        elif prompt_end is not None and start + tokens > prompt_end:
-            said = start + tokens - prompt_end
-            prompt = real & (torch.arange(start, start + tokens, device=x.device) < prompt_end)
-        state = call.state = self._joined(call, x, prompt)
-        self._decide(state, overrides, batch)
-        state.length += tokens - said
-        state.end_prompt()
-        helped = self._helped(state, real, prompt)
-        if said:
-            state.say(self._spoken(call, x)[:, tokens - said :])
-            if state.left is not None:
-                state.left = state.left - said
-        elif prompt is not real:
-            self._join_rest(call, x, real & ~prompt)
-        return None if overrides.disabled else state.routed(helped)
+        """Reads a prompt or a part of one, and decides."""
+        routed = self.following.read(call, x, self._asked)
+        assert call.last is not None
+        self._note(call.last)
+        return routed
 
-    def _joined(self, call: Call, x: torch.Tensor, prompt: torch.Tensor) -> Any:
-        """The state of the call's sequences, with the prompt's tokens joined to it."""
-        state, length = call.state, call.length
-        if self.site is not None:
-            count = prompt.sum(dim=1, keepdim=True, dtype=torch.float32)
-            ids = self.site.ids(call, x.shape[:2])
-            if state is None:
-                return PromptsRead(self.site.read(None, None, x, ids, prompt), count, length, self._number)
-            state.read(self.site.read(state.sums, state.said(), x, ids, prompt), count)
-        elif state is None:
-            return TokenMean(*self._mean(x, prompt), length=length, owner=self._number)
-        else:
-            state.read(*self._mean(x, prompt))
-        return state
+    def _decide_parts(self, call: Call, x: torch.Tensor) -> None:
+        call.parts.decide(call, x)
+        if call.parts.last is not None:
+            self._note(call.parts.last)
 
-    def _spoken(self, call: Call, x: torch.Tensor) -> torch.Tensor:
-        """What `say` takes of the tokens at hand: their layer inputs, or their ids."""
-        return x if self.site is None else self.site.ids(call, x.shape[:2])
-
-    def _join_rest(self, call: Call, x: torch.Tensor, after: torch.Tensor) -> None:
-        """Joins tokens behind the prompts of a pass in which each row's prompt has a length of its own."""
-        if self.site is None:
-            call.state.read(*self._mean(x, after))
-        else:
-            ids = torch.where(after, self.site.ids(call, x.shape[:2]), -1)
-            state = call.state
-            state.read(self.site.code.hear(state.sums, ids), after.sum(dim=1, keepdim=True, dtype=torch.float32))
-
-    def _helped(self, state: SequenceState, real: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor | None:
-        """To which tokens bool [B, S] of a prompt's pass the memory adds; None: to all."""
-        if state.left is None or prompt is real:
-            return None
-        after = real & ~prompt
-        return ~after | (after.cumsum(dim=1) <= state.left.to(after.device)[:, None])
-
-    def _decide(self, state: Any, overrides: _Overrides, batch: int) -> None:
-        """Sets the state's route, and how long the memory helps to say the target."""
-        overlap: torch.Tensor | None = None
-        device, chat = state.route.device, None
-        if overrides.disabled:
-            route = torch.full((batch,), -1, dtype=torch.int32, device=device)
-        elif overrides.forced is not None:
-            route = _per_row(overrides.forced, batch, "routed").to(device, torch.int32)
-        else:
-            masks = self.site.code.masks(state.sums) if self.site else self._layer.hash_mean(state.mean, check=False)[0]
-            asked = banks.per_row(overrides.asked_banks, batch, overrides.generate_prompt is not None)
-            route, overlap = self._layer.search(masks, asked)
-        if self.site is not None:
-            chat = state.sums.chat
-        store = self._layer.view.store
-        state.follow(route, store)
-        state.left = store.help(route, chat)
-        last = route, overlap
+    def _note(self, last: _Decided) -> None:
         self._last = last
         _decided.set({**(_decided.get() or {}), self._number: last})
-
-    def _mean(self, x: torch.Tensor, marked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean float32 [B, D] of the marked tokens, NaN where there is none, and their count float32 [B, 1]."""
-        mean = self._layer.mean(x, marked)
-        return mean, marked.sum(dim=1, keepdim=True, dtype=torch.float32)
 
     def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of the decoder by name."""
@@ -331,12 +242,15 @@ class Router:
 
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Begins a pass of the decoder."""
-        given, cache = self.named(args, kwargs), find_cache((args, kwargs))
-        if not self._asked.disabled:
-            require_rows(given, cache)
+        given, cache, asked = self.named(args, kwargs), find_cache((args, kwargs)), self._asked
         state = remembered(cache)
         if state is not None and state.owner != self._number:
             state = None  # routes of a memory that was detached say nothing here
+        found = None if asked.disabled else self._spans(given, cache, asked.generate_prompt is not None)
+        if isinstance(state, SeveralInRow):
+            if not asked.disabled:
+                raise PackedBatchError(f"the cache was filled with several sequences in one row: {WHAT_INSTEAD}")
+            state = None
         call = Call(
             given.get("attention_mask"),
             cache,
@@ -344,10 +258,20 @@ class Router:
             state.length if state is not None else held(cache),
             (args, kwargs),
         )
+        if found is not None:
+            call.parts = Parts(list(packed_parts(found, asked)), self.following, self._layer)
+            call.state = SeveralInRow(self._number)
         cut_short = self._call  # by Ctrl-C
         if cut_short is not None and cut_short.view is not None:
             cut_short.view.close()
         resume(self, call)
+
+    def _spans(self, given: dict[str, Any], cache: Any, generating: bool) -> list[Span] | None:
+        config = getattr(self._model, "config", None)
+        if given.get("use_cache") is None:
+            given["use_cache"] = getattr(config, "use_cache", True)
+        flash = "flash" in str(getattr(config, "_attn_implementation", ""))
+        return spans(given, cache, generating, flash)
 
     def after(self, output: Any) -> None:
         """Ends it."""
@@ -391,10 +315,5 @@ class Router:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy is another router: caches that follow edits of the one say nothing to the other."""
-        self.__dict__.update(state, _number=next(_numbers))
-
-
-def _per_row(values: tuple[int, ...], batch: int, what: str) -> torch.Tensor:
-    if len(values) not in (1, batch):
-        raise ValueError(f"{what}(...) was given {len(values)} values for a batch of {batch} sequences")
-    return torch.tensor(values).expand(batch)
+        self.__dict__.update(state)
+        self.following.number = next(_numbers)

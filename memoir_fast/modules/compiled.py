@@ -81,6 +81,7 @@ def _run_residual(
         kept = tickets.issue(_Added(memory, routed, layer.written))
         if routed is None:
             return torch.zeros_like(y), kept
+        tokens = routed.sequences(tokens)
         if routed.helped is not None:
             tokens = torch.where(routed.helped[..., None], tokens, 0)
         residual = memory(tokens.to(memory.table.dtype), routed.rows, routed.route)

@@ -32,14 +32,25 @@ class Routed(NamedTuple):
     rows: torch.Tensor
     """int32 [B, k], rows of memory."""
     route: torch.Tensor
-    """int32 [B]: whose of these rows each sequence reads, or -1: none. Those of one edit read the first one's."""
+    """int32 [B]: whose of these rows each sequence reads, or -1: none. Those of one edit read the first one's. Of
+    several sequences in a row, `each_token`: int32 [B * S], and `helped` is None."""
     helped: torch.Tensor | None = None
     """bool [B, S], the tokens that the memory adds to; None: all."""
+    each_token: bool = False
+    """Whether each token is routed by itself."""
+    memory: Any = None
+    """The `ResidualMemory` that is read; None: that of the view in force."""
+    others: tuple["Routed", ...] = ()
+    """Of the same pass, what is read of other memories, where its sequences see several."""
 
     def to(self, device: torch.device) -> "Routed":
         """The same on another device."""
         helped = None if self.helped is None else self.helped.to(device)
-        return Routed(self.rows.to(device), self.route.to(device), helped)
+        return self._replace(rows=self.rows.to(device), route=self.route.to(device), helped=helped)
+
+    def sequences(self, x: torch.Tensor) -> torch.Tensor:
+        """Inputs [B, S, D] as they are, a route for each row; or as [B * S, 1, D], where each token has one."""
+        return x.flatten(0, 1)[:, None] if self.each_token else x
 
 
 Output = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -341,9 +352,18 @@ class MemoirLinear(tickets.Enrolled, nn.Module):
         """Adds the matched edits' product to the base layer's output."""
         tokens = x if x.dim() == 3 else x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
         routed = self.asked(tokens)
-        memory = self.view.memory
-        if routed is None or follows_nothing(routed.route):
+        if routed is None:
             return y
+        for one in (routed, *routed.others):
+            y = self._add(y, tokens, one)
+        return y
+
+    def _add(self, y: torch.Tensor, tokens: torch.Tensor, routed: Routed) -> torch.Tensor:
+        """Adds to y what is read of one memory for tokens [B, S, D]."""
+        memory = self.view.memory if routed.memory is None else routed.memory
+        if follows_nothing(routed.route):
+            return y
+        tokens = routed.sequences(tokens)
         if routed.helped is not None:  # where the memory rests, it reads zeros and adds none
             tokens = torch.where(routed.helped[..., None], tokens, 0)
         mixed = not y.dtype == tokens.dtype == memory.table.dtype  # under autocast, or over a quantised base

@@ -26,13 +26,13 @@ class View(NamedTuple):
     """What keeps the pages that only this view reads from being used again."""
 
 
-class _Generation:
+class Generation:
     """One that is under way; `view` is None as long as the memory is as it was when it began."""
 
     view: View | None = None
 
 
-_current: ContextVar[dict[int, _Generation | None] | None] = ContextVar("memoir_fast_generations", default=None)
+_current: ContextVar[dict[int, Generation | None] | None] = ContextVar("memoir_fast_generations", default=None)
 
 
 class Views:
@@ -47,31 +47,49 @@ class Views:
         # A generation may end, between two of its passes, while a change is under way. A thread may come here twice,
         # where the collector of garbage ends a generation that was left.
         self._lock = threading.RLock()
-        self._running: list[_Generation] = []
-        self.outdated: list[_Generation] = []
+        self._running: list[Generation] = []
+        self.outdated: list[Generation] = []
         """The generations that began before the latest change. As long as it is empty, there is nothing to look up."""
 
     @contextmanager
     def generation(self) -> Iterator[None]:
         """Within the block, forward passes of this thread or task see the memory as it is now."""
-        own = _Generation()
-        with self._lock:
-            self._running.append(own)
+        own = self.begin()
         try:
-            with self._seen_by(own):
+            with self.seen_by(own):
                 yield
         finally:
-            with self._lock:
-                self._running.remove(own)
-                if own in self.outdated:
-                    self.outdated.remove(own)
-                own.view = None  # a context that was copied from this one may go on
+            self.end(own)
+
+    def begin(self) -> Generation:
+        """A generation that sees the memory as it is now, in `seen_by` blocks, until its `end`."""
+        own = Generation()
+        with self._lock:
+            self._running.append(own)
+        return own
+
+    def end(self, own: Generation) -> None:
+        """What `begin` gave sees the memory as it is at each moment from now on."""
+        with self._lock:
+            self._running.remove(own)
+            if own in self.outdated:
+                self.outdated.remove(own)
+            own.view = None  # a context that was copied from this one may go on
 
     @contextmanager
     def latest(self) -> Iterator[None]:
         """Within the block, also inside of a generation, forward passes see the memory as it is at each of them."""
-        with self._seen_by(None):
+        with self.seen_by(None):
             yield
+
+    @contextmanager
+    def seen_by(self, generation: Generation | None) -> Iterator[None]:
+        """Within the block, forward passes of this thread or task are of that generation; None: of none."""
+        token = _current.set({**(_current.get() or {}), id(self): generation})
+        try:
+            yield
+        finally:
+            _current.reset(token)
 
     @property
     def generating(self) -> bool:
@@ -112,14 +130,6 @@ class Views:
                 _part(now.store, [view.store for view in views])
                 if now.codes is not None:
                     _part(now.codes, [view.codes for view in views])
-
-    @contextmanager
-    def _seen_by(self, generation: _Generation | None) -> Iterator[None]:
-        token = _current.set({**(_current.get() or {}), id(self): generation})
-        try:
-            yield
-        finally:
-            _current.reset(token)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Views, ()

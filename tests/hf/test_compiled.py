@@ -171,11 +171,27 @@ def test_what_cannot_be_followed_is_refused_when_a_compiled_pass_runs(whole, tin
         Memoir.attach(whole.compiled, tiny_tokenizer)
     given = {"input_ids": torch.full((1, 8), 5), "use_cache": False}
     with torch.no_grad():
-        whole.compiled(**given, position_ids=torch.arange(8)[None])
+        mask = torch.ones(1, 8)
+        whole.compiled(**given, position_ids=torch.arange(8)[None], attention_mask=mask)
         with pytest.raises(PackedBatchError, match="position_ids start again within a row"):
-            whole.compiled(**given, position_ids=torch.arange(8)[None] % 4)
+            whole.compiled(**given, position_ids=torch.arange(8)[None] % 4, attention_mask=mask)
         with whole.memoir.disabled():
-            whole.compiled(**given, position_ids=torch.arange(8)[None] % 4)
+            whole.compiled(**given, position_ids=torch.arange(8)[None] % 4, attention_mask=mask)
+
+
+@functional
+def test_a_packed_batch_is_routed_as_in_any_other_pass(whole):
+    texts = [whole.tokenizer(text).input_ids for text in (OTHER, FACT)]
+    given = {"input_ids": torch.tensor([sum(texts, [])]), "use_cache": False}
+    given["position_ids"] = torch.cat([torch.arange(len(ids)) for ids in texts])[None]
+    expected = whole.model(**given).logits
+    assert _routes(whole) == [-1, 0]
+    found = whole.compiled(**given).logits
+    assert _routes(whole) == [-1, 0]
+    torch.testing.assert_close(found, expected)
+    weight = whole.memoir.layer.base.weight
+    ours, theirs = (torch.autograd.grad(one.logsumexp(dim=-1).sum(), weight)[0] for one in (found, expected))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_a_cache_of_another_memory_is_refused(taught):

@@ -1,4 +1,4 @@
-"""A forward pass with several sequences in one row is recognised, and no other is taken for one."""
+"""A forward pass with several sequences in one row is recognised and taken apart, and no other is taken for one."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from memoir_fast.hf.packed import evidence
+from memoir_fast.errors import PackedBatchError
+from memoir_fast.hf.packed import evidence, spans
 
 IDS = torch.zeros(1, 6, dtype=torch.int64)
 TWO = torch.tensor([[0, 1, 2, 0, 1, 2]])
@@ -136,3 +137,58 @@ def test_nothing_is_read_in_a_decode_step(monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, never)
     assert evidence(given, given["cache"]) is None
     assert evidence({**given, "attention_mask": blocks(7)[:, :, -1:]}, given["cache"]) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"position_ids": ONE}, None),
+        ({"cu_seq_lens_q": torch.tensor([0, 6])}, None),
+        ({"position_ids": TWO}, [(0, 0, 3), (0, 3, 6)]),
+        ({"position_ids": TWO + 7}, [(0, 0, 3), (0, 3, 6)]),
+        ({"position_ids": torch.tensor([[0, 0, 1, 2, 0, 0]])}, [(0, 0, 1), (0, 1, 4), (0, 4, 5), (0, 5, 6)]),
+        ({"position_ids": TWO.expand(4, 1, 6)}, [(0, 0, 3), (0, 3, 6)]),
+        ({"position_ids": TWO, "cache": DynamicCache(), "flash": True}, [(0, 0, 3), (0, 3, 6)]),
+        ({"position_ids": TWO, "use_cache": True, "flash": True}, [(0, 0, 3), (0, 3, 6)]),
+        ({"cu_seq_lens_q": torch.tensor([0, 2, 2, 6]), "flash": True}, [(0, 0, 2), (0, 2, 6)]),
+        ({"position_ids": TWO, "cu_seq_lens_k": {"full": torch.tensor([0, 3, 6])}}, [(0, 0, 3), (0, 3, 6)]),
+        ({"position_ids": TWO, "seq_idx": (TWO == TWO).cumsum(1) > 3}, [(0, 0, 3), (0, 3, 6)]),
+        ({"input_ids": IDS.expand(2, 6), "position_ids": TWO}, [(0, 0, 3), (0, 3, 6), (1, 0, 3), (1, 3, 6)]),
+        ({"input_ids": IDS.expand(2, 6), "position_ids": torch.cat([ONE, TWO])}, [(0, 0, 6), (1, 0, 3), (1, 3, 6)]),
+    ],
+)
+def test_where_sequences_lie(given, found):
+    given = {"input_ids": IDS, "use_cache": False, **given}
+    assert spans(given, given.get("cache"), flash=given.pop("flash", False)) == found
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"position_ids": TWO, "attention_mask": torch.ones(1, 6)}, "an attention_mask came with them"),
+        ({"attention_mask": blocks(3, 3)}, "an attention_mask came with them"),
+        ({"position_ids": TWO, "cache": filled(2)}, "the cache holds positions already"),
+        ({"position_ids": TWO, "cache": DynamicCache()}, "where the model fills a cache"),
+        ({"position_ids": TWO, "use_cache": None}, "where the model fills a cache"),
+        ({"cu_seq_lens_q": torch.tensor([0, 3, 6])}, "goes by position_ids, which were not given"),
+        ({"cu_seq_lens_q": torch.tensor([0, 2, 4]), "position_ids": TWO}, "there are"),
+        (
+            {"cu_seq_lens_q": torch.tensor([0, 2, 6]), "position_ids": TWO},
+            "otherwise than cu_seq_lens_q",
+        ),
+        ({"cu_seq_lens_q": torch.tensor([0, 6]), "position_ids": TWO}, "otherwise than cu_seq_lens_q"),
+        (
+            {"cu_seq_lens_q": torch.tensor([0, 3, 7]), "position_ids": ONE},
+            r"cu_seq_lens_q is of \[1, 7\] tokens, there are \[1, 6\]",
+        ),
+        ({"cu_seq_lens_q": torch.tensor([0, 4, 2, 6]), "position_ids": TWO}, "must count up from 0"),
+        ({"cu_seq_lens_q": torch.tensor([0, 3, 6], device="meta"), "position_ids": ONE}, "cannot be read now"),
+        ({"whatever": Paged(), "position_ids": IDS[:, :1]}, "nothing tells where"),
+    ],
+)
+def test_what_cannot_be_told_apart_is_refused(given, why):
+    given = {"input_ids": IDS, "use_cache": False, **given}
+    with pytest.raises(PackedBatchError, match=f"cannot be told apart .*{why}.* a row of its own"):
+        spans(given, given.get("cache"))
+    with pytest.raises(PackedBatchError, match="goes on with a row as one sequence"):
+        spans({"input_ids": IDS, "position_ids": TWO}, None, generating=True)

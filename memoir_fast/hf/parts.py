@@ -1,0 +1,139 @@
+"""`Parts`: the sequences of a pass that holds several in one row, each of which is followed by itself."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from memoir_fast.hf.call import Call
+from memoir_fast.hf.following import Following
+from memoir_fast.hf.overrides import Overrides
+from memoir_fast.hf.packed import Span
+from memoir_fast.modules import MemoirLinear
+from memoir_fast.modules.memoir_linear import Routed, first_alike, follows_nothing
+from memoir_fast.modules.views import Generation
+
+
+@dataclass
+class Part:
+    """One sequence of a row, or what of it is in this pass."""
+
+    span: Span
+    asked: Overrides
+    call: Call
+    generation: Generation | None = None
+    """Whose view of the memory it has; None: the pass's."""
+    reads: bool = False
+    """Whether the pass decides on it."""
+
+    def of(self, x: torch.Tensor) -> torch.Tensor:
+        """Its tokens [1, s, ...] of a pass's, [B, S, ...]."""
+        row, start, stop = self.span
+        return x[row : row + 1, start:stop]
+
+
+class Parts:
+    """The sequences of one pass, in the order of its tokens.
+
+    Args:
+        parts: each of them; they lie one behind the other. Tokens of none follow no edit.
+        following: what is done for the sequences of a pass.
+        layer: the edited layer.
+    """
+
+    def __init__(self, parts: Sequence[Part], following: Following, layer: MemoirLinear) -> None:
+        self._parts, self._following, self._layer = parts, following, layer
+        self.decided = False
+        """Whether `decide` was called."""
+
+    def decide(self, call: Call, x: torch.Tensor) -> None:
+        """Reads prompts, and goes on where the model speaks: x [B, S, D or H] at the place where routes are made."""
+        ids = None if self._following.site is None else self._following.site.ids(call, x.shape[:2]).long()
+        for part in self._parts:
+            piece, own, asked = part.of(x), part.call, part.asked
+            own.ids = None if ids is None else part.of(ids)
+            part.reads = not self._following.speaking(own, piece.shape[1], asked)
+            with self._seen_by(part):
+                own.routed = (self._following.read if part.reads else self._following.say)(own, piece, asked)
+        self.decided = True
+
+    @property
+    def last(self) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """What was decided for those whose prompts this pass has read: edits [N] and overlaps [N]; None: for none."""
+        decided = [part.call.last for part in self._parts if part.reads and part.call.last is not None]
+        if not decided:
+            return None
+        overlaps = [overlap for _, overlap in decided if overlap is not None]  # of those that were not forced
+        edits = torch.cat([edit for edit, _ in decided])
+        return edits, torch.cat(overlaps) if len(overlaps) == len(decided) else None
+
+    def routed(self, x: torch.Tensor) -> Routed | None:
+        """Where the tokens of layer inputs [B, S, D] read the memory, each as a sequence of its own; None: nowhere."""
+        groups: dict[int, list[tuple[Part, Routed]]] = {}
+        memories = {}
+        for part in self._parts:
+            if part.call.routed is None:
+                continue
+            with self._seen_by(part):
+                view = self._layer.view
+            part.call.state.look_again(view.store)  # a change since then has copied what this pass reads
+            routed = part.call.state.routed(part.call.routed.helped)
+            if routed is not None and not follows_nothing(routed.route):
+                table = id(view.memory.table)
+                groups.setdefault(table, []).append((part, routed))
+                memories[table] = view.memory
+        joined = [self._joined(x, found)._replace(memory=memories[table]) for table, found in groups.items()]
+        return joined[0]._replace(others=tuple(joined[1:])) if joined else None
+
+    def edits(self, x: torch.Tensor) -> torch.Tensor:
+        """The edit that each token follows, int32 [B * S], or -1."""
+        return self._spread(x, [(part, part.call.state.route) for part in self._parts])
+
+    def _joined(self, x: torch.Tensor, found: list[tuple[Part, Routed]]) -> Routed:
+        """The routes of all tokens, of some of the parts, which read one memory."""
+        rows = torch.cat([routed.rows for _, routed in found])
+        edits = torch.cat([part.call.state.route for part, _ in found])
+        first = first_alike(edits)
+        places = []
+        for place, (part, routed) in enumerate(found):
+            own = torch.where(routed.route >= 0, first[place : place + 1], -1)
+            if routed.helped is not None:
+                own = torch.where(routed.helped.to(own.device)[0], own, -1)
+            places.append((part, own))
+        return Routed(rows, self._spread(x, places), each_token=True).to(x.device)
+
+    def _spread(self, x: torch.Tensor, values: list[tuple[Part, torch.Tensor]]) -> torch.Tensor:
+        """int32 [B * S]: each part's value, int32 [1 or s], at its tokens; -1 at tokens of no part."""
+        spread = torch.full(x.shape[:2], -1, dtype=torch.int32, device=values[0][1].device)
+        for part, value in values:
+            part.of(spread).copy_(value.expand(1, part.span[2] - part.span[1]))
+        return spread.flatten()
+
+    def _seen_by(self, part: Part) -> AbstractContextManager[Any]:
+        return nullcontext() if part.generation is None else self._layer.views.seen_by(part.generation)
+
+
+class SeveralInRow:
+    """Left on a cache that was filled with several sequences in a row, of which none can be gone on with."""
+
+    length = 0
+
+    def __init__(self, owner: int) -> None:
+        self.owner = owner
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Nothing is known of rows."""
+
+    def repeat(self, times: int) -> None:
+        """Nothing is known of rows."""
+
+    def crop(self, removed: int) -> None:
+        """Nothing is known of positions."""
+
+
+def packed_parts(spans: Sequence[Span], asked: Overrides) -> Iterator[Part]:
+    """The parts of a packed batch, each of which is a whole sequence."""
+    for number, span in enumerate(spans):
+        yield Part(span, asked.of_row(number, len(spans)), Call())
