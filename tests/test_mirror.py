@@ -48,6 +48,7 @@ ELSEWHERE = {
     "modules/part_memory.py": "distributed/test_row_parallel.py",
     "modules/prompt_sums.py": "modules/test_routing_code.py",
     "modules/sharded_rows.py": "distributed/test_sharded_rows.py",
+    "modules/routed.py": "modules/test_memoir_linear.py",
     "modules/search.py": "modules/test_code_store.py",
     "modules/turns.py": "test_threads.py",
     "io/changes.py": "io/test_durable.py",

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from memoir_fast.modules.memoir_linear import Routed
+from memoir_fast.modules.routed import Routed
 
 
 @dataclass

@@ -11,7 +11,7 @@ from memoir_fast.hf.overrides import Overrides, per_row
 from memoir_fast.hf.routing_site import RoutingSite
 from memoir_fast.hf.sequence_state import PromptsRead, SequenceState, TokenMean
 from memoir_fast.modules import MemoirLinear
-from memoir_fast.modules.memoir_linear import Routed
+from memoir_fast.modules.routed import Routed
 
 
 class Following:

@@ -12,7 +12,7 @@ from memoir_fast.hf.following import Following
 from memoir_fast.hf.overrides import Overrides
 from memoir_fast.hf.packed import Span
 from memoir_fast.modules import MemoirLinear
-from memoir_fast.modules.memoir_linear import Routed, first_alike, follows_nothing
+from memoir_fast.modules.routed import Routed, first_alike, follows_nothing
 from memoir_fast.modules.views import Generation
 
 

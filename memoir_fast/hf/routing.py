@@ -31,7 +31,7 @@ from memoir_fast.hf.parts import Parts, SeveralInRow, packed_parts
 from memoir_fast.hf.prompt import prompt_positions
 from memoir_fast.hf.routing_site import RoutingSite
 from memoir_fast.modules import MemoirLinear
-from memoir_fast.modules.memoir_linear import Routed
+from memoir_fast.modules.routed import Routed
 
 
 class Route(NamedTuple):

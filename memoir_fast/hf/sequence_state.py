@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 
 from memoir_fast.modules.mask_store import MaskStore
-from memoir_fast.modules.memoir_linear import Routed, first_alike, follows_nothing
 from memoir_fast.modules.prompt_sums import PromptSums
+from memoir_fast.modules.routed import Routed, first_alike, follows_nothing
 
 _PARTS_KEPT = 16  # parts of a prompt that `crop` can go back to
 

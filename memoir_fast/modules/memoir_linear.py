@@ -5,12 +5,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
-from memoir_fast.checks import readable
 from memoir_fast.distributed.row_parallel import Part
 from memoir_fast.errors import MemoirError
 from memoir_fast.modules import banks, compiled, model_state, tickets
@@ -20,38 +19,11 @@ from memoir_fast.modules.hashing import TopHash
 from memoir_fast.modules.mask_store import MaskStore
 from memoir_fast.modules.part_memory import PartMemory
 from memoir_fast.modules.residual_memory import ResidualMemory
+from memoir_fast.modules.routed import Routed, first_alike, follows_nothing
 from memoir_fast.modules.routing_code import RoutingCode
 from memoir_fast.modules.spawned import hold
 from memoir_fast.modules.turns import Turns
 from memoir_fast.modules.views import View, Views
-
-
-class Routed(NamedTuple):
-    """Where each sequence of a pass reads the memory."""
-
-    rows: torch.Tensor
-    """int32 [B, k], rows of memory."""
-    route: torch.Tensor
-    """int32 [B]: whose of these rows each sequence reads, or -1: none. Those of one edit read the first one's. Of
-    several sequences in a row, `each_token`: int32 [B * S], and `helped` is None."""
-    helped: torch.Tensor | None = None
-    """bool [B, S], the tokens that the memory adds to; None: all."""
-    each_token: bool = False
-    """Whether each token is routed by itself."""
-    memory: Any = None
-    """The `ResidualMemory` that is read; None: that of the view in force."""
-    others: tuple["Routed", ...] = ()
-    """Of the same pass, what is read of other memories, where its sequences see several."""
-
-    def to(self, device: torch.device) -> "Routed":
-        """The same on another device."""
-        helped = None if self.helped is None else self.helped.to(device)
-        return self._replace(rows=self.rows.to(device), route=self.route.to(device), helped=helped)
-
-    def sequences(self, x: torch.Tensor) -> torch.Tensor:
-        """Inputs [B, S, D] as they are, a route for each row; or as [B * S, 1, D], where each token has one."""
-        return x.flatten(0, 1)[:, None] if self.each_token else x
-
 
 Output = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _outputs: ContextVar[dict[int, Output] | None] = ContextVar("memoir_fast_outputs", default=None)
@@ -398,16 +370,3 @@ class MemoirLinear(tickets.Enrolled, nn.Module):
 
     def extra_repr(self) -> str:
         return f"tau={self.tau}"
-
-
-def first_alike(edit: torch.Tensor) -> torch.Tensor:
-    """Per sequence that follows an edit, int32 [B], the first of the batch that follows the same; -1 where it is -1."""
-    if not len(edit):
-        return edit
-    first = (edit[:, None] == edit).int().argmax(dim=1).int()
-    return torch.where(edit >= 0, first, -1)
-
-
-def follows_nothing(route: torch.Tensor) -> bool:
-    """True where every sequence is known to follow no edit; a device is not asked, which would wait for it."""
-    return readable(route) and max(route.tolist(), default=-1) < 0

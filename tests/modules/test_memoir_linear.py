@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from memoir_fast.modules import MemoirLinear
-from memoir_fast.modules.memoir_linear import first_alike, linear_shape, min_overlap
+from memoir_fast.modules.memoir_linear import linear_shape, min_overlap
+from memoir_fast.modules.routed import first_alike
 
 WIDTH, OUT, K = 64, 6, 8
 
