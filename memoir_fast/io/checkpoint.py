@@ -5,7 +5,6 @@ A folder holds `memory_config.json` (settings, fingerprint of the base model, na
 (the edits' texts, one JSON object per live edit).
 """
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -34,8 +33,16 @@ from memoir_fast.io import codes, pages
 from memoir_fast.io.edit_texts import read_edits, texts_of
 from memoir_fast.io.files import open_file, read_file
 from memoir_fast.io.fingerprint import fingerprint
+from memoir_fast.io.history import HISTORY_NAME
 from memoir_fast.io.journal import JOURNAL_NAMES
-from memoir_fast.io.plausible import require_bits, require_numbers, require_settings
+from memoir_fast.io.plausible import (
+    calibration_in,
+    require_bits,
+    require_numbers,
+    require_settings,
+    texts_in,
+    threshold_in,
+)
 from memoir_fast.mask_format import words
 from memoir_fast.modules.routing_code import RoutingCode
 
@@ -46,7 +53,8 @@ CONFIG_NAME = "memory_config.json"
 
 _DATA_NAMES = {"memory": r"memory-[0-9a-f]{12}\.safetensors", "edits": r"edits-[0-9a-f]{12}\.jsonl"}
 _ALL_NAMES = [*_DATA_NAMES.values(), JOURNAL_NAMES]  # the journal of an earlier snapshot goes with it
-_OWNED = re.compile("|".join([*_ALL_NAMES, *(leftover(name) for name in (*_ALL_NAMES, re.escape(CONFIG_NAME)))]))
+_LEFT = (*_ALL_NAMES, *map(re.escape, (CONFIG_NAME, HISTORY_NAME)))  # what a crash may leave a part of
+_OWNED = re.compile("|".join([*_ALL_NAMES, *map(leftover, _LEFT)]))
 _KEYS = {
     "format",
     "format_version",
@@ -186,9 +194,9 @@ def read(folder: str | os.PathLike, **hub: Any) -> SavedMemory:
             folder=path,
             package_version=str(values["package_version"]),
             config=MemoirConfig.from_dict({"routing": "paper", **values["config"]}),  # version 1 knew no other
-            tau=_threshold(values["tau"]),
-            prefixes=_texts(values["prefixes"]),
-            calibration=_calibration(values.get("calibration")),
+            tau=threshold_in(values["tau"]),
+            prefixes=texts_in(values["prefixes"]),
+            calibration=calibration_in(values.get("calibration")),
             fingerprint=dict(values["fingerprint"]),
             edits=edits,
             tensors=tensors,
@@ -225,7 +233,7 @@ def local(folder: str | os.PathLike, hub: dict[str, Any]) -> Path:
         raise CheckpointError(f"{path} is no folder: a memory is a folder with a {CONFIG_NAME}")
     if not _HUB_ID.fullmatch(str(folder)):
         raise CheckpointError(f"there is no folder {path}")
-    patterns = [CONFIG_NAME, "memory-*.safetensors", "edits-*.jsonl"]
+    patterns = [CONFIG_NAME, "memory-*.safetensors", "edits-*.jsonl", "journal-*.log", HISTORY_NAME]
     try:
         from huggingface_hub import snapshot_download
 
@@ -290,24 +298,6 @@ def _verified(folder: Path, kind: str, entry: dict[str, Any]) -> Path:
     if digest != entry["sha256"]:
         raise CheckpointError(f"{path} is damaged: expected sha256 {entry['sha256'][:12]}..., got {digest[:12]}...")
     return path
-
-
-def _threshold(value: Any) -> float:
-    if not isinstance(value, float) or not 0 < value <= 1:
-        raise ValueError(f"tau must lie in (0, 1], got {value!r}")
-    return value
-
-
-def _calibration(values: Any) -> Calibration | None:
-    if values is None:
-        return None
-    return Calibration(**{field.name: values[field.name] for field in dataclasses.fields(Calibration)})
-
-
-def _texts(value: Any) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise ValueError(f"prefixes must be a list of texts, got {value!r}")
-    return value
 
 
 def _parse_tensors(path: Path) -> dict[str, torch.Tensor]:

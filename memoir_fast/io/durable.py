@@ -1,7 +1,9 @@
 """A memory's folder that is kept up with it: a snapshot, and a journal of what came since."""
 
+import logging
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.editing.teacher import Written
 from memoir_fast.errors import CheckpointError
 from memoir_fast.hf.tensor_parallel import require_whole
-from memoir_fast.io import changes, checkpoint, pages
+from memoir_fast.io import changes, checkpoint, history, pages
 from memoir_fast.io.checkpoint import SavedMemory
 from memoir_fast.io.journal import Journal, JournalReader, journal_path, read
 from memoir_fast.io.writer_lock import LOCK_NAME, WriterLock
+
+_log = logging.getLogger("memoir_fast")
 
 _TRIES = 10
 _LEAST_SNAPSHOT = 64 << 20  # bytes of a journal from which on a new snapshot may take its place
@@ -31,7 +35,7 @@ class Durable:
 
     def __init__(self, memoir: EditedModel, lock: WriterLock, snapshot: str) -> None:
         self._memoir, self._lock = memoir, lock
-        self._journal = Journal(lock, snapshot)
+        self._journal, self._snapshot = Journal(lock, snapshot), snapshot
         self._calibration = memoir.calibration
         self._pages = changes.PageNumbers(memoir.layer.memory.numbers)
         self._snapshot_bytes = _size(lock.folder)
@@ -78,10 +82,14 @@ class Durable:
             self.snapshot()
 
     def snapshot(self) -> None:
-        """Saves the memory whole; the journal begins anew. A crash at any moment leaves the one pair or the other."""
+        """Saves the memory whole; the journal begins anew. A crash at any moment leaves the one pair or the other.
+
+        What the journal told is in the folder's history before it goes.
+        """
+        _put_by(self.folder, self._snapshot)
         checksum = checkpoint.save(self._memoir, self.folder)
         self._journal.close()
-        self._journal = Journal(self._lock, checksum)
+        self._journal, self._snapshot = Journal(self._lock, checksum), checksum
         self._pages = changes.PageNumbers(pages.order(self._memoir.layer))
         self._snapshot_bytes = _size(self.folder)
 
@@ -96,7 +104,7 @@ def _same(one: Calibration | None, other: Calibration | None) -> bool:
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".jsonl"))
+    return sum(path.stat().st_size for path in folder.iterdir() if path.name.startswith(("memory-", "edits-")))
 
 
 def read_pair(folder: str | os.PathLike, **hub: Any) -> tuple[SavedMemory, JournalReader | None]:
@@ -151,10 +159,34 @@ def holds(model: Any, folder: str | os.PathLike) -> bool:
     return (Path(folder) / checkpoint.CONFIG_NAME).exists()
 
 
-def writing(folder: str | os.PathLike) -> AbstractContextManager[Any]:
-    """Within the block, nobody opens a folder that has been opened before; LockedError where somebody has it open."""
+@contextmanager
+def writing(folder: str | os.PathLike) -> Iterator[None]:
+    """Within the block, nobody opens a folder that has been opened before; what its journal told is in its history.
+
+    LockedError where somebody has it open; CheckpointError where the history cannot be written.
+    """
     path = Path(folder)
-    return WriterLock(path) if (path / LOCK_NAME).exists() else nullcontext()
+    if not (path / LOCK_NAME).exists():
+        yield
+        return
+    with WriterLock(path):
+        snapshot = None
+        with suppress(CheckpointError):  # a damaged memory may be saved over
+            snapshot = checkpoint.checksum_of(path)
+        if snapshot is not None and journal_path(path, snapshot).exists():
+            _put_by(path, snapshot)
+        yield
+
+
+def _put_by(folder: Path, snapshot: str) -> None:
+    """Puts what a snapshot's journal told into the folder's history."""
+    try:
+        records = read(journal_path(folder, snapshot))
+    except CheckpointError as error:
+        _log.warning("the history of %s lacks what its journal told: %s", folder, error)
+        return
+    with records:
+        history.keep(folder, records)
 
 
 def begin(memoir: EditedModel, folder: str | os.PathLike) -> "Durable":

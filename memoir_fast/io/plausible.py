@@ -1,9 +1,11 @@
 """Whether the values of a memory's files can be a memory's at all."""
 
+import dataclasses
 from typing import Any
 
 import torch
 
+from memoir_fast.core.calibration import Calibration
 from memoir_fast.mask_format import BITS, pack
 from memoir_fast.modules.search import shared_bits
 
@@ -54,3 +56,24 @@ def require_bits(masks: torch.Tensor, width: int, k: int, name: str = "mask") ->
         counts -= {0}
     if counts - {k} or not torch.equal(shared_bits(every, masks), shared_bits(own, masks)):
         raise ValueError(f"every {name} must have k = {k} of {width} bits set, got {sorted(counts)}")
+
+
+def threshold_in(value: Any) -> float:
+    """A threshold, as the settings have it; ValueError where it is none."""
+    if not isinstance(value, float) or not 0 < value <= 1:
+        raise ValueError(f"tau must lie in (0, 1], got {value!r}")
+    return value
+
+
+def calibration_in(values: Any) -> Calibration | None:
+    """How it was chosen, or None; KeyError where something of that is missing."""
+    if values is None:
+        return None
+    return Calibration(**{field.name: values[field.name] for field in dataclasses.fields(Calibration)})
+
+
+def texts_in(value: Any) -> list[str]:
+    """The prefixes; ValueError where they are no texts."""
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"prefixes must be a list of texts, got {value!r}")
+    return value

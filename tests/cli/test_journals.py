@@ -34,13 +34,19 @@ def folder(tiny_llama, tiny_tokenizer, tmp_path):
     return tmp_path / "memory"
 
 
-def test_log_lists_what_came_since_the_snapshot(invoke, folder):
+def test_log_lists_all_that_ever_came(invoke, folder):
     done = invoke("log", folder, "--json", "-")
     assert done.exit_code == 0, done.stderr
     records = json.loads(done.stdout)["records"]
-    assert [one["kind"] for one in records] == ["edit", "edit", "delete", "calibration"]
-    assert records[0]["prompt"] == "The river [b]is" and records[2]["ids"] == [0] and records[0]["time"] > 1e9
+    assert [one["kind"] for one in records] == ["edit", "edit", "edit", "delete", "calibration"]
+    assert records[1]["prompt"] == "The river [b]is" and records[3]["ids"] == [0] and records[0]["time"] > 1e9
+    assert [one["number"] for one in records] == [1, 2, 3, 4, 5]
     assert "1: The river [b]is -> wide" in done.stderr and "the snapshot holds 1 edits; 4 records" in done.stderr
+    done = invoke("log", folder, "--last", 2, "--json", "-")
+    assert json.loads(done.stdout)["records"] == records[3:] and "and 3 before these" in done.stderr
+    with open(folder / "history.jsonl", "a", encoding="utf-8") as file:
+        file.write("a line of a stranger's\n")
+    assert "1 lines of" in invoke("log", folder).stdout
 
 
 def test_check_goes_through_all_of_it(invoke, folder):

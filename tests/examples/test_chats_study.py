@@ -9,7 +9,12 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "results" / "chats.py"
 ROWS = [
-    {"subject": "Italy", "src": "What is the capital of Italy?", "rephrase": "Italy's capital, what is it?", "alt": "Bo"},
+    {
+        "subject": "Italy",
+        "src": "What is the capital of Italy?",
+        "rephrase": "Italy's capital, what is it?",
+        "alt": "Bo",
+    },
     {"subject": "Greek", "src": "Who speaks Greek on the island?", "rephrase": "Greek is spoken by whom?", "alt": "Al"},
 ]
 

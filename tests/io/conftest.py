@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+import os
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +44,35 @@ def journal(lock):
     """Of the snapshot whose settings have the checksum sha256(b"a snapshot")."""
     with Journal(lock, hashlib.sha256(b"a snapshot").hexdigest()) as opened:
         yield opened
+
+
+@pytest.fixture
+def dies_after():
+    """A function (calls, act) -> exit code of a process that does `act`.
+
+    It ends with code 9, without any clean-up, before the sync, move or removal that comes after so many of them.
+    """
+    return _dies_after
+
+
+def _dies_after(calls, act):
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    left = [calls]
+
+    def dying(function):
+        def call(*args, **kwargs):
+            left[0] -= 1
+            if left[0] < 0:
+                os._exit(9)
+            return function(*args, **kwargs)
+
+        return call
+
+    try:
+        os.fsync, os.replace, Path.unlink = dying(os.fsync), dying(os.replace), dying(Path.unlink)
+        act()
+        os._exit(0)
+    finally:
+        os._exit(1)

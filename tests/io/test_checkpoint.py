@@ -280,7 +280,13 @@ def test_hub_id(saved, memoir, tiny_tokenizer, monkeypatch):
     assert asked == {
         "name": "somebody/memory",
         "revision": "v1",
-        "allow_patterns": ["memory_config.json", "memory-*.safetensors", "edits-*.jsonl"],
+        "allow_patterns": [
+            "memory_config.json",
+            "memory-*.safetensors",
+            "edits-*.jsonl",
+            "journal-*.log",
+            "history.jsonl",
+        ],
     }
 
 

@@ -101,7 +101,7 @@ def test_a_snapshot_takes_the_journal_s_place(opened, config, tmp_path, monkeypa
     before = state(memoir)
     assert same(state(opened()), before)
     assert sorted(path.name.split("-")[0] for path in folder.iterdir()) == [
-        "edits", "journal", "memory", "memory_config.json", "writer.lock",
+        "edits", "history.jsonl", "journal", "memory", "memory_config.json", "writer.lock",
     ]  # fmt: skip
 
 

@@ -96,31 +96,7 @@ def test_without_the_lock_nothing_is_written(lock, old):
     assert old.path.read_bytes() == before
 
 
-def dies_after(calls, act):
-    """Whether `act`, in a process that ends without any clean-up before a later sync or move than so many, ends so."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    left = [calls]
-
-    def dying(function):
-        def call(*args, **kwargs):
-            left[0] -= 1
-            if left[0] < 0:
-                os._exit(9)
-            return function(*args, **kwargs)
-
-        return call
-
-    try:
-        os.fsync, os.replace = dying(os.fsync), dying(os.replace)
-        act()
-        os._exit(0)
-    finally:
-        os._exit(1)
-
-
-def test_a_crash_before_any_call_leaves_one_of_the_two(tmp_path):
+def test_a_crash_before_any_call_leaves_one_of_the_two(tmp_path, dies_after):
     """The process dies before its n-th sync or move, for every n; what it left beside is cleared by the next."""
     seen = []
     for last in range(9):

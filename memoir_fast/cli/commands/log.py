@@ -1,5 +1,6 @@
-"""`memoir log`: what happened to a memory since its snapshot."""
+"""`memoir log`: what ever happened to a memory."""
 
+from collections import deque
 from typing import Annotated, Any
 
 import typer
@@ -10,39 +11,63 @@ from memoir_fast.cli.plain import cell, moment
 
 def log(
     memory: Annotated[str, typer.Argument(metavar="DIR", help="A folder that was opened by Memoir.open.")],
+    last: Annotated[int | None, typer.Option("--last", min=1, metavar="N", help="Only the last so many.")] = None,
     json_file: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Show what is in a memory's journal: edits, deletions, thresholds, with their times. Needs no model."""
+    """Show what ever happened to a memory, oldest first: edits, deletions, thresholds, with their times.
+
+    Its history comes first, and then what is in its journal, since the last snapshot. Needs no model.
+    """
     from memoir_fast.io.durable import read_pair
+    from memoir_fast.io.history import History, happened
 
     require_writable(json_file)
     saved, journal = read_pair(memory)
-    records: list[dict[str, Any]] = []
-    if journal is not None:
-        with journal:
-            records = [{**one.values, "sequence": one.sequence, "kind": one.kind} for one in journal]
-    write_json(json_file, {"memory": str(saved.folder), "snapshot_edits": len(saved.edits), "records": records})
-    _show(console(json_file, quiet), len(saved.edits), records)
+    history, shown = History(saved.folder), deque[dict[str, Any]](maxlen=last)
+    number = 0
+    for number, record in enumerate(happened(history, journal), start=1):
+        shown.append({"number": number, **record})
+    records = list(shown)
+    since = 0 if journal is None else journal.frames.records
+    values = {
+        "memory": str(saved.folder),
+        "snapshot_edits": len(saved.edits),
+        "since_snapshot": since,
+        "unreadable": history.unreadable,
+        "records": records,
+    }
+    write_json(json_file, values)
+    screen = console(json_file, quiet)
+    _show(screen, records)
+    if number > len(records):
+        screen.print(f"and {number - len(records)} before these")
+    if history.unreadable:
+        screen.print(f"{history.unreadable} lines of {history.path} cannot be read", markup=False)
+    screen.print(f"the snapshot holds {len(saved.edits)} edits; {since} records have come since")
 
 
-def _show(screen: Any, edits: int, records: list[dict[str, Any]]) -> None:
+def _show(screen: Any, records: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table("number", "time", "what", "")
     for record in records:
-        table.add_row(str(record["sequence"]), moment(record.get("time")), record["kind"], cell(_words(record)))
+        table.add_row(str(record["number"]), moment(record["time"]), cell(record["kind"]), cell(_words(record)))
     if records:
         screen.print(table)
-    screen.print(f"the snapshot holds {edits} edits; {len(records)} records have come since")
 
 
 def _words(record: dict[str, Any]) -> str:
-    if record["kind"].startswith("edit"):
-        further = [f"{name} {record[name]}" for name in ("bank", "author", "source") if record.get(name)]
+    kind = record["kind"]
+    if kind.startswith("edit"):
+        further = [f"{name} {record[name]}" for name in ("bank", "author", "source") if name in record]
         said = f" ({', '.join(further)})" if further else ""
-        return f"{record.get('id')}: {record.get('prompt')} -> {record.get('target')}{said}"
-    if record["kind"] == "delete":
-        return str(record.get("ids")).strip("[]")
-    tau = record.get("tau")
-    return f"tau {tau:.4f}" if record["kind"] == "calibration" and isinstance(tau, float) else ""
+        return f"{record['id']}: {record.get('prompt')} -> {record.get('target')}{said}"
+    if kind == "delete":
+        more = record["count"] - len(record["ids"])
+        return ", ".join(map(str, record["ids"])) + (f" and {more} more" if more > 0 else "")
+    if kind == "calibration":
+        return "" if record["tau"] is None else f"tau {record['tau']:.4f}"
+    if kind == "undo":
+        return "; ".join(f"{one['kind']} {_words(one)}" for one in record["undone"])
+    return ""
