@@ -133,7 +133,7 @@ def _replay(found: Survey, memory: Any, reader: JournalReader) -> None:
 
 
 def _take(found: Survey, texts: salvage.Texts) -> None:
-    found.lost, found.unsure = texts.edits, texts.unsure
+    found.lost, found.unsure, found.unreadable = texts.edits, texts.unsure, texts.unreadable
     found.carried = [edit_id for edit_id in dict.fromkeys(texts.deleted) if edit_id in found.kept]
     found.kept = {edit_id: edit for edit_id, edit in found.kept.items() if edit_id not in found.carried}
 

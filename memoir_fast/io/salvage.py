@@ -34,6 +34,8 @@ class Texts:
     """Deletions whose bytes are whole."""
     records: int = 0
     """How many records these came from."""
+    unreadable: int = 0
+    """Lines of edits of which nothing can be read, and records of journals that were read as a whole."""
     last: int = 0
     """The greatest sequence number that anything tells of."""
 
@@ -71,7 +73,9 @@ def of_folder(folder: Path) -> Texts:
             _read_lines(path, found)
     for path in paths:
         if re.fullmatch(JOURNAL_NAMES, path.name):
+            found.last = found.records = 0
             of_journal(path, found)
+            found.unreadable += max(0, found.last - found.records)
     return found
 
 
@@ -133,8 +137,11 @@ def _read_lines(path: Path, found: Texts) -> None:
     with suppress(OSError, CheckpointError):
         content = read_file(path, _MOST)
         whole = path.name == f"edits-{hashlib.sha256(content).hexdigest()[:12]}.jsonl"
-        for line in content.split(b"\n"):
+        lines = [line for line in content.split(b"\n") if line]
+        found.records = 0
+        for line in lines:
             with suppress(ValueError):
                 values = strict_json.loads(line)
                 if isinstance(values, dict):  # which says of an edit what a record says
                     _take(Record(0, changes.EDIT, {"paraphrases": [], "keep": [], **values}, {}), whole, found)
+        found.unreadable += len(lines) - found.records

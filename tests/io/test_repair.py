@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from memoir_fast import Edit, Memoir, MemoirConfig
 from memoir_fast.cli.app import app
+from memoir_fast.cli.commands.repair import summary
 from memoir_fast.errors import CheckpointError, WrongModelError
 from memoir_fast.io import checkpoint, frames, records
 from memoir_fast.io.journal import read
@@ -248,6 +249,12 @@ def test_texts_that_are_lost_keep_all_their_fields(folder, tmp_path):
     repair(folder, tmp_path / "new")
     first = next(read_cases(tmp_path / "new" / LOST_NAME)).edit
     assert first == Edit(*TEXTS[1], paraphrases=["A river is"], keep=["The lake is"])
+
+
+def test_lines_that_cannot_be_read_are_counted(folder):
+    data("edits", lambda c: c.replace(b"{", b"[") + c, False)(folder)
+    found = survey(folder)
+    assert found.unreadable == 1 and found.anything_lost and "of at least 1 further" in summary(found)
 
 
 def test_memory_of_another_model_is_sound(folder, tiny_llama, tiny_tokenizer, tmp_path):
