@@ -32,6 +32,7 @@ ORDER = (
     "editing",
     "io",
     "upkeep",
+    "kept",
     "memoir",
     "evaluation",
     "integrations",

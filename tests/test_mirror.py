@@ -57,6 +57,7 @@ ELSEWHERE = {
     "io/plausible.py": "io/test_hostile_folders.py",
     "modules/spawned.py": "test_copies.py",
     "upkeep.py": "test_compact.py",
+    "kept.py": "io/test_durable.py",
     "modules/views.py": "test_threads.py",
     "native.py": "native/test_registration.py",
     "ops/linear_limits.py": "native/test_masked_linear.py",
