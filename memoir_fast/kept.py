@@ -79,6 +79,7 @@ class Kept(Upkeep):
             ValueError: config is given, and the folder holds a memory, which has its own.
 
         Example:
+            >>> from memoir_fast import Memoir
             >>> with Memoir.open(model, tokenizer, folder) as memoir:
             ...     memoir.edit("The capital of France is", "Lyon").edit_id
             0
