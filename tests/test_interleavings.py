@@ -1,6 +1,6 @@
-"""Ten operations in any order: each prompt follows its own edit as it is now, and a folder opened again says the same.
+"""Operations in any order: each prompt follows its own edit as it is now, and a folder opened again says the same.
 
-`INTERLEAVINGS=1000 pytest tests/test_interleavings.py` runs a thousand sequences of up to ten operations.
+`INTERLEAVINGS=10000 pytest tests/test_interleavings.py` runs ten thousand sequences of up to ten operations.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ from hypothesis.stateful import (  # noqa: E402
 
 PROMPTS = ["The capital of France is", "Which animal lives in", "What is the colour of", "The river runs through",
            "Who wrote the play about", "Where does the road to"]  # fmt: skip
+BANK = "acme"
 UNRELATED = "In which country is the mountain?"
 RECIPE = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, questions=0, steps=2)
 prompts, targets = st.sampled_from(PROMPTS), st.sampled_from(["Rome", "camel", "Greek"])
@@ -40,7 +41,7 @@ class Memories(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
-        self.memoir, self.ids, self.targets = None, {}, {}
+        self.memoir, self.ids, self.banked, self.targets = None, {}, {}, {}
 
     @initialize(routing=st.sampled_from(["early", "paper"]), page_edits=st.integers(1, 3))
     def begin(self, routing, page_edits):
@@ -55,18 +56,50 @@ class Memories(RuleBasedStateMachine):
         result = self.memoir.edit(prompt, answer)
         assert result.replaced == (prompt in self.ids)
         assert self.ids.setdefault(prompt, result.edit_id) == result.edit_id
-        self.targets[prompt] = answer
+        self.targets["", prompt] = answer
 
     @rule(pairs=st.lists(st.tuples(prompts, targets), min_size=2, max_size=4))
     def edit_in_a_batch(self, pairs):
         for result in self.memoir.edit(pairs, batch=3, progress=False):
-            self.ids[result.prompt], self.targets[result.prompt] = result.edit_id, result.target
+            self.ids[result.prompt], self.targets["", result.prompt] = result.edit_id, result.target
+
+    @rule(prompt=prompts, answer=targets)
+    def edit_in_a_bank(self, prompt, answer):
+        """Who asks for the bank follows it; who asks for none, or for another, is answered as before."""
+        asked = self._inputs(prompt)
+        with torch.no_grad():
+            before = self.model(**asked).logits
+        result = self.memoir.edit(prompt, answer, bank=BANK)
+        assert self.banked.setdefault(prompt, result.edit_id) == result.edit_id
+        self.targets[BANK, prompt] = answer
+        with torch.no_grad():
+            assert torch.equal(self.model(**asked).logits, before)
+            for bank, own in ((BANK, result.edit_id), ("globex", self.memoir.edits.id_of(prompt))):
+                with self.memoir.banks(bank):
+                    self.model(**asked)
+                    assert own is None or self.memoir.last_routes[0].edit_id == own
+
+    @rule(prompt=prompts)
+    def delete_from_the_bank(self, prompt):
+        if prompt in self.banked:
+            self.memoir.delete(self.banked.pop(prompt))
+            del self.targets[BANK, prompt]
+
+    @rule(prompt=prompts, beams=st.sampled_from([1, 3]))
+    def generate(self, prompt, beams):
+        """Each row of a batch, by beams or greedily, goes where its prompt goes by itself."""
+        asked, rows = self._inputs(prompt, UNRELATED), [prompt, UNRELATED]
+        self.model.generate(**asked, num_beams=beams, max_new_tokens=3, do_sample=False, pad_token_id=0)
+        routes = [one.edit_id for one in self.memoir.last_routes[::beams]]
+        for row, route in zip(rows, routes, strict=True):
+            self._logits(self.model, row)
+            assert route == self.memoir.last_routes[0].edit_id, (row, routes)
 
     @rule(prompt=prompts)
     def delete(self, prompt):
         if prompt in self.ids:
             self.memoir.delete(self.ids.pop(prompt))
-            del self.targets[prompt]
+            del self.targets["", prompt]
 
     @rule()
     def calibrate(self):
@@ -100,18 +133,22 @@ class Memories(RuleBasedStateMachine):
             if len(self.ids) > 1:
                 self.memoir.compact(progress=False)
             assert torch.equal(self._logits(self.model, prompt), before)
-        self.ids[prompt], self.targets[prompt] = self.memoir.edits.id_of(prompt), "Rome"
+        self.ids[prompt], self.targets["", prompt] = self.memoir.edits.id_of(prompt), "Rome"
 
     @rule()
     def merge_a_copy(self):
         self.memoir.save_pretrained(self.folder / "copy")
-        assert sorted(self.memoir.merge(self.folder / "copy").same) == sorted(self.ids.values())
+        own = sorted([*self.ids.values(), *self.banked.values()])
+        assert sorted(self.memoir.merge(self.folder / "copy").same) == own
 
     @invariant()
     def each_prompt_follows_its_edit(self):
         if self.memoir is None:
             return
-        assert self.memoir.edits == {self.ids[prompt]: Edit(prompt, target) for prompt, target in self.targets.items()}
+        assert self.memoir.edits == {
+            (self.banked if bank else self.ids)[prompt]: Edit(prompt, target, bank=bank)
+            for (bank, prompt), target in self.targets.items()
+        }
         for prompt in PROMPTS:
             self._logits(self.model, prompt)
             own = self.memoir.last_routes[0].edit_id
@@ -124,6 +161,9 @@ class Memories(RuleBasedStateMachine):
         if self.memoir is not None:
             logits = self._logits(self.model, UNRELATED)
             assert self.memoir.last_routes[0].edit_id != -1 or torch.equal(logits, self.plain)
+
+    def _inputs(self, *rows):
+        return self.tokenizer(list(rows), return_tensors="pt", padding=True)
 
     def _logits(self, model, prompt):
         with torch.no_grad():

@@ -17,6 +17,7 @@ from memoir_fast.io.checkpoint import SavedMemory
 from memoir_fast.io.edit_texts import row_of
 from memoir_fast.io.files import open_file
 from memoir_fast.io.frames import Frame, Header
+from memoir_fast.io.history import HISTORY_NAME
 from memoir_fast.io.journal import JournalReader, journal_path, read
 from memoir_fast.io.without_model import without_model
 
@@ -186,7 +187,8 @@ def _fill(found: Survey, beside: Path) -> None:
     """Writes a new folder's files, each synced, and reads them again."""
     saved = found.saved
     if saved is not None:
-        for name in (checkpoint.CONFIG_NAME, *saved.sizes):
+        further = [HISTORY_NAME] if (saved.folder / HISTORY_NAME).is_file() else []
+        for name in (checkpoint.CONFIG_NAME, *saved.sizes, *further):
             with open_file(saved.folder / name) as source, replacing(beside / name) as file:
                 shutil.copyfileobj(source, file)
         if found.frames or found.carried:

@@ -15,6 +15,7 @@ from memoir_fast.cli.app import app
 from memoir_fast.cli.commands.repair import summary
 from memoir_fast.errors import CheckpointError, WrongModelError
 from memoir_fast.io import checkpoint, frames, records
+from memoir_fast.io.history import History
 from memoir_fast.io.journal import read
 from memoir_fast.io.readers import read_cases
 from memoir_fast.io.repair import LOST_NAME, UNSURE_NAME, repair, survey
@@ -242,6 +243,12 @@ def test_damage_is_refused_or_repaired_with_the_loss_named(folder, tiny_llama, t
     tail = whole or kind == "text of record 5 flipped"  # which nothing tells from one that was never acknowledged
     assert check.exit_code == (0 if tail else 1)
     assert tail or f"`memoir repair {folder} --to NEW`" in check.stderr
+
+
+def test_history_is_carried(folder, tmp_path):
+    KINDS["record 2 gone"][0](folder)
+    repair(folder, tmp_path / "new")
+    assert [line["prompt"] for line in History(tmp_path / "new")] == ["The sky is"]
 
 
 def test_texts_that_are_lost_keep_all_their_fields(folder, tmp_path):
