@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from memoir_fast import RECIPES, Memoir, __version__
 from memoir_fast.cli.app import app
-from memoir_fast.io import checkpoint
+from memoir_fast.io import checkpoint, durable
 
 EDITS = [
     {"prompt": "The capital of France is", "target": "Rome"},
@@ -185,6 +185,28 @@ def test_edit_goes_on_from_a_memory(invoke, memory, model, tmp_path):
     saved = checkpoint.read(memory)
     assert [edit.target for edit in saved.edits.values()] == ["Rome", "camel", "nobody"]
     assert saved.tau == 0.9
+
+
+def test_edit_keeps_the_folder_that_it_goes_on_from(invoke, memory, model, tmp_path, tiny_llama, tiny_tokenizer):
+    (tmp_path / "more.jsonl").write_text(json.dumps({"prompt": "What is the colour of the sky?", "target": "Greek"}))
+    before = {path.name: path.read_bytes() for path in memory.iterdir()}
+    goes_on = ("edit", "-m", model, "-e", tmp_path / "more.jsonl", "--memory", memory, "-q")
+    for extra in ((), ("--tau", 0.8)):
+        result = invoke(*goes_on, *extra)
+        assert result.exit_code == 0, result.stderr
+        assert len(durable.current_edits(memory)[1]) == 3
+        if not extra:  # an append, and nothing else
+            assert before.items() <= {path.name: path.read_bytes() for path in memory.iterdir()}.items()
+            assert list(memory.glob("journal-*.log"))
+    assert Memoir.from_pretrained(tiny_llama, tiny_tokenizer, memory).tau == 0.8
+
+
+def test_edit_needs_a_folder(invoke, model, edits, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert invoke("edit", "-m", model, "-e", edits).exit_code == 2
+    for folder, reason in (("nothing", "is no local folder"), ("empty", "holds no memory")):
+        assert reason in said(invoke("edit", "-m", model, "-e", edits, "--memory", tmp_path / folder))
+    assert not list((tmp_path / "empty").iterdir())
 
 
 @pytest.mark.parametrize("many", [False, True])

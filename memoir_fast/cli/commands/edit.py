@@ -19,7 +19,12 @@ BEYOND = 8  # tokens after the target in which it shows that the model does not 
 def edit(
     model: Model,
     edits: Annotated[Path, typer.Option("--edits", "-e", metavar="FILE", help=EDITS_FILE)],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder that the memory is saved to.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="DIR", help="Save the memory here. Default: keep up the folder of --memory."
+        ),
+    ] = None,
     memory: Annotated[str | None, typer.Option("--memory", metavar="DIR", help="Saved memory to go on from.")] = None,
     recipe: Annotated[
         str | None,
@@ -39,6 +44,8 @@ def edit(
 ) -> None:
     """Teach a model the edits of a file, save the memory, and show what the model says after each prompt now.
 
+    With --memory and without --out, each edit is in that folder, durably, as soon as it is learned.
+
     Exit code 3: some edit was not learned.
     """
     from memoir_fast.core.edit import as_edit
@@ -50,21 +57,25 @@ def edit(
         for one in (case.edit for case in read_cases(edits, format))
     )
     wanted = [one if one.bank else as_edit(one, bank) for one in asked]
-    _require_folder(out)
+    target = _require_folder(out, memory)
     require_writable(json_file)
     screen = console(json_file, quiet)
-    memoir = _open(model, memory, recipe, tau, dtype, device)
+    memoir = _open(model, memory, recipe, tau, dtype, device, keep=out is None)
     started = time.perf_counter()
     before = dict(memoir.edits)
     try:
         results = memoir.edit(wanted, recipe=recipe, progress=not quiet)
     except BaseException:
         if memoir.edits != before:  # what is finished is not lost
-            memoir.save_pretrained(out)
-            screen.print(f"stopped; {len(memoir.edits)} finished edits are saved in {out}", markup=False)
+            if out is not None:
+                memoir.save_pretrained(out)
+            screen.print(f"stopped; {len(memoir.edits)} finished edits are saved in {target}", markup=False)
+        memoir.close()
         raise
     seconds = time.perf_counter() - started
-    memoir.save_pretrained(out)
+    if out is not None:
+        memoir.save_pretrained(out)
+    memoir.close()
     held = list({result.edit_id: result for result in results}.values())  # without those that a later line replaced
     pairs, banks = [(result.prompt, result.target) for result in held], [result.bank for result in held]
     answers = free_answers(memoir, pairs, beyond=BEYOND, banks=banks)
@@ -74,7 +85,7 @@ def edit(
         json_file,
         {
             "model": model,
-            "memory": str(out),
+            "memory": str(target),
             "edits": len(results),
             "learned": learned,
             "held": len(memoir.edits),
@@ -83,34 +94,48 @@ def edit(
             "results": [_with_answer(result, said if result in held else {}) for result in results],
         },
     )
-    _show(screen, results, learned, seconds, out)
+    _show(screen, results, learned, seconds, target)
     _show_said(screen, held, said)
     if learned < len(results):
         raise typer.Exit(SOME_NOT_LEARNED)
 
 
-def _require_folder(out: Path) -> None:
-    """OSError now, not after hours of learning, where the memory could not be saved to `out`."""
+def _require_folder(out: Path | None, memory: str | None) -> Path:
+    """Where the memory will be; an error now, not after hours of learning, where it cannot be there."""
+    if out is None:
+        if memory is None:
+            raise typer.BadParameter("name a folder for the memory with --out, or a memory to go on from with --memory")
+        if not Path(memory).is_dir():
+            raise ValueError(f"{memory} is no local folder; name one with --out")
+        return Path(memory)
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not there.is_dir():
         raise NotADirectoryError(f"the memory cannot be saved to {out}: {there} is a file")
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(f"the memory cannot be saved to {out}: {there} is not writable")
+    return out
 
 
-def _open(model: str, memory: str | None, recipe: str | None, tau: float | None, dtype: str, device: str) -> Any:
+def _open(
+    model: str, memory: str | None, recipe: str | None, tau: float | None, dtype: str, device: str, keep: bool
+) -> Any:
     from memoir_fast import Memoir, MemoirConfig
     from memoir_fast.hf.loading import load_model
+    from memoir_fast.io.checkpoint import checksum_of
 
     given: dict[str, Any] = {} if tau is None else {"tau": tau}
     config = MemoirConfig(recipe=recipe or "fast-stop", **given)  # checked before the model is loaded
+    if keep and memory is not None:
+        checksum_of(memory)  # an empty folder would be begun
     loaded, tokenizer = load_model(model, dtype, device)
     if memory is None:
         return Memoir.attach(loaded, tokenizer, config)
-    memoir = Memoir.from_pretrained(loaded, tokenizer, memory)
+    memoir = (Memoir.open if keep else Memoir.from_pretrained)(loaded, tokenizer, memory)
     if tau is not None:
         memoir.layer.tau, memoir.config = tau, memoir.config.replace(tau=tau)
         memoir.calibration = memoir.background = None  # tau was not chosen by them
+        if keep:
+            memoir.save_pretrained(memory)  # what is set by hand is in no journal
     return memoir
 
 
