@@ -42,7 +42,7 @@ def inputs_of(context: EditContext, rows: list[Row]) -> list[torch.Tensor]:
     """The edited layer's inputs [tokens, D] on each row."""
     input_ids, mask, _ = pad(rows, padding_id(context.tokenizer), device_of(context.model))
     x = layer_input(context.model, context.layer, input_ids=input_ids, attention_mask=mask)
-    return [inputs[: len(row.ids)] for inputs, row in zip(x, rows, strict=True)]
+    return [inputs[: len(row.ids)] for inputs, row in zip(context.layer.whole(x), rows, strict=True)]
 
 
 class Batch:
@@ -78,7 +78,9 @@ class Batch:
         self.plain = [len(one.rows[0].ids) for one in wanted]  # tokens of each edit's plain row, its first
         self._chosen: list[int] = []
         self.masks, self.columns = self._hash(context, wanted)
-        self.tokens = self.x[self._real].to(torch.promote_types(self.x.dtype, torch.float32))  # [n, D]
+        self.tokens = context.layer.whole(self.x[self._real]).to(
+            torch.promote_types(self.x.dtype, torch.float32)
+        )  # [n, D]
         self.a = [self.tokens[span][:, own.long()] for span, own in zip(self.spans, self.columns, strict=True)]
         self._alike = Alike(context, wanted, self._all, self.tokens.dtype)
 

@@ -1,5 +1,7 @@
 """`recipe="fast"`: the published method without the waste, for one edit or many at once."""
 
+from collections.abc import Callable
+
 import torch
 
 from memoir_fast.editing.active_rows import ActiveRows
@@ -11,6 +13,9 @@ from memoir_fast.recipe import Recipe
 # An edit of a batch is learned further where the others have raised its loss to more than so many times the threshold.
 _DISTURBED = 1.5
 
+Agreed = Callable[[torch.Tensor], torch.Tensor]
+"""Of processes that learn together: gives all of them the first one's tensor, so that they step and stop alike."""
+
 
 def learn(context: EditContext, wanted: Wanted, recipe: Recipe, page: int) -> list[Learned]:
     """Learns a batch of edits on one page, as one joint problem, each with its own clip and early stop.
@@ -20,7 +25,7 @@ def learn(context: EditContext, wanted: Wanted, recipe: Recipe, page: int) -> li
     further. With one edit in the batch this is the sequential procedure.
     """
     batch = Batch(context, wanted)
-    memory = context.layer.memory.page(page)
+    memory, agreed = context.layer.memory.whole(page), context.layer.agreed
     adam = recipe.optimizer == "adam"
     interference = context.interference.of(page)
     rows = ActiveRows(batch, memory, recipe, interference) if adam else Dual(batch, memory, recipe)
@@ -29,14 +34,19 @@ def learn(context: EditContext, wanted: Wanted, recipe: Recipe, page: int) -> li
     with frozen(context.model):
         learning = everything
         while learning:
-            learning = _step(batch, rows, recipe, learning, losses)
+            learning = _step(batch, rows, recipe, learning, losses, agreed)
             if not learning and (len(everything) > 1 or max(rows.steps) == recipe.steps):
-                learning = _check(batch, rows, recipe, losses)
+                learning = _check(batch, rows, recipe, losses, agreed)
     return [rows.learned(index, losses[index][-1]) for index in everything]
 
 
 def _step(
-    batch: Batch, rows: ActiveRows | Dual, recipe: Recipe, active: list[int], losses: list[list[float]]
+    batch: Batch,
+    rows: ActiveRows | Dual,
+    recipe: Recipe,
+    active: list[int],
+    losses: list[list[float]],
+    agreed: Agreed,
 ) -> list[int]:
     """Steps the active edits that are not done, and returns those."""
     batch.choose(active)
@@ -44,7 +54,7 @@ def _step(
     with torch.enable_grad():
         found, apart = batch.losses(residual)
         total = found.sum() + apart.sum()
-    own, unlike = torch.stack([found.detach(), apart.detach()]).tolist()  # the step's only wait for the device
+    own, unlike = agreed(torch.stack([found.detach(), apart.detach()])).tolist()  # the step's only wait for the device
     _note(losses, active, own)
     undone = [
         edit
@@ -53,18 +63,20 @@ def _step(
     ]
     if undone:
         (gradient,) = torch.autograd.grad(total, residual)
-        for edit, slope in zip(active, gradient.split([len(batch.a[edit]) for edit in active]), strict=True):
+        for edit, slope in zip(active, agreed(gradient).split([len(batch.a[edit]) for edit in active]), strict=True):
             if edit in undone:
                 rows.step(edit, slope)
     return undone
 
 
-def _check(batch: Batch, rows: ActiveRows | Dual, recipe: Recipe, losses: list[list[float]]) -> list[int]:
+def _check(
+    batch: Batch, rows: ActiveRows | Dual, recipe: Recipe, losses: list[list[float]], agreed: Agreed
+) -> list[int]:
     """Notes every edit's loss as the rows are now; returns the edits above the loss threshold that have steps left."""
     everything = list(range(len(batch.a)))
     batch.choose(everything)
     with torch.no_grad():
-        _note(losses, everything, batch.losses(rows.residual(everything))[0].tolist())
+        _note(losses, everything, agreed(batch.losses(rows.residual(everything))[0]).tolist())
     bar = recipe.bar * _DISTURBED
     return [edit for edit in everything if losses[edit][-1] > bar and rows.steps[edit] < recipe.steps]
 

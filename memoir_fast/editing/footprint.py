@@ -72,7 +72,8 @@ def largest_batch(context: EditContext, rows: list[Row], recipe: Recipe) -> int:
     free = _free_bytes(context.layer.memory.weight.device)
     if recipe.damping:
         free -= context.interference.bytes_to_come(context.layer.in_features)
-    return max(1, min(LARGEST_BATCH, int(_SHARE * free) // one))
+    found = max(1, min(LARGEST_BATCH, int(_SHARE * free) // one))
+    return int(context.layer.agreed(torch.tensor(found, device=context.layer.memory.table.device)))
 
 
 def _free_bytes(device: torch.device) -> int:

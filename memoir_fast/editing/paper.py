@@ -51,7 +51,7 @@ def row_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def learn(context: EditContext, wanted: Wanted, recipe: Recipe, page: int) -> list[Learned]:
     """Learns one edit (more would need what the ones before have written): see `_learn_one`."""
     (one,) = wanted
-    return [_learn_one(context, one.edit, one.rows, recipe, context.layer.memory.page(page))]
+    return [_learn_one(context, one.edit, one.rows, recipe, context.layer.memory.whole(page))]
 
 
 def _learn_one(
@@ -69,7 +69,7 @@ def _learn_one(
     rows = memory[columns].to(torch.promote_types(memory.dtype, torch.float32)).requires_grad_()
 
     def through_rows(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return y + (x.index_select(-1, columns).to(rows.dtype) @ rows).to(y.dtype)
+        return y + (layer.whole(x).index_select(-1, columns).to(rows.dtype) @ rows).to(y.dtype)
 
     losses: list[float] = []
     steps = 0
@@ -77,11 +77,11 @@ def _learn_one(
         for _ in range(recipe.steps):
             logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
             loss = row_losses(logits, labels)[: len(relevant)].mean()
-            losses.append(loss.item())
+            losses.append(layer.agreed(loss.detach()).item())
             settled = recipe.settled is None or (len(losses) > 1 and abs(losses[-1] - losses[-2]) <= recipe.settled)
             if settled and losses[-1] <= recipe.bar:
                 break
-            (gradient,) = torch.autograd.grad(loss, rows)
+            gradient = layer.agreed(torch.autograd.grad(loss, rows)[0])
             if recipe.clip is not None:
                 gradient *= (recipe.clip / (gradient.norm() + 1e-6)).clamp(max=1.0)
             with torch.no_grad():

@@ -16,7 +16,6 @@ from memoir_fast.editing.code_rows import CodeRows, code_rows
 from memoir_fast.editing.context import EditContext, Learned
 from memoir_fast.editing.footprint import LARGEST_BATCH, largest_batch
 from memoir_fast.errors import StoreFullError
-from memoir_fast.hf.tensor_parallel import require_whole
 from memoir_fast.hf.tokens import Row, prompt_ids
 from memoir_fast.ops import mask_columns
 from memoir_fast.recipe import Recipe
@@ -92,7 +91,6 @@ class Teacher:
         choose_threshold: Callable[[], None] = lambda: None,
         put_down: Callable[[Written], None] = lambda _: None,
     ) -> None:
-        require_whole(context.model, "editing")
         self._context, self._edits, self._page_edits = context, edits, page_edits
         self.leaving: frozenset[int] = frozenset()
         """Pages whose edits, taught again, go to others."""
@@ -241,30 +239,29 @@ class Teacher:
         replaced = self._edits.id_of(edit.prompt, edit.bank) is not None
         tokens = self._context.target_tokens(edit, recipe.boundary) if recipe.rest else (0, 0)
         self._prepare_threshold()
-        with layer.changing(page=page, rows=replaced):
-            memory, changed = layer.memory.page(page), learned.rows()
-            kept = memory[changed].clone()
-            try:
-                with torch.no_grad(), self._edits.put(edit, learned.mask, page, codes) as edit_id:
-                    learned.write(memory)
-                    layer.store.rest_after(edit_id, tokens)
-                    self._choose_threshold()
-                    self._put_down(Written(edit_id, changed, page, page in self._fresh, codes))
-                    result = EditResult(
-                        edit_id,
-                        edit.prompt,
-                        edit.target,
-                        learned=learned.loss <= recipe.bar,
-                        loss=learned.loss,
-                        steps=learned.steps,
-                        seconds=seconds,
-                        replaced=replaced,
-                        reach=None if codes is None else codes.spare / layer.searched.k,
-                        bank=edit.bank,
-                    )
-            except BaseException:
-                memory[changed] = kept
-                raise
+        changed = learned.rows()
+        with (
+            layer.changing(page=page, rows=replaced),
+            layer.memory.changing(page, changed) as memory,
+            torch.no_grad(),
+            self._edits.put(edit, learned.mask, page, codes) as edit_id,
+        ):
+            learned.write(memory)
+            layer.store.rest_after(edit_id, tokens)
+            self._choose_threshold()
+            self._put_down(Written(edit_id, changed, page, page in self._fresh, codes))
+            result = EditResult(
+                edit_id,
+                edit.prompt,
+                edit.target,
+                learned=learned.loss <= recipe.bar,
+                loss=learned.loss,
+                steps=learned.steps,
+                seconds=seconds,
+                replaced=replaced,
+                reach=None if codes is None else codes.spare / layer.searched.k,
+                bank=edit.bank,
+            )
         self._fresh.discard(page)
         return result
 

@@ -201,8 +201,7 @@ class MemoirLinear(tickets.Enrolled, nn.Module):
         by default none.
         """
         view = self.view
-        mask = mask if self.part is None else self.part.agreed(mask)
-        return banks.search(view.store, view.codes, mask.to(view.store.masks.device), asked)
+        return banks.search(view.store, view.codes, self.agreed(mask).to(view.store.masks.device), asked)
 
     def hash(
         self, x: torch.Tensor, prompt_mask: torch.Tensor | None = None, *, check: bool = True
@@ -224,6 +223,10 @@ class MemoirLinear(tickets.Enrolled, nn.Module):
     def hash_mean(self, mean: torch.Tensor, *, check: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
         """As `hash`, of the mean float32 [B, D] over each prompt's tokens."""
         return self.tophash.hash(self.whole(mean) - self.tophash.mu, check=check)
+
+    def agreed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Where several processes share the layer, the first one's tensor; collective there."""
+        return tensor if self.part is None else self.part.agreed(tensor)
 
     def whole(self, own: torch.Tensor) -> torch.Tensor:
         """Of the inputs at hand, [..., D], those of all processes where several share the layer; collective there."""

@@ -1,5 +1,8 @@
 """`PartMemory`: the part of W_m that one process has, where the edited layer is split over several by its inputs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from memoir_fast import ops
@@ -54,6 +57,13 @@ class PartMemory(ResidualMemory):
     def whole(self, number: int) -> torch.Tensor:
         """As `ResidualMemory.whole`; collective."""
         return self._part.gathered(self.page(number), dim=0)
+
+    @contextmanager
+    def changing(self, number: int, rows: torch.Tensor | slice) -> Iterator[torch.Tensor]:
+        """As `ResidualMemory.changing`, of a page that is put together, and kept in part where nothing raises."""
+        page = self.whole(number)
+        yield page
+        self.page(number).copy_(page[self._part.first : self._part.last])
 
 
 def _few(rows: torch.Tensor, route: torch.Tensor) -> dict[int, torch.Tensor]:

@@ -1,6 +1,8 @@
 """`ResidualMemory`: W_m, in pages, of which each edit owns k columns of one."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -135,6 +137,17 @@ class ResidualMemory(nn.Module):
     def whole(self, number: int) -> torch.Tensor:
         """One page, as `page`, to be read only."""
         return self.page(number).detach()
+
+    @contextmanager
+    def changing(self, number: int, rows: torch.Tensor | slice) -> Iterator[torch.Tensor]:
+        """Within the block, a page [D, O] of which `rows` may be changed; where it raises, they are as before."""
+        page = self.page(number)
+        kept = page[rows].clone()
+        try:
+            yield page
+        except BaseException:
+            page[rows] = kept
+            raise
 
     def restore(self, weight: torch.Tensor) -> None:
         """Takes over pages [n * D, O] in place of those that there are."""

@@ -33,7 +33,7 @@ def one_process(query, rows, least):
     return ops.mask_match(query, rows, torch.tensor(len(rows)).int(), least)
 
 
-def check_1_random_rows_ties_and_empty_shards(folder):
+def check_random_rows_ties_and_empty_shards(folder):
     for seed, count in enumerate((0, 1, 2, 3, 5, 64, 100, 257, 600)):
         for kinds in (None, 2):  # two kinds of rows: every best row has equals on other processes
             draw = Draw(seed)
@@ -48,7 +48,7 @@ def check_1_random_rows_ties_and_empty_shards(folder):
                 assert found.dtype == torch.int32 and torch.equal(found, wanted.int()), (seed, count, kinds)
 
 
-def check_2_changed_thresholds_and_deleted_rows(folder):
+def check_changed_thresholds_and_deleted_rows(folder):
     draw = Draw(7)
     rows, least = drawn(90, draw, 30)
     store = ShardedRows(WIDTH)
@@ -76,7 +76,7 @@ def check_2_changed_thresholds_and_deleted_rows(folder):
     assert len(store) == 90
 
 
-def check_3_one_collective_call_per_search(folder):
+def check_one_collective_call_per_search(folder):
     calls, before = [], dist.all_reduce
     store = ShardedRows(WIDTH)
     store.extend(*drawn(10, Draw(3)))
