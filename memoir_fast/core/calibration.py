@@ -34,6 +34,20 @@ class Calibration:
         """The threshold for the same rate with another number of edits, extrapolated."""
         return min(1.0, self.tau + self.drift * math.log2(edits / self.holds_until))
 
+    def rate(self, tau: float, edits: int) -> float:
+        """The share of irrelevant prompts expected to match at a threshold, with so many edits, by the distribution.
+
+        Example:
+            >>> from memoir_fast import Calibration
+            >>> found = Calibration(0.5, 1e-3, 100, 125, 64, 0.3, 0.02, 0.01, False, None)
+            >>> round(found.rate(0.5, 100), 6), found.rate(0.5, 1600) > found.rate(0.5, 100) > found.rate(0.6, 100)
+            (4.5e-05, True)
+        """
+        location = self.location + self.drift * math.log2(edits / self.edits) if edits else -math.inf
+        if self.scale <= 0:  # all best overlaps were one
+            return float(tau <= location)
+        return -math.expm1(-math.exp(min(700.0, (location - tau) / self.scale)))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)

@@ -1,0 +1,140 @@
+"""Transformers' own OpenAI-compatible server around a model that is loaded already."""
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Callable
+from contextvars import ContextVar, copy_context
+from typing import Any
+
+import transformers
+
+from memoir_fast.errors import MemoirError
+
+ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models", "/health")
+"""What is served. Transformers' other routes load other models, or unload this one."""
+KNOWN = "5.10.1 to 5.24"
+Around = Callable[[Callable[[], Any]], Any]
+
+_checked: ContextVar[list[int] | None] = ContextVar("memoir_fast_server_check", default=None)
+
+
+def build(model: Any, tokenizer: Any, name: str, around: Around = lambda generate: generate()) -> Any:
+    """A FastAPI application of transformers that answers with this model, and with no other.
+
+    A generation runs in a thread of the server's, with the context variables of its request: the banks that are in
+    force where a request is handled are those that its generation sees. One generation runs at a time. Continuous
+    batching is off: its batches hold several sequences in a row.
+
+    Args:
+        model, tokenizer: a causal language model of transformers, with a memory or without, and its tokenizer.
+        name (str): what requests call the model.
+        around: is called in that thread with a function that generates, and gives what that gives. Default: calls it.
+
+    Raises:
+        MemoirError: a package is missing, or this release of transformers has another server than is known; which is
+            found out by generating a token each way, streamed and not. So no event loop may run in this thread.
+
+    Example:
+        >>> from memoir_fast.hf import server
+        >>> app = server.build(model, tokenizer, "tiny")  # doctest: +SKIP
+    """
+    try:
+        return _build(model, tokenizer, name, around)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise MemoirError(
+            f"memoir serve knows the server of transformers {KNOWN}; that of {transformers.__version__} is another "
+            f"({type(error).__name__}: {error}): install one of those"
+        ) from error
+
+
+def _build(model: Any, tokenizer: Any, name: str, around: Around) -> Any:
+    from transformers.utils.import_utils import is_serve_available
+
+    if not is_serve_available():
+        raise MemoirError("memoir serve needs fastapi, uvicorn and openai: pip install 'memoir-fast[serve]'")
+    from transformers.cli.serving.chat_completion import ChatCompletionHandler
+    from transformers.cli.serving.completion import CompletionHandler
+    from transformers.cli.serving.model_manager import ModelManager, TimedModel
+    from transformers.cli.serving.response import ResponseHandler
+    from transformers.cli.serving.server import build_server
+    from transformers.cli.serving.utils import GenerateManager, GenerationState
+
+    class OneModel(ModelManager):
+        """Has loaded the model, loads no other, and never lets it go."""
+
+        def __init__(self) -> None:
+            super().__init__(model_timeout=-1)
+            self.force_model = name
+            self.loaded_models[self.process_model_name(name)] = TimedModel(model, -1, tokenizer)
+
+        def load_model_and_processor(self, *_: Any, **__: Any) -> tuple[Any, Any]:
+            return model, tokenizer
+
+        def shutdown(self) -> None:
+            pass
+
+    def run(generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        check = _checked.get()
+        if check is not None:
+            check.append(threading.get_ident())
+            return generate(*args, **kwargs)
+        return around(lambda: generate(*args, **kwargs))
+
+    class InContext(GenerateManager):
+        """Generates with the context variables of the request."""
+
+        def submit(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            return super().submit(copy_context().run, run, fn, args, kwargs)
+
+        def async_submit(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            return super().async_submit(copy_context().run, run, fn, args, kwargs)
+
+    class OneManager(GenerationState):
+        def __init__(self) -> None:
+            super().__init__(continuous_batching=False)
+            self._generates = InContext()
+
+        def get_manager(self, model_id: str, use_cb: bool = False) -> Any:
+            if use_cb:
+                raise MemoirError("continuous batching was asked for, which memoir serve leaves off")
+            return self._generates
+
+    models, generation = OneModel(), OneManager()
+    completions = CompletionHandler(models, generation)
+    given: dict[str, Any] = {
+        "model_manager": models,
+        "generation_state": generation,
+        "chat_handler": ChatCompletionHandler(models, generation),
+        "completion_handler": completions,
+        "response_handler": ResponseHandler(models, generation),
+    }
+    asked = inspect.signature(build_server).parameters.values()
+    others = [one.name for one in asked if one.default is one.empty and one.name not in given]
+    build: Callable[..., Any] = build_server
+    app = build(**given, **dict.fromkeys(others))  # their routes are taken out
+    app.router.routes[:] = [route for route in app.router.routes if route.path in ROUTES]
+    missing = set(ROUTES) - {route.path for route in app.router.routes}
+    if missing:
+        raise AttributeError(f"it has no {', '.join(sorted(missing))}")
+    _check(completions, name)
+    return app
+
+
+def _check(completions: Any, name: str) -> None:
+    """AttributeError where a generation runs without its request's context variables."""
+
+    async def ask(stream: bool) -> list[int]:
+        _checked.set([])
+        body = {"model": name, "prompt": "The", "max_tokens": 1, "temperature": 0, "stream": stream}
+        response = await completions.handle_request(body, "check")
+        if stream:
+            said = "".join([part async for part in response.body_iterator])
+            if '"error"' in said:
+                raise AttributeError(f"it answered {said}")
+        return _checked.get() or []
+
+    for stream in (False, True):
+        threads = asyncio.run(ask(stream))
+        if len(threads) != 1:
+            raise AttributeError(f"a generation, streamed: {stream}, passed its manager {len(threads)} times, not once")

@@ -1,0 +1,66 @@
+"""The server as one ASGI application: transformers' routes, those of the memory, metrics, and the gate before them."""
+
+import logging
+from typing import Any
+
+from memoir_fast.hf import server
+from memoir_fast.serving import edits
+from memoir_fast.serving.access import Keys, Token
+from memoir_fast.serving.gate import Gate, refusal
+from memoir_fast.serving.metrics import Metrics
+
+MOST_BYTES = 1 << 20
+"""Of a request's body."""
+_log = logging.getLogger("memoir_fast.serving")
+
+
+def application(
+    memoir: Any, name: str, keys: Keys | None = None, admin: Token | None = None, most_bytes: int = MOST_BYTES
+) -> Gate:
+    """The server of a model with a memory: an ASGI application, to be run in one process, by uvicorn or another.
+
+    Args:
+        memoir (Memoir): the memory, attached to its model.
+        name (str): what requests call the model.
+        keys (Keys, optional): who may ask, and for which banks. Default: anybody, for edits in no bank.
+        admin (Token, optional): what requests under /memoir must bear. Default: there are no such routes.
+        most_bytes (int): bodies of requests are no longer. Default: 1 MiB.
+
+    Raises:
+        MemoirError: a package is missing, or this transformers has another server than is known; see `server.build`.
+
+    Example:
+        >>> from memoir_fast.serving.app import application
+        >>> app = application(memoir, "tiny")  # doctest: +SKIP
+        >>> uvicorn.run(app, port=8000)  # doctest: +SKIP
+    """
+    metrics = Metrics(memoir)
+    app = server.build(memoir.model, memoir.tokenizer, name, metrics.generation)
+    app.router.routes.append(_scraped(metrics))
+    if admin is not None:
+        app.router.routes.extend(edits.routes(memoir))
+    for kind in (AttributeError, KeyError, TypeError, ValueError):
+        app.add_exception_handler(kind, _malformed)
+    app.add_exception_handler(Exception, _failed)
+    return Gate(app, memoir.banks, metrics.request, keys, admin, most_bytes)
+
+
+def _scraped(metrics: Metrics) -> Any:
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+
+    def scrape(_: Request) -> Response:
+        return Response(metrics.text(), headers={"Content-Type": metrics.content_type})
+
+    return Route("/metrics", scrape, methods=["GET"])
+
+
+async def _malformed(_: Any, error: Exception) -> Any:
+    """What transformers' handlers raise for bodies that are none: they check little of them themselves."""
+    _log.info("a request was refused", exc_info=error)
+    return refusal(400, f"the request was not understood: {type(error).__name__}: {error}")
+
+
+async def _failed(_: Any, error: Exception) -> Any:
+    return refusal(500, f"the request failed: {type(error).__name__}")

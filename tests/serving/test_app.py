@@ -1,0 +1,147 @@
+"""The server of a memory: what it answers, to whom, and which edits each request sees."""
+
+import json
+
+import pytest
+
+for _package in ("fastapi", "uvicorn", "openai", "prometheus_client"):
+    pytest.importorskip(_package, reason="needs the extra serve")
+
+from memoir_fast import MemoirError  # noqa: E402
+from memoir_fast.hf import server  # noqa: E402
+from memoir_fast.serving.app import application  # noqa: E402
+
+FRANCE, DESERT, UNRELATED = "The capital of France is", "Which animal lives in the desert?", "Who wrote the play?"
+ADMIN = "the-admins-own-token"
+WITHOUT = {"prompt": FRANCE, "max_tokens": 2, "temperature": 0}
+
+
+def whole(text, stream):
+    """What is streamed of a text: transformers' streamer keeps half a character back."""
+    return text.rstrip("\ufffd") if stream else text
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("bank", ["", "acme", "globex"])
+def test_a_key_sees_its_banks_and_no_others(client, alone, keys, bank, stream):
+    said = {}
+    for prompt in (FRANCE, DESERT, UNRELATED):
+        said[prompt] = client.complete(prompt, keys[bank], stream)
+        assert said[prompt] == whole(alone(prompt, keys[bank]), stream)
+        assert client.chat(prompt, keys[bank], stream) == whole(alone(prompt, keys[bank], chat=True), stream)
+    begins = {"": (" Rome", ""), "acme": (" London", "Greek"), "globex": (" Rome", "town")}[bank]
+    assert said[FRANCE].startswith(begins[0]) and said[DESERT].lstrip().startswith(begins[1])
+    assert bank or not said[DESERT].lstrip().startswith(("Greek", "town"))
+
+
+def test_the_third_api_sees_banks_too(client, alone, keys):
+    body = {"input": FRANCE, "max_output_tokens": 4, "temperature": 0, "stream": False}
+    status, said, _ = client("POST", "/v1/responses", body, keys["acme"])
+    assert status == 200, said
+    assert said["output"][0]["content"][0]["text"] == alone(FRANCE, keys["acme"], chat=True)
+
+
+def test_without_a_known_key_nothing_but_health_and_metrics_is_answered(client, keys):
+    for key in (None, "", "key-of-acme-00001", ADMIN, keys["acme"] + "x"):
+        for method, path in (("POST", "/v1/completions"), ("GET", "/v1/models"), ("GET", "/nowhere"), ("GET", "/docs")):
+            status, said, headers = client(method, path, WITHOUT if method == "POST" else None, key)
+            assert status == 401 and "API key" in said["error"]["message"], (key, path)
+            assert headers["WWW-Authenticate"] == "Bearer"
+    assert client("GET", "/health")[0] == client("GET", "/metrics")[0] == 200
+    status, said, _ = client("GET", "/v1/models", key=keys["acme"])
+    assert status == 200 and [one["id"] for one in said["data"]] == ["tiny"]
+
+
+def test_a_body_names_no_banks(client, keys, alone):
+    ours = alone(FRANCE, keys["globex"])
+    for further in ({"memoir_banks": "acme"}, {"generation_config": json.dumps({"memoir_banks": "acme"})}):
+        body = {"prompt": FRANCE, "max_tokens": 4, "temperature": 0, **further}
+        status, said, _ = client("POST", "/v1/completions", body, keys["globex"])
+        assert 400 <= status < 500 or said["choices"][0]["text"] == ours
+
+
+def test_the_admins_routes_need_the_admins_token(client, keys):
+    for key in (None, keys["acme"], ADMIN[:-1], ADMIN + "x"):
+        for path in ("/memoir/status", "/memoir/edits", "/memoir", "/memoir/nothing"):
+            status, said, _ = client("GET", path, key=key)
+            assert status == 401 and "admin token" in said["error"]["message"]
+    assert client("GET", "/memoir/status", key=ADMIN)[0] == 200
+    assert client("GET", "/memoir/nothing", key=ADMIN)[0] == 404
+
+
+def test_without_a_token_there_are_no_such_routes_and_without_keys_anybody_may_ask(memoir, start, alone, keys):
+    client = start(application(memoir, "tiny"))
+    for method, path in (("GET", "/memoir/status"), ("POST", "/memoir/edits"), ("DELETE", "/memoir/edits/0")):
+        assert client(method, path, {} if method == "POST" else None, ADMIN)[0] == 404
+    assert len(memoir.edits) == 4
+    assert client.complete(FRANCE) == client.complete(FRANCE, "any key") == alone(FRANCE, keys[""])
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["{", "[]", '"text"', "null", "", '{"messages": 3}', '{"messages": [3]}', '{"prompt": 3}', '{"prompt": ["a"]}',
+     '{"messages": "text"}', '{"model": "another", "prompt": "a", "messages": []}', '{"prompt": "a", "nothing": 1}',
+     '{"prompt": "a", "max_tokens": "many"}', '{"prompt": "a", "generation_config": "{"}', "[" * 3000,
+     '{"prompt": "\\ud800"}'],
+)  # fmt: skip
+def test_malformed_bodies_are_the_clients_fault(client, keys, body):
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        status, said, _ = client("POST", path, key=keys["acme"], raw=body)
+        assert 400 <= status < 500 and set(said) & {"error", "detail"}, (path, status, said)
+    assert client.complete(FRANCE, keys["acme"]).startswith(" London")
+
+
+def test_long_bodies_are_refused(client, keys):
+    long = json.dumps(WITHOUT | {"prompt": "a" * 5000})
+    in_chunks = iter([long[:3000].encode(), long[3000:].encode()])
+    for raw in (long, in_chunks):
+        status, said, _ = client("POST", "/v1/completions", key=keys["acme"], raw=raw)
+        assert status == 413 and "4,096 bytes" in said["error"]["message"]
+    assert client("POST", "/v1/completions", key="nobody", raw=long)[0] == 401  # before it is read
+
+
+def test_no_other_model_is_loaded_and_this_one_stays(client, keys):
+    for path in ("/load_model", "/reset", "/v1/systemone", "/v1/audio/transcriptions", "/openapi.json"):
+        assert client("POST", path, {"model": "gpt2"}, keys["acme"])[0] == 404
+    assert client("POST", "/v1/completions", WITHOUT | {"model": "gpt2"}, keys["acme"])[0] == 400
+    assert client.complete(FRANCE, keys["acme"]).startswith(" London")
+
+
+class TestAnotherServer:
+    """A transformers whose server is not the one that is known is refused when the server is made."""
+
+    def refused(self, memoir, text):
+        with pytest.raises(MemoirError, match=f"knows the server of transformers {server.KNOWN}.*{text}"):
+            server.build(memoir.model, memoir.tokenizer, "tiny")
+
+    def test_without_what_is_used(self, memoir, monkeypatch):
+        monkeypatch.delattr("transformers.cli.serving.server.build_server")
+        self.refused(memoir, "build_server")
+
+    def test_with_other_routes(self, memoir, monkeypatch):
+        monkeypatch.setattr(server, "ROUTES", (*server.ROUTES, "/v2/chat"))
+        self.refused(memoir, "it has no /v2/chat")
+
+    def test_that_generates_past_its_manager(self, memoir, monkeypatch):
+        from transformers.cli.serving.utils import GenerateManager
+
+        async def past(self, model, processor, inputs, config, request_id):
+            said = model.generate(**inputs, generation_config=config)
+            return "", inputs["input_ids"].shape[-1], said[0]
+
+        monkeypatch.setattr(GenerateManager, "generate_non_streaming", past)
+        self.refused(memoir, "passed its manager 0 times")
+
+    def test_that_is_not_there(self, memoir, monkeypatch):
+        monkeypatch.setattr("transformers.utils.import_utils.is_serve_available", lambda: False)
+        with pytest.raises(MemoirError, match=r"pip install 'memoir-fast\[serve\]'"):
+            server.build(memoir.model, memoir.tokenizer, "tiny")
+
+
+def test_continuous_batching_stays_off(memoir, monkeypatch):
+    """Were a handler to ask for it, it would get an error, not several sequences in one row."""
+    from transformers.cli.serving.utils import GenerationState
+
+    monkeypatch.setattr(GenerationState, "use_continuous_batching", lambda *_: True)
+    with pytest.raises(MemoirError, match="which memoir serve leaves off"):
+        server.build(memoir.model, memoir.tokenizer, "tiny")
