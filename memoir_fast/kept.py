@@ -3,14 +3,18 @@
 import os
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from memoir_fast.config import MemoirConfig
-from memoir_fast.errors import CheckpointError
-from memoir_fast.io import checkpoint, durable
+from memoir_fast.errors import CheckpointError, MemoirError
+from memoir_fast.hf.tensor_parallel import require_whole
+from memoir_fast.io import checkpoint, durable, renewal
 from memoir_fast.io.fingerprint import require_same_model
+from memoir_fast.io.renewal import Files, Renewed, Source
 from memoir_fast.io.writer_lock import WriterLock
 from memoir_fast.upkeep import Upkeep
 
@@ -21,6 +25,7 @@ class Kept(Upkeep):
     """A model with a memory that comes from a folder's files, and goes there."""
 
     _durable: durable.Durable | None = None
+    _source: Source | None = None
 
     @classmethod
     @abstractmethod
@@ -52,7 +57,9 @@ class Kept(Upkeep):
             WrongModelError: the memory belongs to another base model.
             MemoirError: the model has a memory already.
         """
-        memoir, _ = cls._from_files(model, tokenizer, folder, check, **hub)
+        memoir, files = cls._from_files(model, tokenizer, folder, check, **hub)
+        if Path(folder).is_dir():
+            memoir._source = Source.of(memoir, folder, files)
         return memoir
 
     @classmethod
@@ -96,9 +103,9 @@ class Kept(Upkeep):
             raise ValueError(f"{folder} holds a memory, which has its own settings: open it without config")
         lock = WriterLock(folder)
         try:
-            memoir, checksum = cls._from_files(model, tokenizer, folder, True)
+            memoir, files = cls._from_files(model, tokenizer, folder, True)
             try:
-                memoir._durable = durable.Durable(memoir, lock, checksum)
+                memoir._durable = durable.Durable(memoir, lock, files.snapshot)
             except BaseException:
                 memoir.detach()
                 raise
@@ -111,11 +118,13 @@ class Kept(Upkeep):
         """Lets a folder that was opened go: from now on nothing is written there, and others may open it."""
         if self._durable is not None:
             self._durable.close()
+            self._source = Source.now(self, self._durable.folder)
             self._durable = None
 
     def detach(self) -> Any:
         """Takes the memory off, and closes its folder. The model is exactly the old one, and is returned."""
         self.close()
+        self._source = None
         return super().detach()
 
     def __enter__(self: K) -> K:
@@ -127,8 +136,8 @@ class Kept(Upkeep):
     @classmethod
     def _from_files(
         cls: type[K], model: Any, tokenizer: Any, folder: str | os.PathLike, check: bool, **hub: Any
-    ) -> tuple[K, str]:
-        """The memory of a folder, its journal included, and its snapshot's checksum."""
+    ) -> tuple[K, Files]:
+        """The memory of a folder, its journal included, and the state that its files were in."""
         saved, journal = durable.read_pair(folder, **hub)
         require_same_model(saved.folder, saved.fingerprint, model)
         try:
@@ -141,7 +150,7 @@ class Kept(Upkeep):
         except BaseException:
             memoir.detach()
             raise
-        return memoir, saved.checksum
+        return memoir, Files.of(saved.checksum, journal)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes the memory, not the model, to `folder`; a memory that is there is replaced in one step.
@@ -154,3 +163,94 @@ class Kept(Upkeep):
                 self._durable.snapshot()
             else:
                 checkpoint.save(self, folder, lambda: durable.writing(folder))
+                if self._source is not None and self._source.is_at(folder):
+                    self._source = Source.now(self, folder)
+
+    @torch.inference_mode(False)
+    def undo(self, n: int = 1) -> Renewed:
+        """Takes back the last `n` changes that are in the journal of a folder that was opened: as if never made.
+
+        A change is an edit, with the threshold that was chosen with it, a deletion, or a calibration. The memory is
+        then in every bit as one that is loaded from the folder; what was set on `layer` by hand since the last snapshot
+        goes too. `memoir log` tells what was taken back. Generations that are under way end as they began; further
+        steps of a sequence that follows an edit which is gone are the plain model's.
+
+        Args:
+            n (int): how many, at least 1. Default: 1.
+
+        Returns:
+            Renewed: which edits are live that were not, which are not any more, and which are others: `added`,
+            `deleted`, `changed`, lists of ids. An id that is free again is given to the next edit.
+
+        Raises:
+            MemoirError: the memory was not opened by `Memoir.open`; there are fewer changes since the last snapshot,
+                which cannot be undone; a captured graph may read it (`max_pages` on a GPU).
+            ValueError: n is below 1.
+            CheckpointError: the folder cannot be read or written. All is as before.
+
+        Example:
+            >>> from memoir_fast import Memoir
+            >>> with Memoir.open(model, tokenizer, folder) as memoir:
+            ...     result = memoir.edit("The capital of France is", "Lyon")
+            ...     memoir.undo().deleted, len(memoir.edits)
+            ([0], 0)
+        """
+        with self.layer.learning():
+            if self._durable is None:
+                raise MemoirError(
+                    "undo needs a memory that was opened by Memoir.open, whose journal says what happened"
+                )
+            return self._renewed(self._durable.undo(n))
+
+    @torch.inference_mode(False)
+    def reload(self, *, discard: bool = False) -> Renewed:
+        """Takes over what others have written to the folder since, whole or not at all, beside running generations.
+
+        For a memory that `from_pretrained` loaded from a local folder; it then is as one that is loaded anew. The new
+        one is read beside the old one, which takes its size again; where nothing has changed, next to nothing is read.
+        Generations that are under way end as they began; further steps of a sequence that follows an edit which is gone
+        are the plain model's. A memory that has the folder open itself is what the folder says.
+
+        Args:
+            discard (bool): let changes go that this memory has had since and the folder has not. Default: refuse.
+
+        Returns:
+            Renewed: `added`, `deleted` and `changed`, lists of ids; empty ones where nothing is new.
+
+        Raises:
+            CheckpointError: the folder is gone or damaged. WrongModelError, MemoirError: it holds another memory now;
+                this one has changes of its own, was not loaded from a local folder, or may be read by a captured graph
+                (`max_pages` on a GPU). The memory is as before.
+
+        Example:
+            >>> import copy
+            >>> from memoir_fast import Memoir
+            >>> with Memoir.open(copy.deepcopy(model), tokenizer, folder) as writer:
+            ...     memoir = Memoir.from_pretrained(model, tokenizer, folder)
+            ...     result = writer.edit("The capital of France is", "Lyon")
+            ...     memoir.reload().added, memoir.edits[0].target
+            ([0], 'Lyon')
+        """
+        with self.layer.learning():
+            if self._durable is not None:
+                return Renewed()
+            if self._source is None:
+                raise MemoirError("reload needs a memory that from_pretrained loaded from a local folder")
+            require_whole(self.model, "Memoir.reload")
+            if not discard:
+                self._source.require_unchanged(self)
+            folder = self._source.folder
+            if not discard and Files.at(folder) == self._source.files:
+                return Renewed()
+            saved, journal = durable.read_pair(folder)
+            with nullcontext(()) if journal is None else journal as records:
+                other = renewal.beside(self, saved, records)
+            found = self._renewed(renewal.take_over(self, other))
+            self._source = Source.of(self, folder, Files.of(saved.checksum, journal))
+            return found
+
+    def _renewed(self, found: Renewed) -> Renewed:
+        """What is known of the memory for learning, which holds other edits now, is forgotten."""
+        assert self.config.page_edits is not None
+        self._teacher.forget_all(self.config.page_edits)
+        return found

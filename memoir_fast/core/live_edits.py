@@ -62,6 +62,9 @@ class LiveEdits(Mapping[int, Edit]):
         layer (MemoirLinear): its store has a row for each edit.
     """
 
+    content = ("_edits", "_ids", "_counted", "gone")
+    """What is another, where the layer holds other edits."""
+
     def __init__(self, layer: MemoirLinear) -> None:
         self._layer = layer  # not its store: a copied layer has another
         self._edits: dict[int, Edit] = {}

@@ -15,6 +15,7 @@ from memoir_fast.editing.batch import Request, inputs_of
 from memoir_fast.editing.code_rows import CodeRows, code_rows
 from memoir_fast.editing.context import EditContext, Learned
 from memoir_fast.editing.footprint import LARGEST_BATCH, largest_batch
+from memoir_fast.editing.interference import PageInterference
 from memoir_fast.errors import StoreFullError
 from memoir_fast.hf.tokens import Row, prompt_ids
 from memoir_fast.ops import mask_columns
@@ -166,6 +167,12 @@ class Teacher:
         self._fresh.add(page)
         self._context.interference.forget(page)
         self._edits.uncount(page)
+
+    def forget_all(self, page_edits: int) -> None:
+        """Counts nothing any more: the memory holds other edits, on other pages, that take so many."""
+        self._context.interference = PageInterference()
+        self._fresh.clear()
+        self._page_edits = page_edits
 
     def _request(self, prepared: Prepared, codes: CodeRows | None, recipe: Recipe) -> Request:
         edit, rows = prepared

@@ -72,8 +72,7 @@ class SequenceState(ABC):
     def look_again(self, store: MaskStore) -> None:
         """Where edits have changed since, follows them to where they are; those that were deleted, no further."""
         if store.stamp != self._stamp:
-            live = store.masks[self.route.clamp(min=0).long()].any(dim=1)
-            self.follow(torch.where(live, self.route, -1), store)
+            self.follow(torch.where(store.still(self.route, self._stamp), self.route, -1), store)
 
     def routed(self, helped: torch.Tensor | None = None) -> Routed | None:
         """Where each sequence reads the memory, and to which tokens, bool [B, S] or None: all, it adds."""

@@ -16,6 +16,7 @@ from memoir_fast.editing.teacher import Written
 from memoir_fast.errors import CheckpointError, NewerVersionError
 from memoir_fast.io import codes
 from memoir_fast.io.edit_texts import edit_of
+from memoir_fast.io.history import UNDO
 from memoir_fast.io.journal import Entry
 from memoir_fast.io.plausible import require_bits
 from memoir_fast.io.records import Record
@@ -88,7 +89,7 @@ def apply(memoir: EditedModel, record: Record) -> None:
     Raises:
         CheckpointError: the record does not fit the memory, or is of a kind that this version does not know.
     """
-    kinds = {EDIT: _edit, EDIT_IN_BANK: _edit, "delete": _delete, "calibration": _calibrate}
+    kinds = {EDIT: _edit, EDIT_IN_BANK: _edit, "delete": _delete, "calibration": _calibrate, UNDO: _tell}
     if record.kind not in kinds:
         raise NewerVersionError(
             f"record {record.sequence} of the journal is of a kind that this version does not know: {record.kind!r}"
@@ -168,6 +169,10 @@ def _require_numbers(name: str, tensor: torch.Tensor) -> None:
 def _delete(memoir: EditedModel, values: Mapping[str, Any], _: Mapping[str, torch.Tensor]) -> None:
     for edit_id in values["ids"]:
         memoir.edits.delete(edit_id)
+
+
+def _tell(*_: Any) -> None:
+    """What was undone is not in the journal any more."""
 
 
 def _calibrate(memoir: EditedModel, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:

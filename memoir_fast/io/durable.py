@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.editing.teacher import Written
 from memoir_fast.errors import CheckpointError
 from memoir_fast.hf.tensor_parallel import require_whole
-from memoir_fast.io import changes, checkpoint, history, pages
+from memoir_fast.io import changes, checkpoint, history, pages, renewal, undo
 from memoir_fast.io.checkpoint import SavedMemory
 from memoir_fast.io.journal import Journal, JournalReader, journal_path, read
+from memoir_fast.io.renewal import Renewed
 from memoir_fast.io.writer_lock import LOCK_NAME, WriterLock
 
 _log = logging.getLogger("memoir_fast")
@@ -92,6 +94,27 @@ class Durable:
         self._journal, self._snapshot = Journal(self._lock, checksum), checksum
         self._pages = changes.PageNumbers(pages.order(self._memoir.layer))
         self._snapshot_bytes = _size(self.folder)
+
+    def undo(self, count: int) -> Renewed:
+        """Takes back the last changes that are in the journal, in the files and in the memory.
+
+        The memory is then as one that is loaded from the folder. Where the files cannot be written, all is as before.
+
+        Raises:
+            MemoirError, ValueError, CheckpointError: see `undo.plan`, `undo.write` and `renewal.beside`.
+        """
+        taken = undo.plan(self.folder, self._snapshot, count)
+        saved = checkpoint.read(self.folder)
+        if saved.checksum != self._snapshot:
+            raise CheckpointError(f"{self.folder} was saved to by others: open the memory again")
+        other = renewal.beside(self._memoir, saved, chain.from_iterable(taken.appends()))
+        undo.write(self._lock, taken)
+        found = renewal.take_over(self._memoir, other)
+        self._journal.close()
+        self._journal = Journal(self._lock, self._snapshot)
+        self._calibration = self._memoir.calibration
+        self._pages = changes.PageNumbers(self._memoir.layer.memory.numbers)
+        return found
 
     def close(self) -> None:
         """Lets others write to the folder."""

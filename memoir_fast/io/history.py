@@ -36,10 +36,10 @@ def told(record: Record) -> dict[str, Any]:
     return {"sequence": record.sequence, **_short(record.kind, record.values, _LONGEST_TEXT)}
 
 
-def undone(records: list[Record]) -> dict[str, Any]:
-    """The values of a record that says that these were taken back, its time aside."""
-    shown = [_short(record.kind, record.values, _LONGEST_UNDONE) for record in records[-_MOST_UNDONE:]]
-    return {"undone": shown, "count": len(records)}
+def undone(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """The values of a record that says that this, as `told`, was taken back; its time aside."""
+    shown = [_short(line["kind"], line, _LONGEST_UNDONE) for line in lines[-_MOST_UNDONE:]]
+    return {"undone": shown, "count": len(lines)}
 
 
 class History(Iterator[dict[str, Any]]):

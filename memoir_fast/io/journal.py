@@ -221,7 +221,8 @@ class JournalReader(Iterator[Record]):
             raise CheckpointError(f"{self.path} cannot be read: {error}") from error
         try:
             with _settled(self._file.fileno(), shared=True):
-                size = os.fstat(self._file.fileno()).st_size
+                self.size = os.fstat(self._file.fileno()).st_size
+                """Bytes that it may read."""
             self.header = frames.read_header(self._file, self.path)
             if snapshot is not None and self.header.snapshot != snapshot:
                 raise CheckpointError(
@@ -231,7 +232,7 @@ class JournalReader(Iterator[Record]):
         except BaseException:
             self._file.close()
             raise
-        self.frames = Frames(self._file, self.path, self.header, size)
+        self.frames = Frames(self._file, self.path, self.header, self.size)
         self._records = self._all(after)
 
     @property

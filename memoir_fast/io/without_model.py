@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from torch import nn
 
 from memoir_fast.core.live_edits import LiveEdits
@@ -11,15 +10,16 @@ from memoir_fast.errors import CheckpointError
 from memoir_fast.io import checkpoint, codes
 from memoir_fast.io.checkpoint import SavedMemory
 from memoir_fast.modules import MemoirLinear
+from memoir_fast.modules.base_layer import device_beside
 
 
-def without_model(saved: SavedMemory) -> Any:
-    """What `changes.apply` takes, as the snapshot says, on the CPU; its model is missing.
-
-    It takes the memory's own size, and of the layer's weight addresses alone.
+def without_model(saved: SavedMemory, base: nn.Module | None = None) -> Any:
+    """What `changes.apply` takes, as the snapshot says; its model is missing.
 
     Args:
         saved (SavedMemory): as `checkpoint.read` gives it.
+        base (nn.Module, optional): the layer that it is of, which is not changed. Default: one on the CPU, whose weight
+            takes addresses alone.
 
     Raises:
         CheckpointError: its settings and its tensors do not fit each other.
@@ -27,10 +27,11 @@ def without_model(saved: SavedMemory) -> Any:
     tensors = saved.tensors
     width, outputs = len(tensors["mu"]), tensors["memory_values"].shape[1]
     try:
-        base = nn.utils.skip_init(nn.Linear, width, outputs, bias=False, dtype=tensors["memory_values"].dtype)
+        if base is None:
+            base = nn.utils.skip_init(nn.Linear, width, outputs, bias=False, dtype=tensors["memory_values"].dtype)
         code = None
         if saved.config.routing == "early" and saved.routing is not None:
-            code = codes.read_code(tensors, saved.routing, torch.device("cpu"))
+            code = codes.read_code(tensors, saved.routing, device_beside(base))
         config = saved.config
         layer = MemoirLinear(base, config.k or 0, saved.tau, config.seed, config.max_edits, code, config.max_pages)
         memory = SimpleNamespace(

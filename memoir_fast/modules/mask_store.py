@@ -16,6 +16,7 @@ from memoir_fast.modules.search import best_row, shared_bits
 
 _FIRST_CAPACITY = 64
 _MOST_TOKENS = 2**30  # more than any sequence has
+_MOST_SUCCESSIONS = 8
 _stamps = itertools.count(1)
 
 
@@ -90,6 +91,7 @@ class MaskStore(nn.Module):
         self.bank_numbers: dict[str, int] = {}
         """What names stand for in `bank`."""
         self._deleted: set[int] = set()
+        self._successions: list[tuple[int, torch.Tensor]] = []  # see `succeed`: the stamp from then on, and `same`
         self.stamp = 0
         """Another number whenever rows of edits that there are have changed: deleted, another mask, another page."""
         self._rows = 0  # the host's copy of count
@@ -206,6 +208,35 @@ class MaskStore(nn.Module):
     def changed(self) -> None:
         """Gives the store a stamp that none has."""
         self.stamp = next(_stamps)
+
+    def succeed(self, before: "MaskStore", same: torch.Tensor) -> None:
+        """Takes the place of another store, of which `same` bool [its rows] says which ids are the same edit's here.
+
+        It has as much room at least, so that ids of that store lead to no row that there is not.
+        """
+        if len(self.masks) < len(before.masks):
+            self._grow(len(before.masks))
+        self.changed()
+        found = [*before._successions, (self.stamp, same.to(self.masks.device))]
+        while len(found) > _MOST_SUCCESSIONS:
+            (_, first), (stamp, second), *rest = found
+            least, both = min(len(first), len(second)), second.clone()
+            both[:least] &= first[:least]
+            found = [(stamp, both), *rest]
+        self._successions = found
+
+    def still(self, route: torch.Tensor, stamp: int) -> torch.Tensor:
+        """Which edits that sequences have followed since the store had `stamp` they may follow on, bool [B].
+
+        Not those that were deleted, nor ids of a store that this one has succeeded, where they are another edit's here.
+        """
+        edit = route.clamp(min=0).long()
+        live = self.masks[edit].any(dim=1)
+        for since, same in self._successions:
+            if stamp < since:
+                there = edit < len(same)
+                live &= there & same[torch.where(there, edit, 0)] if len(same) else there
+        return live
 
     def rest_after(self, edit_id: int, tokens: tuple[int, int]) -> None:
         """How many tokens the memory helps a live edit to say, plainly and in a chat; 0: all that are said."""

@@ -86,6 +86,8 @@ class MemoirLinear(tickets.Enrolled, nn.Module):
     base: Any
     own = ("tophash", "store", "memory", "code", "codes")
     """What it has besides its base layer."""
+    content = ("store", "memory", "codes", "_tau")
+    """What is another, where it holds other edits."""
 
     def __init__(
         self,

@@ -141,3 +141,17 @@ def test_author_and_source_are_taken_and_shown(invoke, saved_model, tmp_path):
         ("Max", "a wire", None),
     ]
     assert invoke(*taught, "--author", "J\u202eo").exit_code == 1
+
+
+def test_undo_takes_the_last_changes_back(invoke, folder):
+    done = invoke("undo", folder, "-n", 2, "--json", "-")
+    assert done.exit_code == 0, done.stderr
+    values = json.loads(done.stdout)
+    assert [one["kind"] for one in values["undone"]] == ["delete", "calibration"] and values["edits"] == 3
+    assert "the memory holds 3 edits" in done.stderr and "delete" in done.stderr
+    shown = invoke("log", folder)
+    assert "undo" in shown.stdout and "delete 0; calibration" in shown.stdout
+    assert invoke("check", folder).exit_code == 0
+    done = invoke("undo", folder, "-n", 3)
+    assert done.exit_code == 1 and "the journal of" in done.stderr and "has 2" in done.stderr
+    assert invoke("undo", folder.parent).exit_code == 1 and not (folder.parent / "writer.lock").exists()

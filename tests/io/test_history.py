@@ -49,7 +49,7 @@ def test_each_record_is_told_once(kept, tmp_path):
 
 def test_what_a_journal_copied_before_an_undo_is_told_once(kept, lock, tmp_path):
     put_by(kept)
-    undone = history.undone(list(read(kept.path))[1:])
+    undone = history.undone([history.told(one) for one in read(kept.path)][1:])
     rewrite.write(lock, SNAPSHOT, [[delete(0)], [("undo", {"time": 9.0, **undone}, {})], [delete(3)]])
     lines = list(happened(History(tmp_path), read(kept.path)))
     assert [line.get("ids", line["kind"]) for line in lines] == [[0], [1], [2], "undo", [3]]

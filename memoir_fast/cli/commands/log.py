@@ -52,12 +52,13 @@ def _show(screen: Any, records: list[dict[str, Any]]) -> None:
 
     table = Table("number", "time", "what", "")
     for record in records:
-        table.add_row(str(record["number"]), moment(record["time"]), cell(record["kind"]), cell(_words(record)))
+        table.add_row(str(record["number"]), moment(record["time"]), cell(record["kind"]), cell(words(record)))
     if records:
         screen.print(table)
 
 
-def _words(record: dict[str, Any]) -> str:
+def words(record: dict[str, Any]) -> str:
+    """What a line of a history says, in words."""
     kind = record["kind"]
     if kind.startswith("edit"):
         further = [f"{name} {record[name]}" for name in ("bank", "author", "source") if name in record]
@@ -69,5 +70,5 @@ def _words(record: dict[str, Any]) -> str:
     if kind == "calibration":
         return "" if record["tau"] is None else f"tau {record['tau']:.4f}"
     if kind == "undo":
-        return "; ".join(f"{one['kind']} {_words(one)}" for one in record["undone"])
+        return "; ".join(f"{one['kind']} {words(one)}" for one in record["undone"])
     return ""
