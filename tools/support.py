@@ -1,9 +1,9 @@
-"""Finds out which architectures a memory works on, and writes the table of docs/support.md.
+"""Finds out which models a memory works on, and writes the tables of docs/support.md.
 
     python tools/support.py [NAME ...] [--check]
 
-With names, only these rows are run, and nothing is written. The exit code is 1 where a check fails, or, with --check,
-where the page says something else than was found.
+With names, only these rows are run, and nothing is written. Rows whose package is not installed are left as the page
+has them. The exit code is 1 where a check fails, or, with --check, where the page says something else than was found.
 """
 
 import argparse
@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]  # a checkout's package, installed or not
 
 import page_section  # noqa: E402
+import support_bases  # noqa: E402
+from bases import BASES  # noqa: E402
 from support_checks import FEATURES, ROWS, Row, row  # noqa: E402
 
 PAGE = ROOT / "docs" / "support.md"
@@ -39,8 +41,10 @@ def section(rows: list[Row]) -> str:
     return "\n".join([*table, "", "Refused with:", "", *(reason(one) for one in rows if one.refused is not None)])
 
 
-def rewritten(text: str, rows: list[Row]) -> str:
-    """A page with the section between its markers replaced. ValueError where it has none."""
+def rewritten(text: str, rows: list[Row], bases: list[support_bases.BaseRow]) -> str:
+    """A page with the sections between its markers replaced. ValueError where it has none."""
+    forms = support_bases.section(bases, text)
+    text = page_section.replaced(text, support_bases.BEGIN, support_bases.END, forms)
     return page_section.replaced(text, BEGIN, END, section(rows))
 
 
@@ -50,14 +54,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="rows to run, by what stands first in them")
     parser.add_argument("--check", action="store_true", help="write nothing; compare what is found with the page")
     asked = parser.parse_args(arguments)
-    unknown = [name for name in asked.names if name not in ROWS]
+    names = (*ROWS, *BASES)
+    unknown = [name for name in asked.names if name not in names]
     if unknown:
-        parser.error(f"there is no row {unknown[0]!r}; there are {', '.join(ROWS)}")
-    rows, failed = [], False
-    for name in asked.names or ROWS:
+        parser.error(f"there is no row {unknown[0]!r}; there are {', '.join(names)}")
+    rows, bases, failed = [], [], False
+    for name in asked.names or names:
+        if name in BASES and BASES[name].missing:
+            print(f"{name} is left as it is: {BASES[name].package} is not installed", flush=True)
+            continue
         try:
-            rows.append(row(name))
-            print(line(rows[-1]), flush=True)
+            if name in BASES:
+                bases.append(support_bases.row(name))
+                print(support_bases.line(bases[-1]), flush=True)
+            else:
+                rows.append(row(name))
+                print(line(rows[-1]), flush=True)
         except Exception as error:
             failed = True
             print(f"{name} fails: {type(error).__name__}: {error}", flush=True)
@@ -65,8 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
         return int(failed)
     text = PAGE.read_text()
     if asked.check:
-        return int(rewritten(text, rows) != text)
-    PAGE.write_text(rewritten(text, rows))
+        return int(rewritten(text, rows, bases) != text)
+    PAGE.write_text(rewritten(text, rows, bases))
     return 0
 
 

@@ -83,6 +83,8 @@ class Check:
 
     def __init__(self, model: Any, kind: str, images: bool = False) -> None:
         self.model, self.kind, self.images = model, kind, images
+        self.attached = False
+        """Whether a memory could be put on."""
         image = IMAGE if images else ""
         self.prompts = [*(prompt + image for prompt, _ in EDITS), *(image + prompt for prompt in OTHERS)]
         self.before = self.logits(model)
@@ -107,7 +109,12 @@ class Check:
         except UnsupportedModelError:
             require(same(self.logits(model), before), "a refused model is as it was")
             raise
-        self.edit(memoir)
+        self.attached = True
+        try:
+            self.edit(memoir)
+        except UnsupportedModelError:
+            require(not memoir.edits and same(self.logits(model), before), "a refused edit leaves nothing")
+            raise
         self.generate(memoir)
         now = self.logits(model)
         require(same(now[2:], before[2:]), "unmatched prompts have the unedited model's bits")

@@ -15,6 +15,7 @@ from memoir_fast.core.pages import page_edits
 from memoir_fast.core.routing_code import THRESHOLD, make
 from memoir_fast.distributed.row_parallel import Part
 from memoir_fast.errors import MemoirError
+from memoir_fast.hf.adapters import require_no_soft_prompt
 from memoir_fast.hf.banks import Which, asked
 from memoir_fast.hf.presets import complete, find_layer, plain_model
 from memoir_fast.hf.proof import TOKENS, Passes, prove
@@ -52,6 +53,7 @@ class EditedModel:
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         require_served(model)
+        require_no_soft_prompt(model)
         self.config = complete(config, model)
         assert self.config.layer is not None
         if any(isinstance(module, MemoirLinear) for module in model.modules()):

@@ -14,6 +14,7 @@ from memoir_fast.core.wordings import questions, rewordings
 from memoir_fast.editing.code_rows import bare, forms
 from memoir_fast.editing.interference import PageInterference
 from memoir_fast.editing.wordings import with_prefix
+from memoir_fast.errors import UnsupportedModelError
 from memoir_fast.hf.partial_forward import UpperLayers, layer_input
 from memoir_fast.hf.presets import device_of
 from memoir_fast.hf.tokens import Row, context_length, prompt_ids, row, token_texts
@@ -146,6 +147,21 @@ class EditContext:
             if chosen < 0:
                 raise ValueError(f"the model's activations on {prompt!r} must be finite, got NaN or infinity")
         return masks, columns
+
+
+def gradient_of(loss: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
+    """The gradient of a loss in what learning moves.
+
+    Raises:
+        UnsupportedModelError: none reaches it.
+    """
+    found = torch.autograd.grad(loss, moved, allow_unused=True)[0] if loss.requires_grad else None
+    if found is None:
+        raise UnsupportedModelError(
+            "an edit cannot be learned here: no gradient comes back through what lies behind the edited layer, as "
+            "where activations are quantised too. Quantise weights alone, e.g. by torchao's Int8WeightOnlyConfig"
+        )
+    return found
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import torch
 
 from memoir_fast.editing.active_rows import ActiveRows
 from memoir_fast.editing.batch import Batch, Wanted
-from memoir_fast.editing.context import EditContext, Learned, frozen
+from memoir_fast.editing.context import EditContext, Learned, frozen, gradient_of
 from memoir_fast.editing.dual import Dual
 from memoir_fast.recipe import Recipe
 
@@ -62,7 +62,7 @@ def _step(
         if (far > recipe.quiet_bar or not _done(losses[edit], recipe)) and rows.steps[edit] < recipe.steps
     ]
     if undone:
-        (gradient,) = torch.autograd.grad(total, residual)
+        gradient = gradient_of(total, residual)
         for edit, slope in zip(active, agreed(gradient).split([len(batch.a[edit]) for edit in active]), strict=True):
             if edit in undone:
                 rows.step(edit, slope)

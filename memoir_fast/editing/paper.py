@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from memoir_fast.core.edit import Edit
 from memoir_fast.editing.batch import Wanted
-from memoir_fast.editing.context import EditContext, Learned, frozen
+from memoir_fast.editing.context import EditContext, Learned, frozen, gradient_of
 from memoir_fast.hf.own_pass import uncompiled
 from memoir_fast.hf.presets import device_of
 from memoir_fast.hf.tokens import Row, pad, padding_id
@@ -81,7 +81,7 @@ def _learn_one(
             settled = recipe.settled is None or (len(losses) > 1 and abs(losses[-1] - losses[-2]) <= recipe.settled)
             if settled and losses[-1] <= recipe.bar:
                 break
-            gradient = layer.agreed(torch.autograd.grad(loss, rows)[0])
+            gradient = layer.agreed(gradient_of(loss, rows))
             if recipe.clip is not None:
                 gradient *= (recipe.clip / (gradient.norm() + 1e-6)).clamp(max=1.0)
             with torch.no_grad():

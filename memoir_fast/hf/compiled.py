@@ -18,6 +18,7 @@ from memoir_fast.hf.call import Passing, resume, suspend
 from memoir_fast.hf.own_pass import OwnPass
 from memoir_fast.hf.packed import WHAT_INSTEAD
 from memoir_fast.modules import tickets
+from memoir_fast.modules.base_layer import require_as_attached
 from memoir_fast.modules.compiled import define, found, tracing
 
 
@@ -42,6 +43,7 @@ class Tracing:
     def before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The decoder is called."""
         if not tracing():
+            require_as_attached(self._layer)
             self._router.before(args, kwargs)
             return
         self._given = self._router.named(args, kwargs)

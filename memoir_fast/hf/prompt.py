@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from memoir_fast.hf.adapters import require_no_soft_prompt
+
 
 def prompt_positions(model: Any, generate: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
     """Positions of the prompt in `generate(*args, **kwargs)`: S of its embeddings [B, S, H] or token ids [B, S].
@@ -13,8 +15,9 @@ def prompt_positions(model: Any, generate: Any, args: tuple[Any, ...], kwargs: d
     Embeddings win over ids, since the cache is filled from them. Ids go by whatever name generate's first argument or
     the model's main input has; failing these, they are the first integers [B, S] that are not called a mask. 1 where
     the call has no tensor at all: generation then starts from one token. None where none of its tensors is a prompt of
-    these kinds.
+    these kinds. UnsupportedModelError where PEFT puts virtual tokens in front of it.
     """
+    require_no_soft_prompt(model)
     parameters = list(inspect.signature(generate).parameters)
     given = {**dict(zip(parameters, args, strict=False)), **kwargs}
     width = _embedding_width(model)

@@ -1,5 +1,6 @@
 """What tells one base model from another."""
 
+import copy
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,10 @@ def fingerprint(model: Any, layer: str) -> dict[str, Any]:
         weight = whole(weight_of(own).detach())
         if type(weight) is not torch.Tensor and weight.is_floating_point():
             weight = weight.dequantize()  # a tensor of torchao's, which passes for one of floats
+        if (
+            getattr(weight_of(own), "quant_state", None) is not None
+        ):  # bitsandbytes packs anew at the first pass, for the CPU
+            weight = copy.deepcopy(own).state_dict()["weight"]  # of a copy, since asking for it unpacks the layer
         rounded = weight.dtype.is_floating_point
         if rounded:
             weight = weight.to(torch.bfloat16)

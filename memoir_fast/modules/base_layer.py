@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from memoir_fast.errors import MemoirError
+
 
 def weight_of(layer: Any) -> torch.Tensor:
     """A linear layer's weight as it is stored; where it goes by another name, the largest tensor of the layer.
@@ -16,7 +18,10 @@ def weight_of(layer: Any) -> torch.Tensor:
         return weight
     stored = [*layer.parameters(), *layer.buffers()]
     if not stored:
-        raise TypeError(f"the edited layer must hold a weight, a {type(layer).__name__} holds no tensor")
+        raise TypeError(
+            f"the edited layer must hold a weight, a {type(layer).__module__}.{type(layer).__name__} holds no tensor: "
+            "quantise weights alone, e.g. by torchao's Int8WeightOnlyConfig"
+        )
     return max(stored, key=torch.Tensor.numel)
 
 
@@ -30,6 +35,27 @@ def device_beside(layer: Any) -> torch.device:
     """Where a layer computes: where its weight is, or where accelerate brings it to where it is offloaded."""
     device = weight_of(layer).device
     return executed_on(layer, device) if device.type == "meta" else device
+
+
+def offloaded(layer: Any) -> bool:
+    """Whether a layer's weights are elsewhere until they are needed."""
+    return weight_of(layer).device.type == "meta"
+
+
+def require_as_attached(layer: Any) -> None:
+    """MemoirError where the base layer's weights went elsewhere after the memory was put on.
+
+    accelerate reads offloaded weights by the names of modules, and goes by those of the state dict, which are the plain
+    model's.
+
+    Args:
+        layer (MemoirLinear): the edited layer.
+    """
+    if not layer.offloaded and offloaded(layer.base):
+        raise MemoirError(
+            "the model's weights were offloaded after its memory was put on, where they are not found again: save the "
+            "memory, load the model anew with its device_map, and Memoir.from_pretrained(model, tokenizer, folder)"
+        )
 
 
 def executed_on(module: Any, default: torch.device) -> torch.device:

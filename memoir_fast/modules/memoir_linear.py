@@ -13,7 +13,7 @@ from torch import nn
 from memoir_fast.distributed.row_parallel import Part
 from memoir_fast.errors import MemoirError
 from memoir_fast.modules import banks, compiled, model_state, tickets
-from memoir_fast.modules.base_layer import device_beside, dtype_beside
+from memoir_fast.modules.base_layer import device_beside, dtype_beside, offloaded
 from memoir_fast.modules.code_store import CodeStore
 from memoir_fast.modules.hashing import TopHash
 from memoir_fast.modules.mask_store import MaskStore
@@ -103,7 +103,7 @@ class MemoirLinear(tickets.Enrolled, nn.Module):
         super().__init__()
         width, outputs = linear_shape(base)
         device = device_beside(base)
-        self.base = base
+        self.base, self.offloaded = base, offloaded(base)
         self.tophash = TopHash(width, k, seed, device)
         self.store = MaskStore(width, k, max_edits, device)
         self.part, self.store.part = part, part

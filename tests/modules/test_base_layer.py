@@ -27,7 +27,10 @@ def test_the_weight_is_the_largest_tensor_where_none_has_the_name():
     linear, packed = nn.Linear(64, 8), Packed()
     assert weight_of(linear) is linear.weight
     assert weight_of(packed) is packed.qweight
-    with pytest.raises(TypeError, match="must hold a weight, a Identity holds no tensor"):
+    with pytest.raises(
+        TypeError,
+        match="must hold a weight, a torch.nn.modules.linear.Identity holds no tensor: quantise weights alone",
+    ):
         weight_of(nn.Identity())
 
 
