@@ -198,14 +198,16 @@ def _repair(copy: Path, new: Path) -> None:
     time.sleep(60)
 
 
-def run(root: Path, kills: int, seed: int) -> Found:
-    """Kills so many children; AssertionError where something is lost or wrong."""
+def run(root: Path, kills: int, seed: int, found: Found) -> None:
+    """Kills so many children, and counts in `found`; AssertionError where something is lost or wrong."""
     conftest = importlib.import_module("conftest")
     model, tokenizer = conftest.make_tiny_llama(), conftest.make_tiny_tokenizer()
     recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, questions=0, steps=1)
     config = MemoirConfig(recipe=recipe, tau=0.9, k=16, background=8, page_edits=2, routing="paper", check=False)
-    draw, found, folder, texts, ids = random.Random(seed), Found(), root / "0" / "memory", Texts(), 0
+    draw, folder, texts, ids = random.Random(seed), root / "0" / "memory", Texts(), 0
     for _ in range(kills):
+        if found.kills % 100 == 99:
+            print(f"{found.kills} kills", file=sys.stderr, flush=True)
         found.kills += 1
         if ids > MOST_IDS:
             shutil.rmtree(folder.parent)
@@ -225,7 +227,6 @@ def run(root: Path, kills: int, seed: int) -> Found:
         found.acknowledged += sum(what == "is" for what, _ in said[1:])
         found.undecided += bool(said) and said[-1][0] == "to"
         texts = there
-    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -237,9 +238,12 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)  # so that a forked child waits for no thread that it does not have
     logging.getLogger("memoir_fast").setLevel(logging.ERROR)  # of torn ends, which are what is looked for
     warnings.simplefilter("ignore")
+    found = Found()
     with tempfile.TemporaryDirectory() as root:
         try:
-            found = run(Path(root), options.kills, options.seed)
+            run(Path(root), options.kills, options.seed, found)
+        except KeyboardInterrupt:
+            pass  # what was counted so far is said
         except AssertionError as error:
             print(f"lost: {error}")
             return 1

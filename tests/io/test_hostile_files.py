@@ -15,6 +15,7 @@ import torch
 from memoir_fast.errors import CheckpointError
 from memoir_fast.io import checkpoint, durable
 from memoir_fast.io.journal import journal_path
+from memoir_fast.io.without_model import without_model
 
 CONFIG = checkpoint.CONFIG_NAME
 MEMORY, EDITS = r"memory-\w{12}\.safetensors", r"edits-\w{12}\.jsonl"
@@ -123,3 +124,35 @@ def test_settings_without_an_end(saved):
     os.truncate(saved / CONFIG, 1 << 40)
     with pytest.raises(CheckpointError, match=f"{CONFIG} cannot be read: expected at most"):
         checkpoint.read(saved)
+
+
+def test_tensors_of_chance_are_used(saved):
+    """Numbers of the tensors changed, and the digests made right: refused, or searched and read within their bounds.
+
+    `tests/native/sanitize.sh` runs it with a watched extension.
+    """
+    draw, used, name = random.Random(6), 0, next(saved.glob("memory-*"))
+    content = name.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    x = torch.randn(4, 5, 48)
+    for _ in range(120):
+        changed = bytearray(content)
+        for _ in range(draw.randint(1, 3)):
+            at = draw.randrange(start, len(content))
+            changed[at : at + 4] = draw.choice([draw.randbytes(4), b"\xff\xff\xff\x7f", b"\0\0\0\x80", bytes(4)])
+        changed = changed[: len(content)]
+        new = checkpoint._entry("memory", bytes(changed))
+        (saved / new["name"]).write_bytes(changed)
+        state(saved, "memory", **new)
+        try:
+            layer = without_model(checkpoint.read(saved)).layer
+        except CheckpointError as error:
+            assert re.search(f"{MEMORY}|{saved}", str(error))
+            continue
+        layer.tau = 0.01  # so that all follow some edit
+        with torch.no_grad():
+            layer.base.weight.zero_()
+            layer(x)
+        layer.store.match(layer.store.masks)
+        used += 1
+    assert 20 < used < 110

@@ -5,12 +5,13 @@ import hashlib
 import logging
 import os
 import resource
+import threading
 import time
 
 import pytest
 import torch
 
-from memoir_fast.errors import CheckpointError
+from memoir_fast.errors import CheckpointError, LockedError
 from memoir_fast.io import journal as journals
 from memoir_fast.io.journal import Journal, journal_path, read
 from memoir_fast.io.writer_lock import WriterLock
@@ -258,3 +259,52 @@ def test_clock_that_goes_backwards(journal, monkeypatch):
         (2, 1e9),
         (3, -5.0),
     ]
+
+
+def test_slow_disk_keeps_readers_waiting_for_what_is_not_safe_yet(journal, monkeypatch):
+    """A record that is written and not synced is not told of; who reads meanwhile gets it once it is."""
+    journal.append("note", {"n": 1})
+    syncing, goes_on, seen = threading.Event(), threading.Event(), []
+
+    def slowly(descriptor, sync=os.fsync):
+        syncing.set()
+        assert goes_on.wait(30)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slowly)
+    writer = threading.Thread(target=journal.append, args=("note", {"n": 2}))
+    reader = threading.Thread(target=lambda: seen.append(numbers(journal.path)))
+    writer.start()
+    assert syncing.wait(30) and journal.path.stat().st_size > journal.size
+    reader.start()
+    reader.join(0.1)
+    assert reader.is_alive() and not seen
+    goes_on.set()
+    for thread in (writer, reader):
+        thread.join()
+    assert seen == [([1, 2], None)]
+
+
+def test_folder_of_a_system_that_is_read_only(journal, tmp_path, monkeypatch):
+    """Is read as any other, and not opened for writing."""
+    journal.append("note", {"n": 1})
+
+    def read_only(path, flags, *arguments, real=os.open, **more):
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return real(path, flags, *arguments, **more)
+
+    monkeypatch.setattr(os, "open", read_only)
+    assert numbers(journal.path) == ([1], None)
+    with pytest.raises(CheckpointError, match="Read-only file system"):
+        WriterLock(tmp_path)
+
+
+def test_clock_that_goes_backwards_between_two_writers(tmp_path, monkeypatch):
+    """The lock's age is a word in a message, and no reason to take it."""
+    with WriterLock(tmp_path):
+        monkeypatch.setattr(time, "time", lambda: -1e9)
+        with pytest.raises(LockedError, match="is being written by"):
+            WriterLock(tmp_path)
+    with WriterLock(tmp_path) as lock, Journal(lock, SNAPSHOT) as journal:
+        assert journal.append("note", {"n": 1}) == 1

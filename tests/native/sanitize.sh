@@ -14,8 +14,9 @@ trap 'rm -rf "$work"' EXIT
 
 cp -r "$root/memoir_fast" "$root/kernels" "$root/csrc" "$root/setup.py" "$root/pyproject.toml" "$root/README.md" \
   "$root/LICENSE" "$work"
-mkdir "$work/tests"
+mkdir -p "$work/tests/io"
 cp -r "$root/tests/conftest.py" "$root/tests/native" "$work/tests"
+cp "$root/tests/io/conftest.py" "$root/tests/io/test_hostile_files.py" "$work/tests/io"
 rm -f "$work"/memoir_fast/*.so
 cd "$work"
 
@@ -38,6 +39,7 @@ status=0
 run tests/native/test_cuda_emulated.py tests/native/test_hash_emulated.py tests/native/test_mask_match.py \
   tests/native/test_tophash.py tests/native/test_masked_linear.py tests/native/test_hostile.py \
   -k "not large_store and not threads-" || status=$?
+run tests/io/test_hostile_files.py -k of_chance || status=$? # what files from a stranger give the extension
 wait "$linear" || status=$?
 cat linear.log
 exit "$status"
