@@ -39,7 +39,7 @@ status=0
 run tests/native/test_cuda_emulated.py tests/native/test_hash_emulated.py tests/native/test_mask_match.py \
   tests/native/test_tophash.py tests/native/test_masked_linear.py tests/native/test_hostile.py \
   -k "not large_store and not threads-" || status=$?
-run tests/io/test_hostile_files.py -k of_chance || status=$? # what files from a stranger give the extension
+run tests/io/test_hostile_files.py -k tensors_of_chance || status=$? # what files from a stranger give the extension
 wait "$linear" || status=$?
 cat linear.log
 exit "$status"
