@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
+from memoir_fast.io.repair import survey
 
 pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, settings  # noqa: E402
@@ -121,6 +122,8 @@ class Memories(RuleBasedStateMachine):
     @rule()
     def open_again(self):
         before = [self._logits(self.model, prompt) for prompt in PROMPTS]
+        found = survey(self.folder / "memory")
+        assert not found.damage and found.kept == self.memoir.edits
         self.memoir.detach()
         self.memoir = Memoir.open(self.model, self.tokenizer, self.folder / "memory")
         assert all(map(torch.equal, before, [self._logits(self.model, prompt) for prompt in PROMPTS]))
