@@ -17,6 +17,7 @@ from transformers.distributed import DistributedConfig
 from memoir_fast import RECIPES, Memoir, MemoirConfig
 from memoir_fast.editing.batch import Batch
 from memoir_fast.errors import MemoirError, UnsupportedModelError
+from memoir_fast.modules import compiled
 
 CACHE = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
 LAYER = "model.layers.1.mlp.down_proj"
@@ -170,6 +171,7 @@ def reference(folder):
             memoir.edit(prompt, target, bank=bank, recipe=RECIPE)
         memoir.save_pretrained(f"{folder}/{name}")
         expected = {"before": observed(memoir), "codes": codes(memoir), "gradient": gradient(memoir)}
+        expected["faded"] = memoir.faded()
         memoir.delete(1)
         torch.save({**expected, "after": observed(memoir, ["batch"])}, f"{folder}/{name}.pt")
     for name in TAUGHT:
@@ -281,6 +283,30 @@ def check_on_two_routes_are_decided_by_the_first_process(folder):
     if dist.get_rank():
         memoir.layer.code.projection.neg_()  # as if its own residual stream said something else
     same(observed(memoir, ["batch"]), {k: v for k, v in expected["before"].items() if k.startswith("batch")}, 1e-4)
+
+
+def check_on_two_compiled_passes_are_refused(folder):
+    memoir, _ = attached(folder, "early")
+    with pytest.MonkeyPatch.context() as patched:  # the compiler itself takes 14 s
+        patched.setattr(compiled, "tracing", lambda: True)
+        with pytest.raises(MemoirError, match="cannot be compiled with its memory"):
+            memoir.layer(torch.zeros(1, 3, memoir.layer.part.inputs))
+
+
+def check_on_two_memories_are_merged_and_calibrated(folder):
+    memoir, expected = attached(folder, "early")
+    assert memoir.faded() == expected["faded"]
+    memoir.delete_bank("acme")
+    memoir.delete(1)
+    merged = memoir.merge(f"{folder}/early")
+    assert len(merged.added) == len(merged.same) == 2
+    found = observed(memoir, ["batch", "banks"])
+    for name in ("batch", "banks"):  # the edits that came back have other ids, and say what they said
+        assert torch.equal(found[f"{name} tokens"], expected["before"][f"{name} tokens"])
+    memoir.calibrate([f"{one} It rains {two}." for one in PROMPTS for two in ("here", "there", "now", "never")])
+    every = [None] * dist.get_world_size()
+    dist.all_gather_object(every, (memoir.tau, memoir.layer.codes.min_overlap.tolist()))
+    assert every[0] == every[1]
 
 
 def check_taught_as_on_one_process(folder):

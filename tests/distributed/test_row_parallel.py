@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from memoir_fast import Memoir
+from memoir_fast import Memoir, MemoirConfig
 from memoir_fast.distributed.row_parallel import NO_ROW, Part
 from memoir_fast.errors import UnsupportedModelError
 from memoir_fast.io import checkpoint
@@ -68,3 +68,10 @@ def test_rows_of_a_part_are_those_that_devices_take():
 def test_more_processes_than_inputs_are_refused():
     with pytest.raises(UnsupportedModelError, match="5 processes are too many for the edited layer's 4 inputs"):
         Part(4, 0, 5)
+
+
+def test_layers_that_older_releases_split_are_refused(tiny_llama, tiny_tokenizer):
+    layer = "model.layers.1.mlp.down_proj"
+    tiny_llama.get_submodule(layer)._is_hooked = True  # as their tensor parallelism leaves it, with a plain weight
+    with pytest.raises(UnsupportedModelError, match=r"by other means than DTensor; use transformers 5\.24 or later"):
+        Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(layer=layer))
