@@ -34,6 +34,8 @@ ELSEWHERE = {
     "hf/call.py": "hf/test_compiled.py",
     "hf/around.py": "test_copies.py",
     "hf/own_pass.py": "hf/test_partial_forward.py",
+    "hf/beside.py": "hf/routing/test_continuous.py",
+    "hf/continuous.py": "hf/routing/test_continuous.py",
     "hf/following.py": "hf/routing",
     "hf/overrides.py": "hf/routing/test_packed.py",
     "hf/parts.py": "hf/routing/test_packed.py",

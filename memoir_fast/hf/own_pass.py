@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from memoir_fast.hf.beside import beside
+
 _current: ContextVar["OwnPass | None"] = ContextVar("memoir_fast_own_pass", default=None)
 
 
@@ -60,18 +62,21 @@ def uncompiled(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Within the block, passes through these modules see hooks and detours, also where one is compiled in place.
 
     Compiled code would pass them over. torch knows no other way than to compile nothing meanwhile, in any thread: then
-    all that is compiled runs as it was written. Where none of the modules is compiled, nothing is changed.
+    all that is compiled runs as it was written. Where none of the modules is compiled, nothing is changed. Beside
+    continuous batching they take turns with its passes.
     """
     global _blocks
     if not any(_is_compiled(module) for module in modules):
-        yield
+        with beside():
+            yield
         return
     with _lock:
         _blocks += 1
         if _blocks == 1:
             _uncompiled.enter_context(torch.compiler.set_stance("force_eager"))
     try:
-        yield
+        with beside():
+            yield
     finally:
         with _lock:
             _blocks -= 1

@@ -39,6 +39,12 @@ def evidence(given: Mapping[str, Any], cache: Any) -> str | None:
     return _in_numbers(given.get("seq_idx"), cache) or _in_positions(given, mask, cache) or _in_mask(mask, cache)
 
 
+def paged(given: Mapping[str, Any]) -> bool:
+    """Whether a cache in blocks, of many sequences, is among a call's arguments."""
+    kinds = [type(value) for value in given.values() if not isinstance(value, torch.Tensor)]
+    return any(_is_paged(kind) for kind in kinds)  # type: ignore[arg-type]
+
+
 WHAT_INSTEAD = (
     "give each sequence a row of its own, e.g. generate on a padded batch. Inside of memoir.disabled() the model runs "
     "so, without its edits; memoir.detach() takes the memory off"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,7 +13,7 @@ from memoir_fast.hf.overrides import Overrides
 from memoir_fast.hf.packed import Span
 from memoir_fast.modules import MemoirLinear
 from memoir_fast.modules.routed import Routed, first_alike, follows_nothing
-from memoir_fast.modules.views import Generation
+from memoir_fast.modules.views import Generation, View
 
 
 @dataclass
@@ -25,6 +25,8 @@ class Part:
     call: Call
     generation: Generation | None = None
     """Whose view of the memory it has; None: the pass's."""
+    request: Any = None
+    """Whose piece it is, in continuous batching: a `Request`, which its state is kept with."""
     reads: bool = False
     """Whether the pass decides on it."""
 
@@ -32,6 +34,12 @@ class Part:
         """Its tokens [1, s, ...] of a pass's, [B, S, ...]."""
         row, start, stop = self.span
         return x[row : row + 1, start:stop]
+
+
+class _Read(NamedTuple):
+    part: Part
+    routed: Routed
+    view: View
 
 
 class Parts:
@@ -57,6 +65,8 @@ class Parts:
             part.reads = not self._following.speaking(own, piece.shape[1], asked)
             with self._seen_by(part):
                 own.routed = (self._following.read if part.reads else self._following.say)(own, piece, asked)
+            if part.request is not None:
+                part.request.state = own.state
         self.decided = True
 
     @property
@@ -71,38 +81,38 @@ class Parts:
 
     def routed(self, x: torch.Tensor) -> Routed | None:
         """Where the tokens of layer inputs [B, S, D] read the memory, each as a sequence of its own; None: nowhere."""
-        groups: dict[int, list[tuple[Part, Routed]]] = {}
-        memories = {}
+        groups: dict[int, list[_Read]] = {}
         for part in self._parts:
-            if part.call.routed is None:
+            if part.call.routed is None or follows_nothing(part.call.routed.route):
                 continue
             with self._seen_by(part):
                 view = self._layer.view
             part.call.state.look_again(view.store)  # a change since then has copied what this pass reads
             routed = part.call.state.routed(part.call.routed.helped)
-            if routed is not None and not follows_nothing(routed.route):
-                table = id(view.memory.table)
-                groups.setdefault(table, []).append((part, routed))
-                memories[table] = view.memory
-        joined = [self._joined(x, found)._replace(memory=memories[table]) for table, found in groups.items()]
+            if routed is not None:
+                rests = part.call.routed.route < 0  # the target has been said
+                routed = routed._replace(route=torch.where(rests, -1, routed.route))
+                groups.setdefault(id(view.memory.table), []).append(_Read(part, routed, view))
+        joined = [self._joined(x, found) for found in groups.values()]
         return joined[0]._replace(others=tuple(joined[1:])) if joined else None
 
     def edits(self, x: torch.Tensor) -> torch.Tensor:
         """The edit that each token follows, int32 [B * S], or -1."""
         return self._spread(x, [(part, part.call.state.route) for part in self._parts])
 
-    def _joined(self, x: torch.Tensor, found: list[tuple[Part, Routed]]) -> Routed:
-        """The routes of all tokens, of some of the parts, which read one memory."""
-        rows = torch.cat([routed.rows for _, routed in found])
-        edits = torch.cat([part.call.state.route for part, _ in found])
-        first = first_alike(edits)
+    def _joined(self, x: torch.Tensor, found: list[_Read]) -> Routed:
+        """The routes of all tokens, of some of the parts, which read one table."""
+        rows = torch.cat([routed.rows for _, routed, _ in found])
+        stores = list({id(view.store): None for _, _, view in found})  # each has pages of its own for an edit
+        edits = [part.call.state.route.long() + (stores.index(id(view.store)) << 32) for part, _, view in found]
+        first = first_alike(torch.cat(edits))
         places = []
-        for place, (part, routed) in enumerate(found):
+        for place, (part, routed, _) in enumerate(found):
             own = torch.where(routed.route >= 0, first[place : place + 1], -1)
             if routed.helped is not None:
                 own = torch.where(routed.helped.to(own.device)[0], own, -1)
             places.append((part, own))
-        return Routed(rows, self._spread(x, places), each_token=True).to(x.device)
+        return Routed(rows, self._spread(x, places), each_token=True, memory=found[0].view.memory).to(x.device)
 
     def _spread(self, x: torch.Tensor, values: list[tuple[Part, torch.Tensor]]) -> torch.Tensor:
         """int32 [B * S]: each part's value, int32 [1 or s], at its tokens; -1 at tokens of no part."""

@@ -5,29 +5,29 @@ the model is called, so that generations which take turns on one model never mix
 cropped and copied together with the keys and values. Nothing is read back from the device.
 """
 
-import functools
 import inspect
 import itertools
 import types
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
-from contextvars import ContextVar, copy_context
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from memoir_fast.errors import MemoirError, PackedBatchError
-from memoir_fast.hf import banks
+from memoir_fast.hf import banks, continuous
 from memoir_fast.hf.around import Around
+from memoir_fast.hf.beside import beside, step
 from memoir_fast.hf.cache import find_cache, held, remember, remembered
 from memoir_fast.hf.call import Call, resume, running, suspend
 from memoir_fast.hf.compiled import Tracing
 from memoir_fast.hf.following import Following
 from memoir_fast.hf.hidden import batch_shape, in_rows
 from memoir_fast.hf.overrides import Overrides, asked_of, overriding
-from memoir_fast.hf.packed import WHAT_INSTEAD, Span, spans
-from memoir_fast.hf.parts import Parts, SeveralInRow, packed_parts
+from memoir_fast.hf.packed import WHAT_INSTEAD, Span, paged, spans
+from memoir_fast.hf.parts import Part, Parts, SeveralInRow, packed_parts
 from memoir_fast.hf.prompt import prompt_positions
 from memoir_fast.hf.routing_site import RoutingSite
 from memoir_fast.modules import MemoirLinear
@@ -75,6 +75,7 @@ class Router:
                 self.following.site = RoutingSite(model, layer, layer.code, self.tracing)
             self._wrap("generate", "_generating")
             self._wrap("init_continuous_batching", "_batching")
+            self._wrap("generate_batch", "_generating_batch")
         except BaseException:
             self.remove()
             raise
@@ -246,7 +247,7 @@ class Router:
         state = remembered(cache)
         if state is not None and state.owner != self._number:
             state = None  # routes of a memory that was detached say nothing here
-        found = None if asked.disabled else self._spans(given, cache, asked.generate_prompt is not None)
+        found = None if asked.disabled else self._parts(given, cache, asked)
         if isinstance(state, SeveralInRow):
             if not asked.disabled:
                 raise PackedBatchError(f"the cache was filled with several sequences in one row: {WHAT_INSTEAD}")
@@ -259,12 +260,21 @@ class Router:
             (args, kwargs),
         )
         if found is not None:
-            call.parts = Parts(list(packed_parts(found, asked)), self.following, self._layer)
+            call.parts = Parts(found, self.following, self._layer)
             call.state = SeveralInRow(self._number)
         cut_short = self._call  # by Ctrl-C
         if cut_short is not None and cut_short.view is not None:
             cut_short.view.close()
         resume(self, call)
+
+    def _parts(self, given: dict[str, Any], cache: Any, asked: Overrides) -> list[Part] | None:
+        """What of each sequence is in a pass that holds several in a row; None where each row is a sequence."""
+        batches = continuous.serving(self)
+        if batches is not None and paged(given):
+            shape = batch_shape((), given)
+            return batches.parts(0 if shape is None else shape[1])
+        found = self._spans(given, cache, asked.generate_prompt is not None)
+        return None if found is None else list(packed_parts(found, asked))
 
     def _spans(self, given: dict[str, Any], cache: Any, generating: bool) -> list[Span] | None:
         config = getattr(self._model, "config", None)
@@ -296,21 +306,24 @@ class Router:
         return own if own is not None else types.MethodType(getattr(type(self._model), name), self._model)
 
     def _batching(self, start: Any, *args: Any, **kwargs: Any) -> Any:
-        """What `model.generate_batch` begins with. Its passes, in a thread of their own, are disabled as it is."""
-        if not self._asked.disabled:
-            raise PackedBatchError(f"continuous batching puts all sequences into one row: {WHAT_INSTEAD}")
-        manager = start(*args, **kwargs)
-        loop = getattr(manager, "_run_generation_loop", None)
-        if loop is not None:
-            manager._run_generation_loop = functools.partial(copy_context().run, loop)
-        return manager
+        """The manager of `model.init_continuous_batching`, whose requests it follows."""
+        with step():
+            return continuous.follow(self, self._layer.views, start(*args, **kwargs))
+
+    def _generating_batch(self, generate_batch: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Runs `model.generate_batch`, which logs errors of what is asked for its requests and raises none."""
+        which = kwargs.pop("memoir_banks", None)
+        with self.overridden(**({} if which is None else {"asked_banks": banks.asked(which)})):
+            for row in range(len(inputs)):
+                continuous.of_request(self, row, len(inputs))
+            return generate_batch(inputs, *args, **kwargs)
 
     def _generating(self, generate: Any, *args: Any, **kwargs: Any) -> Any:
         """Runs `model.generate`, noting how many positions are its prompt, which no forward pass can tell."""
         which = kwargs.pop("memoir_banks", None)
         changes = {} if which is None else {"asked_banks": banks.asked(which)}
         positions = prompt_positions(self._model, generate, args, kwargs)
-        with self._layer.views.generation(), self.overridden(generate_prompt=positions, **changes):
+        with beside(), self._layer.views.generation(), self.overridden(generate_prompt=positions, **changes):
             return generate(*args, **kwargs)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

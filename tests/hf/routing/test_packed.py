@@ -219,16 +219,6 @@ def _batch(model, prompts):
     return [output[name].generated_tokens for name in sorted(output)]
 
 
-def test_continuous_batching_is_refused_before_it_begins(taught):
-    prompts = [taught.ids(text)[0].tolist() for text in FACTS]
-    with pytest.raises(
-        PackedBatchError, match=r"continuous batching puts all sequences into one row: give each sequence"
-    ):
-        _batch(taught.model, prompts)
-    taught.memoir.detach()
-    assert "init_continuous_batching" not in vars(taught.model)
-
-
 def test_a_paged_cache_is_refused_whoever_made_it(taught, monkeypatch):
     """Past the model's own methods, in the thread of the batches."""
     seen, evidence = [], []
@@ -248,14 +238,6 @@ def test_a_paged_cache_is_refused_whoever_made_it(taught, monkeypatch):
         assert "several sequences in one row" in str(error)
     assert "sequences" in str(evidence[0]) or "blocks" in str(evidence[0])
     assert not any(seen)
-
-
-def test_continuous_batching_passes_where_the_memory_is_disabled(taught):
-    prompts = [taught.ids(text)[0].tolist() for text in FACTS]
-    settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": 384, "pad_token_id": 0}
-    expected = [taught.plain.generate(torch.tensor([ids]), **settings)[0, len(ids) :].tolist() for ids in prompts]
-    with taught.memoir.disabled():
-        assert _batch(taught.model, prompts) == expected
 
 
 def test_a_cache_of_one_sequence_is_not_taken_for_many(taught):
