@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
+from memoir_fast.io import changes, durable
+from memoir_fast.io.history import UNDO
 from memoir_fast.io.repair import survey
 
 pytest.importorskip("hypothesis")
@@ -114,6 +116,21 @@ class Memories(RuleBasedStateMachine):
     @rule()
     def refresh(self):
         self.memoir.refresh(turns=1, progress=False)
+
+    @rule()
+    def undo(self):
+        """What the folder says without its last change is what there is."""
+        saved, journal = durable.read_pair(self.folder / "memory")
+        changed = [record for record in journal or [] if record.kind != UNDO]
+        if not changed:
+            return
+        edits = dict(saved.edits)
+        for record in changed[:-1]:
+            changes.apply_texts(edits, record)
+        self.memoir.undo()
+        self.ids = {edit.prompt: edit_id for edit_id, edit in edits.items() if not edit.bank}
+        self.banked = {edit.prompt: edit_id for edit_id, edit in edits.items() if edit.bank}
+        self.targets = {(edit.bank, edit.prompt): edit.target for edit in edits.values()}
 
     @rule()
     def save(self):

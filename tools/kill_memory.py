@@ -3,9 +3,9 @@
     python tools/kill_memory.py --kills 1000 --seed 7
 
 Each child is forked once everything is imported, opens the folder that its predecessor was killed over, and edits,
-edits anew, deletes, compacts and saves a tiny random model's memory until SIGKILL, at a moment drawn by chance; every
-fifth repairs a damaged copy. A child says what the memory is to hold before each change, and what it holds after it:
-the folder must then hold the one or the other, nothing between, and open. Exit code 1: something is lost or wrong.
+edits anew, deletes, undoes, compacts and saves a tiny random model's memory until SIGKILL, at a moment drawn by chance;
+every fifth repairs a damaged copy. A child says what the memory is to hold before each change, and what it holds after
+it: the folder must then hold the one or the other, nothing between, and open. Exit code 1: something is lost or wrong.
 """
 
 import argparse
@@ -36,7 +36,8 @@ import torch  # noqa: E402
 
 from memoir_fast import RECIPES, Memoir, MemoirConfig  # noqa: E402
 from memoir_fast.errors import CheckpointError  # noqa: E402
-from memoir_fast.io import durable, repair  # noqa: E402
+from memoir_fast.io import changes, durable, repair  # noqa: E402
+from memoir_fast.io.history import UNDO  # noqa: E402
 
 LONGEST_WAIT = 0.05  # seconds from what a child said last to its kill
 MOST_SAID = 9  # changes that a child may finish
@@ -94,7 +95,19 @@ def snapshot(memoir: Memoir, texts: Texts, _: random.Random) -> tuple[Texts, Cal
     return texts, lambda: memoir.save_pretrained(folder)
 
 
-OPERATIONS: dict[Operation, int] = {edit: 6, edit_anew: 2, delete: 3, snapshot: 2, compact: 1}
+def undo(memoir: Memoir, texts: Texts, _: random.Random) -> tuple[Texts, Callable[[], Any]]:
+    assert memoir._durable is not None
+    saved, journal = durable.read_pair(memoir._durable.folder)
+    changed = [record for record in journal or [] if record.kind != UNDO]
+    if not changed:
+        return texts, lambda: None
+    edits = dict(saved.edits)
+    for record in changed[:-1]:
+        changes.apply_texts(edits, record)
+    return {one.prompt: one.target for one in edits.values()}, memoir.undo
+
+
+OPERATIONS: dict[Operation, int] = {edit: 6, edit_anew: 2, delete: 3, snapshot: 2, compact: 1, undo: 2}
 """By how often each is drawn."""
 
 

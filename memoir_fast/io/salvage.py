@@ -13,6 +13,7 @@ from memoir_fast.errors import CheckpointError, NewerVersionError
 from memoir_fast.io import changes, strict_json
 from memoir_fast.io.files import read_file
 from memoir_fast.io.frames import HEAD_BYTES, MARK, Frames, Stretch
+from memoir_fast.io.history import UNDO
 from memoir_fast.io.journal import JOURNAL_NAMES, JournalReader
 from memoir_fast.io.records import SIZES, Record, unpack
 
@@ -126,7 +127,7 @@ def _take(record: Record, whole: bool, found: Texts) -> None:
             changes.apply_texts(edits, record)
         for edit_id, edit in edits.items():
             found.add(edit_id, edit, whole)
-        found.records += bool(edits)
+        found.records += bool(edits) or record.kind == UNDO  # which says what is not there any more
     elif whole and isinstance(ids, list) and all(isinstance(edit_id, int) for edit_id in ids):
         known = [found.delete(edit_id) for edit_id in ids]
         found.records += any(known)
