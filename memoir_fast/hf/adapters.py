@@ -11,8 +11,8 @@ def require_no_soft_prompt(model: Any) -> None:
     An edit would be taught without them and asked behind them, where its prompt has other codes.
 
     Args:
-        model: a model of transformers, or PEFT's around one. A model inside of PEFT's is known by what PEFT's `generate`
-            leaves on it.
+        model: a model of transformers, or PEFT's around one. A model inside of PEFT's is known by what PEFT's
+            `generate` leaves on it.
 
     Raises:
         UnsupportedModelError: the adapter that is active is of that kind.
