@@ -22,6 +22,13 @@ from memoir_fast.modules.base_layer import require_as_attached
 from memoir_fast.modules.compiled import define, found, tracing
 
 
+_EXPORTED = (
+    "a model with a memory cannot be exported: its graph would hold the edits as they are now, and no sequence's route "
+    "from one step to the next. Compile it, by torch.compile(model, fullgraph=True), or export the model that "
+    "memoir.detach() gives back, which has no edits"
+)
+
+
 class Tracing:
     """The hooks of a router: those of the pass that runs, or, where `torch.compile` looks, what it takes note of.
 
@@ -42,6 +49,8 @@ class Tracing:
 
     def before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The decoder is called."""
+        if torch.compiler.is_exporting():
+            raise MemoirError(_EXPORTED)
         if not tracing():
             require_as_attached(self._layer)
             self._router.before(args, kwargs)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch._dynamo.utils import counters
-from transformers import CompileConfig, DynamicCache, StaticCache
+from transformers import CompileConfig, DynamicCache, GenerationConfig, StaticCache
 
 from memoir_fast import Edit, Memoir, MemoirConfig
 from memoir_fast.errors import MemoirError, PackedBatchError, UnsupportedModelError
@@ -86,7 +86,7 @@ def test_it_is_compiled_once_while_edits_pages_and_requests_come(whole):
     first = _spoken(whole.compiled, given, _static(whole))
     assert first == _spoken(whole.model, given, _static(whole)) and whole.graphs() == 3
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for number in range(50):
+        for number in range(50):  # and four requests each, in two passes: 200
             prompt = f"The river {number} of"
             edit = whole.memoir.edit(prompt, "red", recipe=QUICK).edit_id
             assert _same(whole, prompt, OTHER) == [edit, -1]
@@ -282,6 +282,47 @@ def test_masks_route_a_compiled_pass_as_any_other(tiny_llama, tiny_tokenizer):
     given = one.batch(FACT, OTHER)
     assert _spoken(one.compiled, given, _static(one)) == _spoken(one.model, given, _static(one))
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@torch.no_grad()
+def test_an_export_is_refused(taught, strict):
+    given = taught.batch(FACT, OTHER)
+    expected = taught.model(**given, use_cache=False).logits
+    with pytest.raises(Exception, match="a model with a memory cannot be exported: its graph would hold") as refusal:
+        torch.export.export(taught.model, (), {**given, "use_cache": False}, strict=strict)
+    assert strict or isinstance(refusal.value, MemoirError)
+    torch.testing.assert_close(taught.model(**given, use_cache=False).logits, expected)
+    plain = taught.memoir.detach()
+    exported = torch.export.export(plain, (), {**given, "use_cache": False}, strict=strict).module()
+    torch.testing.assert_close(exported(**given, use_cache=False).logits, plain(**given, use_cache=False).logits)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@torch.no_grad()
+def test_transformers_own_exporter_of_decode_steps_is_refused(taught, strict):
+    from transformers.integrations.executorch import TorchExportableModuleForDecoderOnlyLM
+
+    settings = {"use_cache": True, "cache_implementation": "static", "max_length": 16}
+    taught.model.generation_config = GenerationConfig(**settings, cache_config={"batch_size": 1, "max_cache_len": 16})
+    exporter = TorchExportableModuleForDecoderOnlyLM(taught.model, batch_size=1, max_cache_len=16)
+    with pytest.raises(Exception, match="a model with a memory cannot be exported"):
+        exporter.export(input_ids=torch.tensor([[5]]), cache_position=torch.tensor([0]), strict=strict)
+
+
+def test_what_a_captured_graph_reads_stays_where_it_is(tiny_llama, tiny_tokenizer):
+    one = _taught(tiny_llama, tiny_tokenizer, page_edits=4, max_pages=8, max_edits=64)
+    layer = one.memoir.layer
+
+    def places():
+        return {name: tensor.data_ptr() for name, tensor in layer.named_buffers()}
+
+    before = places()
+    for number in range(12):
+        one.memoir.edit(f"The river {number} of", "red", recipe=QUICK)
+    one.memoir.delete(3)
+    one.memoir.edit(FACT, "Rome", recipe=QUICK)
+    assert layer.memory.pages > 3 and places() == before and len(before) > 5
 
 
 def test_no_cuda_graph_may_hold_what_routes():
