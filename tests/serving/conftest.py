@@ -75,6 +75,12 @@ def events(text):
     return [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
 
 
+@pytest.fixture
+def connect():
+    """A function (port) -> a client of the server there."""
+    return Client
+
+
 @pytest.fixture(scope="module")
 def memoir(tmp_path_factory):
     """A memory in a folder that is kept up, with edits in two banks and in none."""
