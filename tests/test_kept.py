@@ -4,13 +4,14 @@ import copy
 import dataclasses
 import os
 import shutil
+import threading
 
 import pytest
 import torch
 
 from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
 from memoir_fast.errors import CheckpointError, MemoirError
-from memoir_fast.io import changes, durable, history, renewal, undo
+from memoir_fast.io import changes, durable, history, renewal
 
 RECIPE = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, questions=0, steps=3)
 PROMPTS = [f"The number {number} is" for number in range(9)]
@@ -281,48 +282,61 @@ def test_a_full_disk_undoes_all_or_nothing(opened, plain, tiny_tokenizer, folder
 
 
 @paper_alone
-def test_an_undo_that_is_killed_at_any_call_is_there_or_not(opened, folder, tmp_path):
-    """A process dies before each sync, move and removal of `memoir undo`, which does to the files what undo does."""
-    opened.close()
-    ends = []
-    for last in range(20):
-        copied = tmp_path / str(last)
-        shutil.copytree(folder, copied)
-        child = os.fork()
-        if not child:
-            left = [last]
-
-            def dying(function, left=left):
-                def call(*args, **kwargs):
-                    left[0] -= 1
-                    if left[0] < 0:
-                        os._exit(9)
-                    return function(*args, **kwargs)
-
-                return call
-
-            try:
-                os.fsync, os.replace, os.ftruncate = map(dying, (os.fsync, os.replace, os.ftruncate))
-                undo.undo(copied, 2)
-                os._exit(0)
-            finally:
-                os._exit(1)
-        ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-        _, edits, since = durable.current_edits(copied)
-        assert (len(edits), since) in ((4, 6), (3, 5))
-        kinds = [one["kind"] for one in history.happened(history.History(copied), durable.read_pair(copied)[1])]
-        assert kinds[:8] == ["edit", "edit", "edit-in-bank", "edit", "delete", "edit", "calibration", "edit"]
-        assert kinds[8:] == ["undo"] * (len(edits) == 3)
-        if ends[-1] == 0:
-            break
-        undo.undo(copied, 1)
-    assert ends == [9] * (len(ends) - 1) + [0] and len(ends) > 6
-
-
-@paper_alone
 def test_an_undone_record_does_nothing_when_it_is_replayed(opened, folder):
     opened.undo(2)
     (last,) = [one for one in durable.read_pair(folder)[1] if one.kind == "undo"]
     before = found(opened)
     changes.apply(opened, last)
     assert found(opened) == before
+
+
+@paper_alone
+def test_what_is_learned_afterwards_is_what_a_loaded_memory_learns(opened, plain, tiny_tokenizer, folder, tmp_path):
+    """What other edits read, which a new one makes room for, is counted anew."""
+    opened.undo(3)
+    shutil.copytree(folder, tmp_path / "other")
+    with Memoir.open(plain, tiny_tokenizer, tmp_path / "other") as other:
+        for memoir in (opened, other):
+            memoir.edit([FACTS[7], FACTS[1], FACTS[8]], progress=False)
+        names = ("masks", "page", "weight", "live", "tau")
+        assert [state(opened)[name] for name in names] == [state(other)[name] for name in names]
+
+
+@paper_alone
+def test_beside_threads_that_generate_each_answer_is_of_before_or_after(opened, tiny_tokenizer):
+    ids = tiny_tokenizer("Is there a river?", return_tensors="pt").input_ids
+
+    def said():
+        asked = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+        return torch.stack(opened.model.generate(ids, **asked).logits)
+
+    valid, found, over = [said()], [], threading.Event()
+
+    def generate():
+        while not over.is_set():
+            found.append(said())
+
+    threads = [threading.Thread(target=generate) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(6):
+        opened.edit("Is there a river?", "Rome")
+        valid.append(said())
+        opened.undo()
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert torch.equal(said(), valid[0]) and not torch.equal(valid[1], valid[0])
+    assert len(found) > 6 and all(any(torch.equal(one, other) for other in valid) for one in found)
+
+
+@paper_alone
+def test_pages_have_the_numbers_of_the_files_again(opened, plain, tiny_tokenizer, folder):
+    """Copies for a generation take places between pages; a memory that was read anew has none of these."""
+    with opened.layer.views.generation():
+        opened.edit([FACTS[1], FACTS[3], FACTS[5], FACTS[6], FACTS[8]], progress=False)
+    assert opened.layer.memory.numbers != list(range(len(opened.layer.memory.numbers)))
+    opened.undo(2)
+    assert found(opened) == fresh(plain, tiny_tokenizer, folder)
+    opened.edit([FACTS[7], FACTS[8], ("The sky is", "green")], progress=False)
+    assert found(opened) == fresh(plain, tiny_tokenizer, folder)

@@ -61,8 +61,6 @@ ELSEWHERE = {
     "modules/spawned.py": "test_copies.py",
     "serving/gate.py": "serving/test_app.py",
     "upkeep.py": "test_compact.py",
-    "io/renewal.py": "test_kept.py",
-    "io/undo.py": "test_kept.py",
     "modules/views.py": "test_threads.py",
     "native.py": "native/test_registration.py",
     "ops/linear_limits.py": "native/test_masked_linear.py",
