@@ -28,6 +28,7 @@ ELSEWHERE = {
     "evaluation/report.py": "evaluation/test_run.py",
     "evaluation/roc.py": "evaluation/test_scores.py",
     "evaluation/run_folder.py": "evaluation/test_killed.py",
+    "evaluation/team.py": "distributed/test_evaluation.py",
     "evaluation/tables.py": "evaluation/test_run.py",
     "hf/answer.py": "cli/test_demo.py",
     "hf/loading.py": "cli/test_app.py",

@@ -22,6 +22,7 @@ from memoir_fast.evaluation.margins import margins
 from memoir_fast.evaluation.measure import Measured, Unedited, figures, from_json, measure, to_json, without_memory
 from memoir_fast.evaluation.roc import roc_area
 from memoir_fast.evaluation.run_folder import RunFolder
+from memoir_fast.evaluation.team import Team
 from memoir_fast.hf.presets import complete, find_layer
 from memoir_fast.io.conflicts import conflicting_rows, conflicts
 from memoir_fast.io.json_stream import objects
@@ -134,6 +135,7 @@ def evaluate(
     load_model: Callable[[], tuple[Any, Any]],
     folder: RunFolder,
     progress: bool = False,
+    team: Team | None = None,
 ) -> dict[str, Any]:
     """Runs what `folder` does not hold yet, and returns all figures in plain values.
 
@@ -143,9 +145,10 @@ def evaluate(
         load_model: returns (model, tokenizer).
         folder (RunFolder): where the run keeps what it has.
         progress (bool): show progress bars. Default: False.
+        team (Team, optional): processes that measure together; `folder` is then a `SharedRunFolder`. Default: this one.
     """
     model, tokenizer = load_model()
-    run = _Run(settings, data, model, tokenizer, folder, progress)
+    run = _Run(settings, data, model, tokenizer, folder, progress, team or Team())
     before = folder.stage("unedited", run.unedited)
     plain = [Unedited(**one) for one in before["cases"]]
     main = folder.stage("main", lambda: run.learn_and_measure(plain))
@@ -166,12 +169,14 @@ class _Run:
     tokenizer: Any
     folder: RunFolder
     progress: bool
+    team: Team
     _irrelevant: torch.Tensor | None = field(default=None, init=False)
 
     def unedited(self) -> dict[str, Any]:
         """Figures of the model as it came, and what it says of each case."""
         with self._attached(self.settings.config) as memoir:
-            plain = without_memory(memoir, self.data.cases, self.settings.batch)
+            batch = self.settings.batch
+            plain = self.team.measured(self.data.cases, lambda own: without_memory(memoir, own, batch))
             measured = self._measure(memoir, self.data.cases, plain, thorough=True)
             text = text_perplexity(memoir, self.data.text) if self.data.text else None
         said = [dataclasses.asdict(one) for one in plain]
@@ -282,12 +287,17 @@ class _Run:
         likelihood = thorough and self.data.format in ("hallucination", "temporal")
         free = thorough and self.settings.free
         with memoir.banks({case.bank for case in cases}):  # what was taught in a bank is asked there
-            return measure(memoir, cases, plain, batch=self.settings.batch, free=free, likelihood=likelihood)
+            how = partial(measure, memoir, batch=self.settings.batch, free=free, likelihood=likelihood)
+            return self.team.measured(list(zip(cases, plain, strict=True)), lambda own: how(*_unzipped(own)))
 
     def _figures(self, measured: Sequence[Measured]) -> dict[str, Any]:
         """Figures on all rows, and on those that no other row contradicts."""
         clean = [one for one in measured if one.row in self.data.free_of_conflict]
         return {**figures(measured), "conflict_free": figures(clean) if clean else None}
+
+
+def _unzipped(pairs: Sequence[tuple[Case, Unedited]]) -> tuple[list[Case], list[Unedited]]:
+    return [case for case, _ in pairs], [plain for _, plain in pairs]
 
 
 class _detaching(AbstractContextManager[Memoir]):
@@ -361,4 +371,4 @@ def _learned(result: dict[str, Any]) -> dict[str, Any]:
 
 def milestones(folder: RunFolder) -> list[dict[str, Any]]:
     """What was measured on the way, by number of edits."""
-    return [folder.stage(path.stem, dict) for path in sorted(folder.path.glob("after-*.json"))]
+    return folder.finished("after-*")

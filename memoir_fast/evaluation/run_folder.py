@@ -51,6 +51,10 @@ class RunFolder:
         replace(file, json.dumps(value, ensure_ascii=False).encode())
         return json.loads(json.dumps(value))
 
+    def finished(self, pattern: str) -> list[Any]:
+        """The values of the stages that there are, of names like `pattern`, in their order."""
+        return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.path.glob(f"{pattern}.json"))]
+
     @property
     def memory(self) -> tuple[int, Path | None]:
         """How many edits were learned when the memory was last saved, and where it is."""

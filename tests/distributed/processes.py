@@ -28,7 +28,7 @@ def load(path):
 
 def run(rank, size, checks, folder):
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size))
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size))
     wait = timedelta(seconds=SECONDS)
     dist.init_process_group("gloo", init_method=f"file://{folder}/met-{size}", rank=rank, world_size=size, timeout=wait)
     failed = {}

@@ -65,7 +65,7 @@ def eval(
     from memoir_fast.atomic import replace
     from memoir_fast.evaluation import baselines as compared
     from memoir_fast.evaluation.run import Settings, evaluate, load_data, milestones
-    from memoir_fast.evaluation.run_folder import RunFolder
+    from memoir_fast.evaluation.team import SharedRunFolder, Team
     from memoir_fast.hf.loading import load_model
 
     chosen = {one.name: given[one.name] for one in dataclasses.fields(Settings)}
@@ -79,12 +79,16 @@ def eval(
 
         drawing.require()
     read = load_data(settings)
-    screen = console(json_file, quiet)
+    team = Team()
+    screen = console(json_file, quiet or not team.leads)
     with ExitStack() as stack:
         path = run or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="memoir_fast-eval-")))
-        folder = RunFolder(path, settings.params(), fresh)
-        result = evaluate(settings, read, lambda: load_model(model, dtype, device), folder, progress=not quiet)
+        folder = SharedRunFolder(team, path, settings.params(), fresh)
+        progress = team.leads and not quiet
+        result = evaluate(settings, read, lambda: load_model(model, dtype, device), folder, progress, team)
         result["milestones"] = milestones(folder)
+    if not team.leads:
+        return
     if not texts:
         result["per_edit"] = [
             {name: value for name, value in one.items() if name not in ("prompt", "target")}
