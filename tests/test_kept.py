@@ -188,6 +188,7 @@ def test_a_cache_follows_on_what_is_still_there(opened, tiny_tokenizer):
     assert opened.followed(cache) == [-1]
 
 
+@pytest.mark.parametrize("config", ["early"], indirect=True)
 def test_reload_takes_over_what_another_wrote(opened, plain, third, tiny_tokenizer, folder):
     reader = Memoir.from_pretrained(plain, tiny_tokenizer, folder)
     assert reader.reload() == opened.reload() == renewal.Renewed()

@@ -21,7 +21,6 @@ from memoir_fast.modules import tickets
 from memoir_fast.modules.base_layer import require_as_attached
 from memoir_fast.modules.compiled import define, found, tracing
 
-
 _EXPORTED = (
     "a model with a memory cannot be exported: its graph would hold the edits as they are now, and no sequence's route "
     "from one step to the next. Compile it, by torch.compile(model, fullgraph=True), or export the model that "

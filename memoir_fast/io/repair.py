@@ -4,7 +4,7 @@ import json
 import os
 import secrets
 import shutil
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from memoir_fast.errors import CheckpointError, NewerVersionError
 from memoir_fast.io import changes, checkpoint, durable, frames, records, salvage
 from memoir_fast.io.checkpoint import SavedMemory
 from memoir_fast.io.edit_texts import row_of
-from memoir_fast.io.files import open_file
+from memoir_fast.io.files import open_file, read_file
 from memoir_fast.io.frames import Frame, Header
 from memoir_fast.io.history import HISTORY_NAME
 from memoir_fast.io.journal import JournalReader, journal_path, read
 from memoir_fast.io.without_model import without_model
 
+_LONGEST_HISTORY = 1 << 30  # bytes
 LOST_NAME, UNSURE_NAME = "lost-edits.jsonl", "unsure-edits.jsonl"
 
 
@@ -191,6 +192,8 @@ def _fill(found: Survey, beside: Path) -> None:
         for name in (checkpoint.CONFIG_NAME, *saved.sizes, *further):
             with open_file(saved.folder / name) as source, replacing(beside / name) as file:
                 shutil.copyfileobj(source, file)
+        with suppress(OSError, CheckpointError):  # it decides nothing, and may be damaged or missing
+            replace(beside / HISTORY_NAME, read_file(saved.folder / HISTORY_NAME, _LONGEST_HISTORY))
         if found.frames or found.carried:
             _write_journal(found, journal_path(beside, saved.checksum))
     for name, edits in ((LOST_NAME, found.lost), (UNSURE_NAME, found.unsure)):

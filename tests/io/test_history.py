@@ -13,6 +13,7 @@ from memoir_fast.errors import CheckpointError
 from memoir_fast.io import durable, history, rewrite
 from memoir_fast.io.history import HISTORY_NAME, History, happened, keep
 from memoir_fast.io.journal import read
+from memoir_fast.io.repair import repair
 
 SNAPSHOT = hashlib.sha256(b"a snapshot").hexdigest()
 RECIPE = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, questions=0, steps=1)
@@ -185,6 +186,18 @@ def test_a_snapshot_s_records_stay_in_the_history(opened, tmp_path, tiny_tokeniz
     with Memoir.open(model, tiny_tokenizer, folder) as memoir:
         memoir.delete(1)
         assert kinds(folder) == ["edit", "edit", "delete", "edit", "delete"]
+
+
+def test_a_repaired_folder_has_it_too(opened, tmp_path):
+    folder, repaired = tmp_path / "memory", tmp_path / "repaired"
+    opened.save_pretrained(folder)
+    opened.edit("The river is", "wide")
+    repair(folder, repaired)
+    assert kinds(repaired) == ["edit", "edit", "delete", "edit"]
+    (folder / HISTORY_NAME).unlink()
+    os.mkfifo(folder / HISTORY_NAME)
+    repair(folder, tmp_path / "again")
+    assert kinds(tmp_path / "again") == ["edit"]
 
 
 @pytest.mark.parametrize("call", range(12))
