@@ -10,15 +10,17 @@ import inspect
 import os
 import random
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
+from transformers.generation.continuous_batching import continuous_api
 
 from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
 from memoir_fast.errors import MemoirError, PackedBatchError
-from memoir_fast.hf import continuous
+from memoir_fast.hf import continuous, parts
 from memoir_fast.hf.beside import beside
 
 PROMPTS = ["The capital of France is", "Who wrote the play?", "Which animal lives in", "The river runs through", "a"]
@@ -33,7 +35,15 @@ def _attach(model, tokenizer, routing):
     memoir = Memoir.attach(model, tokenizer, config)
     memoir.edit([Edit(PROMPTS[0], "London"), Edit(PROMPTS[1], "Rome")], progress=False)
     memoir.edit(PROMPTS[0], "camel", bank="acme")
+    for page in memoir.layer.memory.numbers:
+        memoir.layer.memory.page(page).normal_()  # what it adds changes every token, until it rests
     return memoir
+
+
+@pytest.fixture(autouse=True)
+def no_garbage_is_collected(monkeypatch):
+    """A manager collects all garbage several times, which takes most of the time of tests as small as these."""
+    monkeypatch.setattr(continuous_api, "gc", SimpleNamespace(collect=lambda: 0))
 
 
 @pytest.fixture(params=["early", "paper"])
@@ -107,6 +117,7 @@ def test_each_request_of_a_batch_answers_as_alone(memoir, monkeypatch):
         changed = [_alone(memoir, ids, 14) != said for ids, said in zip(prompts, expected, strict=True)]
     assert changed == [True, True, False, False, False, True, True, False]
     assert list(_batch(memoir, prompts, 14, _small(blocks=96, tokens=64)).values()) == expected and not evicted
+    monkeypatch.setattr(parts, "follows_nothing", lambda _: False)  # as on a device, which is not asked
     small = _small(blocks=14, tokens=8, scheduler_type="prefill_first")  # prompts in chunks, and no room for all
     assert list(_batch(memoir, prompts, 14, small).values()) == expected and evicted
     assert not memoir.layer.views._running
@@ -148,9 +159,14 @@ def test_a_request_goes_on_with_the_memory_that_it_was_added_under(memoir):
             other = manager.add_request(ids)
         with memoir.disabled():
             plain = manager.add_request(ids)
+        with memoir.layer.changing(page=0):
+            memoir.layer.memory.page(0).neg_()
+        second = manager.add_request(ids)  # of the same edit, elsewhere
+        after = _alone(memoir, ids, 40)
         memoir.delete(0)
         later = manager.add_request(ids)
-        assert tokens(first, other, plain, later) == [before, acme, unedited, unedited]
+        assert tokens(first, other, plain, second, later) == [before, acme, unedited, after, unedited]
+    assert len({tuple(said) for said in (before, acme, unedited, after)}) == 4
     assert not memoir.layer.views._running
 
 
