@@ -314,7 +314,7 @@ class Router:
         """Runs `model.generate_batch`, which logs errors of what is asked for its requests and raises none."""
         which = kwargs.pop("memoir_banks", None)
         with self.overridden(**({} if which is None else {"asked_banks": banks.asked(which)})):
-            for row in range(len(inputs)):
+            for row in range(len(inputs or ())):
                 continuous.of_request(self, row, len(inputs))
             return generate_batch(inputs, *args, **kwargs)
 
