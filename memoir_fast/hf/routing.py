@@ -30,6 +30,7 @@ from memoir_fast.hf.packed import WHAT_INSTEAD, Span, paged, spans
 from memoir_fast.hf.parts import Part, Parts, SeveralInRow, packed_parts
 from memoir_fast.hf.prompt import prompt_positions
 from memoir_fast.hf.routing_site import RoutingSite
+from memoir_fast.hf.tensor_parallel import require_whole
 from memoir_fast.modules import MemoirLinear
 from memoir_fast.modules.routed import Routed
 
@@ -307,11 +308,13 @@ class Router:
 
     def _batching(self, start: Any, *args: Any, **kwargs: Any) -> Any:
         """The manager of `model.init_continuous_batching`, whose requests it follows."""
+        require_whole(self._model, "continuous batching")
         with step():
             return continuous.follow(self, self._layer.views, start(*args, **kwargs))
 
     def _generating_batch(self, generate_batch: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Runs `model.generate_batch`, which logs errors of what is asked for its requests and raises none."""
+        require_whole(self._model, "continuous batching")
         which = kwargs.pop("memoir_banks", None)
         with self.overridden(**({} if which is None else {"asked_banks": banks.asked(which)})):
             for row in range(len(inputs or ())):

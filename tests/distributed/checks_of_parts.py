@@ -238,8 +238,13 @@ def check_codes_and_gradients_are_those_of_one_process(folder):
 
 def check_on_two_what_is_refused(folder):
     memoir, _ = attached(folder, "early")
-    with pytest.raises(MemoirError, match="on several by Memoir.from_pretrained"):
-        Memoir.open(memoir.model, memoir.tokenizer, f"{folder}/early")
+    for refused in (
+        lambda: Memoir.open(memoir.model, memoir.tokenizer, f"{folder}/early"),
+        lambda: memoir.model.generate_batch([[2, 3, 4]]),
+        lambda: memoir.model.init_continuous_batching(),
+    ):
+        with pytest.raises(MemoirError, match="on several by Memoir.from_pretrained"):
+            refused()
     with pytest.raises(MemoirError, match="cannot be copied"):
         copy.deepcopy(memoir.layer.store)
     with pytest.raises(MemoirError, match="no folder"):
