@@ -11,7 +11,8 @@ import transformers
 
 from memoir_fast.errors import MemoirError
 
-ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models", "/health")
+MODELS = "/v1/models"
+ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", MODELS, "/health")
 """What is served. Transformers' other routes load other models, or unload this one."""
 KNOWN = "5.10.1 to 5.24"
 Around = Callable[[Callable[[], Any]], Any]
@@ -113,10 +114,12 @@ def _build(model: Any, tokenizer: Any, name: str, around: Around) -> Any:
     others = [one.name for one in asked if one.default is one.empty and one.name not in given]
     build: Callable[..., Any] = build_server
     app = build(**given, **dict.fromkeys(others))  # their routes are taken out
-    app.router.routes[:] = [route for route in app.router.routes if route.path in ROUTES]
     missing = set(ROUTES) - {route.path for route in app.router.routes}
     if missing:
         raise AttributeError(f"it has no {', '.join(sorted(missing))}")
+    app.router.routes[:] = [route for route in app.router.routes if route.path in ROUTES and route.path != MODELS]
+    listed = {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "local"}]}
+    app.add_api_route(MODELS, lambda: listed)  # some releases list whatever is in the hub's cache
     _check(completions, name)
     return app
 
