@@ -188,12 +188,14 @@ def _fill(found: Survey, beside: Path) -> None:
     """Writes a new folder's files, each synced, and reads them again."""
     saved = found.saved
     if saved is not None:
-        further = [HISTORY_NAME] if (saved.folder / HISTORY_NAME).is_file() else []
-        for name in (checkpoint.CONFIG_NAME, *saved.sizes, *further):
+        for name in (checkpoint.CONFIG_NAME, *saved.sizes):
             with open_file(saved.folder / name) as source, replacing(beside / name) as file:
                 shutil.copyfileobj(source, file)
+        history = b""
         with suppress(OSError, CheckpointError):  # it decides nothing, and may be damaged or missing
-            replace(beside / HISTORY_NAME, read_file(saved.folder / HISTORY_NAME, _LONGEST_HISTORY))
+            history = read_file(saved.folder / HISTORY_NAME, _LONGEST_HISTORY)
+        if history:
+            replace(beside / HISTORY_NAME, history)
         if found.frames or found.carried:
             _write_journal(found, journal_path(beside, saved.checksum))
     for name, edits in ((LOST_NAME, found.lost), (UNSURE_NAME, found.unsure)):
