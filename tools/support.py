@@ -16,16 +16,20 @@ sys.path[:0] = [str(ROOT)]  # a checkout's package, installed or not
 import page_section  # noqa: E402
 import support_bases  # noqa: E402
 from bases import BASES  # noqa: E402
-from support_checks import FEATURES, ROWS, Row, row  # noqa: E402
+from support_checks import FEATURES, MORE, ROWS, Row, row  # noqa: E402
 
 PAGE = ROOT / "docs" / "support.md"
 BEGIN, END = "<!-- tools/support.py: begin -->", "<!-- tools/support.py: end -->"
-HEAD = ("", "model type", "edited layer", *FEATURES)
+HEAD = ("", "model type", "edited layer", *FEATURES, *MORE)
 
 
-def line(one: Row) -> str:
-    """A row of the table."""
-    cells = ["works"] * len(FEATURES) if one.refused is None else ["refused", *["-"] * (len(FEATURES) - 1)]
+def line(one: Row, whole: bool = False) -> str:
+    """A row of the table, as far as it was run; `whole`: with words for columns that were not."""
+    cells = [*["works"] * len(FEATURES), *one.more]
+    if one.refused is not None:
+        cells = ["refused", *["-"] * (len(FEATURES) + len(MORE) - 1)]
+    if whole:
+        cells += ["not run"] * (len(FEATURES) + len(MORE) - len(cells))
     layer = f"`{one.layer}`" if one.layer else "the preset's"
     return f"| {' | '.join([one.name, f'`{one.kind}`', layer, *cells])} |"
 
@@ -37,7 +41,7 @@ def reason(one: Row) -> str:
 
 def section(rows: list[Row]) -> str:
     """The text between the markers."""
-    table = [f"| {' | '.join(HEAD)} |", f"|{' --- |' * len(HEAD)}", *map(line, rows)]
+    table = [f"| {' | '.join(HEAD)} |", f"|{' --- |' * len(HEAD)}", *(line(one, whole=True) for one in rows)]
     return "\n".join([*table, "", "Refused with:", "", *(reason(one) for one in rows if one.refused is not None)])
 
 
@@ -68,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
                 bases.append(support_bases.row(name))
                 print(support_bases.line(bases[-1]), flush=True)
             else:
-                rows.append(row(name))
+                rows.append(row(name, compiled=True))
                 print(line(rows[-1]), flush=True)
         except Exception as error:
             failed = True

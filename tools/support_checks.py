@@ -6,10 +6,11 @@ A check that fails raises AssertionError. What the package refuses is told from 
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import architectures
+import support_more
 import torch
 from architectures import ARCHITECTURES, IMAGE
 from torch.nn.functional import cross_entropy
@@ -20,6 +21,7 @@ from memoir_fast.errors import UnsupportedModelError
 from memoir_fast.hf.presets import PRESETS
 
 ROWS = tuple(ARCHITECTURES)
+MORE = ("beams", "static cache", "compile")
 FEATURES = ("attach", "edit", "generate", "padded batch", "unmatched prompt", "save, load", "delete, detach")
 
 EDITS = (("The capital of France is", "Rome"), ("Which animal lives in the desert?", "the language"))
@@ -48,6 +50,8 @@ class Row(NamedTuple):
     """The layer that was edited; of a refused one, what was asked for, if anything."""
     refused: str | None = None
     """The error at attach; None: every feature works."""
+    more: tuple[str, ...] = ()
+    """What stands in the columns of MORE, as far as they were run."""
 
 
 @functools.cache
@@ -56,20 +60,25 @@ def tokenizer() -> Any:
     return architectures.tokenizer()
 
 
-def row(name: str) -> Row:
-    """Runs the checks of an architecture: routed by codes, in the default layer, and by masks, in the block before."""
+def row(name: str, compiled: bool = False) -> Row:
+    """Runs the checks of an architecture: routed by codes, in the default layer, and by masks, in the block before.
+
+    `compiled`: the last column too, which takes seconds.
+    """
     one = ARCHITECTURES[name]
     make = functools.partial(architectures.build, one.kind, one.sizes)
     check = Check(make(), one.kind, one.images)
+    ways: tuple[Callable[..., str], ...] = (support_more.beams, support_more.static_cache)
+    ways += (functools.partial(support_more.compiled, make=make),) * compiled
     try:
-        layer = check.run(MemoirConfig(layer=one.layer, recipe=RECIPE, tau=TAU), make)
+        layer = check.run(MemoirConfig(layer=one.layer, recipe=RECIPE, tau=TAU), make, ways)
     except UnsupportedModelError as error:
         return Row(name, one.kind, one.layer or "", f"{type(error).__name__}: {error}")
     if not one.images:  # a mask is made of all tokens of a prompt, and those of an image are none of its edit's
         names = dict(check.model.named_modules())
         earlier = one.layer or next(path for path in PRESETS[one.kind].paths(2) if path in names)
         check.run(MemoirConfig(layer=earlier, recipe=RECIPE, routing="paper", tau=TAU))
-    return Row(name, one.kind, layer)
+    return Row(name, one.kind, layer, more=tuple(check.more))
 
 
 class Check:
@@ -85,17 +94,25 @@ class Check:
         self.model, self.kind, self.images = model, kind, images
         self.attached = False
         """Whether a memory could be put on."""
+        self.more: list[str] = []
+        """What was found by further ways to run it."""
         image = IMAGE if images else ""
         self.prompts = [*(prompt + image for prompt, _ in EDITS), *(image + prompt for prompt in OTHERS)]
         self.before = self.logits(model)
         self.said = [said(model, self.inputs([prompt]))[0] for prompt in self.prompts]
 
-    def run(self, config: MemoirConfig, make: Callable[[], Any] | None = None) -> str:
+    def run(
+        self,
+        config: MemoirConfig,
+        make: Callable[[], Any] | None = None,
+        ways: Sequence[Callable[["Check", Memoir], str]] = (),
+    ) -> str:
         """Attaches, edits, generates, saves, loads, deletes and detaches.
 
         Args:
             config (MemoirConfig): of the memory.
             make (callable, optional): makes the model again, and a saved memory is loaded into it. Default: none is.
+            ways (sequence of callables): further ways to run the edited model, of `support_more`.
 
         Returns:
             str: the edited layer's name.
@@ -116,6 +133,7 @@ class Check:
             require(not memoir.edits and same(self.logits(model), before), "a refused edit leaves nothing")
             raise
         self.generate(memoir)
+        self.more += [way(self, memoir) for way in ways]
         now = self.logits(model)
         require(same(now[2:], before[2:]), "unmatched prompts have the unedited model's bits")
         require(not any(map(torch.equal, now[:2], before)), "matched prompts follow their edits")
