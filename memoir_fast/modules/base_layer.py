@@ -51,7 +51,8 @@ def require_as_attached(layer: Any) -> None:
     Args:
         layer (MemoirLinear): the edited layer.
     """
-    if not layer.offloaded and offloaded(layer.base):
+    moved = not layer.offloaded and offloaded(layer.base)
+    if moved and any(hasattr(part, "_hf_hook") for part in layer.modules()):
         raise MemoirError(
             "the model's weights were offloaded after its memory was put on, where they are not found again: save the "
             "memory, load the model anew with its device_map, and Memoir.from_pretrained(model, tokenizer, folder)"

@@ -14,6 +14,7 @@ from memoir_fast.hf.presets import PRESETS
 
 PAGE = Path(__file__).parents[2] / "docs" / "support.md"
 _ROWS = re.findall(r"^\| ([^|]+) \| `\w+` \|", PAGE.read_text(), re.MULTILINE)
+_PINNED = re.findall(r"^transformers==(\S+)", (PAGE.parents[1] / "constraints.txt").read_text(), re.MULTILINE)
 _SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
 _FOLLOWED = {
     "bloom": ({"hidden_size": 32, "n_head": 4}, "transformer.h.1.mlp.dense_4h_to_h"),
@@ -31,6 +32,10 @@ _REFUSED = {
         "no cache was found in its output, with use_cache=True",
     ),
 }
+
+
+def _cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def _memoir(kind, settings, layer):
@@ -58,11 +63,15 @@ def test_refused(kind):
 
 @pytest.mark.parametrize("name", _ROWS)
 def test_the_page_says_what_is_found(name, tool):
+    """Where another release of transformers has no such cache or beams for a model, that cell is "-"."""
     support = tool("support")
-    found, page = support.row(name), PAGE.read_text()
-    lines = page.splitlines()
-    assert support.line(found) in lines or any(one.startswith(support.line(found)[:-1]) for one in lines)
-    assert found.refused is None or support.reason(found) in page.splitlines()
+    found, lines = support.row(name), PAGE.read_text().splitlines()
+    (told,) = [_cells(line) for line in lines if line.startswith(f"| {name} | `")]
+    cells = _cells(support.line(found))
+    without = {"-"} if transformers.__version__ not in _PINNED else set()
+    differ = [(own, one) for own, one in zip(cells, told, strict=False) if own not in {one, *without}]
+    assert not differ and len(cells) >= len(told) - 1
+    assert found.refused is None or support.reason(found) in lines
 
 
 def test_a_compiled_pass_of_another_architecture_is_as_the_page_says(tool):
