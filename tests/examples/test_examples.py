@@ -49,17 +49,6 @@ def test_edit(run, model_folder):
     assert "mlp.down_proj.base" not in "".join(names["model"].state_dict()), "the memory was not taken off"
 
 
-@pytest.mark.model
-@pytest.mark.slow
-def test_edit_of_a_real_model(run):
-    _, shown = run("edit", "--model", "smollm2")
-    before, _, after, deleted = shown.splitlines()
-    assert after.startswith("after:   'Melbour") and not before.startswith("before:  'Melbourne")
-    assert re.findall(r"route (-?\d)", after) == ["0", "-1"]
-    assert before.split("elsewhere ")[1] in after, "the answer to another question changed"
-    assert deleted.removeprefix("deleted: ") == before.removeprefix("before:  ").split(", and elsewhere ")[0]
-
-
 def test_batch(run, model_folder):
     names, shown = run("batch", "--model", model_folder)
     assert "4 of 4 learned together" in shown
