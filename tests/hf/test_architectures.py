@@ -74,6 +74,7 @@ def test_the_page_says_what_is_found(name, tool):
     assert found.refused is None or support.reason(found) in lines
 
 
+@pytest.mark.slow
 def test_a_compiled_pass_of_another_architecture_is_as_the_page_says(tool):
     support = tool("support")
     assert support.line(support.row("GPT-2", compiled=True)) in PAGE.read_text().splitlines()

@@ -80,6 +80,7 @@ functional = pytest.mark.parametrize("whole", ["aot_eager"], indirect=True)  # o
 
 
 @functional
+@pytest.mark.slow
 def test_it_is_compiled_once_while_edits_pages_and_requests_come(whole):
     given = whole.batch(FACT, OTHER)
     assert _same(whole, FACT, OTHER) == [0, -1] and whole.graphs() == 1
@@ -101,6 +102,7 @@ def test_it_is_compiled_once_while_edits_pages_and_requests_come(whole):
     assert not whole.memoir.layer.views._running, "a pass that has ended still holds on to the memory"
 
 
+@pytest.mark.slow
 def test_overrides_and_later_changes_reach_a_compiled_pass(whole):
     given, memoir = whole.batch(FACT, OTHER), whole.memoir
     with memoir.disabled():
@@ -204,6 +206,7 @@ def test_a_cache_of_another_memory_is_refused(taught):
         _spoken(compiled, taught.batch(FACT, OTHER), cache, new=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["forward", "module"])
 def test_generate_and_learning_go_through_a_model_compiled_in_place(taught, how):
     given = taught.batch(FACT, OTHER)
@@ -274,6 +277,7 @@ def test_generate_compiles_by_itself_with_a_static_cache(taught):
     assert counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.slow
 def test_masks_route_a_compiled_pass_as_any_other(tiny_llama, tiny_tokenizer):
     torch._dynamo.reset()
     one = _taught(tiny_llama, tiny_tokenizer, routing="paper", tau=0.95)
