@@ -37,13 +37,11 @@ def layer_input(model: nn.Module, layer: nn.Module, **inputs: Any) -> torch.Tens
     return x if x.dim() == 3 else x.view(*inputs["input_ids"].shape, -1)  # all tokens in one row
 
 
-def block_input(model: nn.Module, block: nn.Module, **inputs: Any) -> torch.Tensor:
-    """The hidden states [B, S, H] that enter a block in `model(**inputs)`; what comes after it is not computed."""
-    return block_inputs(model, [block], **inputs)[0]
-
-
 def block_inputs(model: nn.Module, blocks: Sequence[nn.Module], **inputs: Any) -> list[torch.Tensor]:
-    """As `block_input`, for several blocks in the order in which the model calls them, in one pass."""
+    """The hidden states [B, S, H] that enter each block in `model(**inputs)`; what comes behind them is not computed.
+
+    The blocks are in the order in which the model calls them.
+    """
     return _entering(model, blocks, hidden_states, inputs)
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 from transformers.distributed import DistributedConfig
 
 from memoir_fast import RECIPES, Memoir, MemoirConfig
@@ -41,25 +41,6 @@ CONFIGS = {
     "early64": (torch.float64, MemoirConfig(layer=LAYER, k=20, tau=0.5, background=16)),
     "paper": (torch.float64, MemoirConfig(routing="paper", layer=LAYER, k=20, tau=0.9, background=4)),
 }
-
-
-def new_model():
-    """A random Llama whose four heads and 48 inputs of the edited layer can be split in four."""
-    config = LlamaConfig(
-        vocab_size=384,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=None,
-    )
-    torch.manual_seed(0)
-    return LlamaForCausalLM(config).eval()
 
 
 TAUGHT = {  # the first replaces an edit; those of the published loop decay all of a page
@@ -269,9 +250,10 @@ def check_on_two_plans_that_are_not_served(folder):
 
 def check_on_two_wrappers_that_are_not_served(folder):
     tokenizer, config = load_tokenizer(folder), CONFIGS["early"][1]
+    whole = LlamaForCausalLM.from_pretrained(f"{folder}/model")
     for model, message in (
-        (DistributedDataParallel(new_model()), "attach the memory to the model inside, its .module"),
-        (fully_shard(new_model()), "split it by a plan instead"),
+        (DistributedDataParallel(copy.deepcopy(whole)), "attach the memory to the model inside, its .module"),
+        (fully_shard(whole), "split it by a plan instead"),
     ):
         with pytest.raises(UnsupportedModelError, match=message):
             Memoir.attach(model, tokenizer, config)

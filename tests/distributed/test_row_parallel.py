@@ -12,9 +12,11 @@ from memoir_fast.modules.part_memory import PartMemory, _without_none
 
 
 @pytest.mark.slow
-def test_models_on_several_processes(tmp_path, tiny_tokenizer, checks, on_processes):
+def test_models_on_several_processes(tmp_path, tiny_llama, tiny_tokenizer, checks, on_processes):
     own = checks("checks_of_parts")
-    own.new_model().save_pretrained(tmp_path / "model")
+    tiny_llama.config.num_key_value_heads = 4  # as all heads and the 48 inputs of the edited layer, to be split in four
+    torch.manual_seed(0)
+    type(tiny_llama)(tiny_llama.config).save_pretrained(tmp_path / "model")
     tiny_tokenizer.save_pretrained(tmp_path / "model")
     own.reference(tmp_path)
     for size in on_processes("checks_of_parts", tmp_path):
