@@ -3,6 +3,7 @@
 `INTERLEAVINGS=10000 pytest tests/test_interleavings.py` runs ten thousand sequences of up to ten operations.
 """
 
+import copy
 import dataclasses
 import os
 import shutil
@@ -39,12 +40,12 @@ prompts, targets = st.sampled_from(PROMPTS), st.sampled_from(["Rome", "camel", "
 class Memories(RuleBasedStateMachine):
     """One memory, kept in a folder, beside what it must hold."""
 
-    model = tokenizer = None
+    model = other_model = tokenizer = None
 
     def __init__(self):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
-        self.memoir, self.ids, self.banked, self.targets = None, {}, {}, {}
+        self.memoir, self.reader, self.ids, self.banked, self.targets = None, None, {}, {}, {}
 
     @initialize(routing=st.sampled_from(["early", "paper"]), page_edits=st.integers(1, 3))
     def begin(self, routing, page_edits):
@@ -145,6 +146,18 @@ class Memories(RuleBasedStateMachine):
         self.memoir = Memoir.open(self.model, self.tokenizer, self.folder / "memory")
         assert all(map(torch.equal, before, [self._logits(self.model, prompt) for prompt in PROMPTS]))
 
+    @rule()
+    def another_reads(self):
+        """Who has the folder loaded takes over what is new, and then answers as the writer does, in every bit."""
+        if self.reader is None:
+            self.reader = Memoir.from_pretrained(self.other_model, self.tokenizer, self.folder / "memory")
+        else:
+            self.reader.reload()
+        assert self.reader.edits == self.memoir.edits
+        for prompt in (*PROMPTS, UNRELATED):
+            own, other = self._logits(self.model, prompt), self._logits(self.other_model, prompt)
+            assert torch.equal(own, other) and self.reader.last_routes == self.memoir.last_routes, prompt
+
     @rule(prompt=prompts)
     def change_while_it_generates(self, prompt):
         with self.memoir.layer.views.generation():
@@ -190,15 +203,16 @@ class Memories(RuleBasedStateMachine):
             return model(self.tokenizer(prompt, return_tensors="pt").input_ids).logits
 
     def teardown(self):
-        if self.memoir is not None:
-            self.memoir.detach()
+        for memoir in (self.memoir, self.reader):
+            if memoir is not None:
+                memoir.detach()
         shutil.rmtree(self.folder)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_operations_in_any_order(tiny_llama, tiny_tokenizer):
-    Memories.model, Memories.tokenizer = tiny_llama, tiny_tokenizer
+    Memories.model, Memories.other_model, Memories.tokenizer = tiny_llama, copy.deepcopy(tiny_llama), tiny_tokenizer
     many = int(os.environ.get("INTERLEAVINGS", "6"))
     run_state_machine_as_test(
         Memories,
