@@ -147,7 +147,8 @@ class Upkeep(EditedModel):
                 has records that its snapshot lacks.
             StoreFullError: there is no room for its edits or pages.
 
-        Everything is checked before the first edit is taken over.
+        Everything is checked before the first edit is taken over. A memory that was opened is saved with them, or is
+        what its folder says.
         """
         with self.layer.learning():
             saved, _, records = current_edits(folder, **hub)
@@ -156,7 +157,11 @@ class Upkeep(EditedModel):
                     f"the journal of {folder} has {records} records that its snapshot lacks: open that memory with "
                     "Memoir.open, and save it to the same folder, before it is merged"
                 )
-            found = merge(self, saved, prefer)
-            if self._durable is not None:
-                self._durable.snapshot()
-            return found
+            if self._durable is None:
+                return merge(self, saved, prefer)
+            try:
+                return self._durable.merge(saved, prefer, str(folder))
+            except BaseException:
+                assert self.config.page_edits is not None
+                self._teacher.forget_all(self.config.page_edits)  # the memory was read anew
+                raise

@@ -1,6 +1,8 @@
-"""Opening a saved memory to change it, and saving what came of it: what `refresh`, `compact` and `merge` share."""
+"""Opening a saved memory to change it, and telling what came of it: what commands that change one share."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,30 +12,38 @@ from memoir_fast.cli.options import console, require_writable, write_json
 
 Memory = Annotated[str, typer.Option("--memory", metavar="DIR", help="A saved memory: a folder, or a hub id.")]
 Out = Annotated[
-    Path | None, typer.Option("--out", "-o", metavar="DIR", help="Save here. Default: in place of the memory.")
+    Path | None, typer.Option("--out", "-o", metavar="DIR", help="Save here. Default: in the memory's folder.")
 ]
 Recipe = Annotated[str | None, typer.Option("--recipe", help="How edits are learned. Default: the memory's own.")]
 SOME_NOT_LEARNED = 3
 
 
-def open_saved(
+@contextmanager
+def changed(
     model: str, memory: str, out: Path | None, dtype: str, device: str, json_file: Path | None
-) -> tuple[Any, Path]:
-    """The model with its memory, and where it will be saved; ValueError, OSError where it could not be."""
+) -> Iterator[tuple[Any, Path]]:
+    """Within the block, the model with its memory, and where that will be; ValueError, OSError where it could not be.
+
+    Without `out`, the memory's folder is open: it is kept up with each change, and nobody else writes to it meanwhile,
+    whose changes would be lost.
+    """
     from memoir_fast import Memoir
     from memoir_fast.hf.loading import load_model
+    from memoir_fast.io.checkpoint import checksum_of
 
     require_writable(json_file)
     target = out or Path(memory)
     if out is None and not target.is_dir():
         raise ValueError(f"{memory} is no local folder; name one with --out")
+    if out is None:
+        checksum_of(memory)  # an empty folder would be begun
     loaded, tokenizer = load_model(model, dtype, device)
-    return Memoir.from_pretrained(loaded, tokenizer, memory), target
+    with (Memoir.open if out is None else Memoir.from_pretrained)(loaded, tokenizer, memory) as memoir:
+        yield memoir, target
 
 
-def save_taught(memoir: Any, results: list[Any], target: Path, json_file: Path | None, quiet: bool) -> None:
-    """Saves a memory some of whose edits were taught again, and says how it went; exit code 3: some was not learned."""
-    memoir.save_pretrained(target)
+def tell_taught(memoir: Any, results: list[Any], target: Path, json_file: Path | None, quiet: bool) -> None:
+    """Says how it went with a saved memory some of whose edits were taught again; exit code 3: some was not learned."""
     learned, status = sum(result.learned for result in results), memoir.status()
     values = {
         "memory": str(target),

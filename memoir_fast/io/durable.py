@@ -2,8 +2,9 @@
 
 import logging
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from memoir_fast.hf.tensor_parallel import require_whole
 from memoir_fast.io import changes, checkpoint, history, pages, renewal, undo
 from memoir_fast.io.checkpoint import SavedMemory
 from memoir_fast.io.journal import Journal, JournalReader, journal_path, read
+from memoir_fast.io.merge import Merged, merge
 from memoir_fast.io.renewal import Renewed
 from memoir_fast.io.writer_lock import LOCK_NAME, WriterLock
 
@@ -86,14 +88,42 @@ class Durable:
     def snapshot(self) -> None:
         """Saves the memory whole; the journal begins anew. A crash at any moment leaves the one pair or the other.
 
-        What the journal told is in the folder's history before it goes.
+        What the journal told is in the folder's history before it goes. Where saving fails when the new snapshot is in
+        place already, nothing is put down any more until the folder is opened again.
         """
         _put_by(self.folder, self._snapshot)
-        checksum = checkpoint.save(self._memoir, self.folder)
-        self._journal.close()
+        broken_off = "a snapshot was broken off in the middle; open the memory again"
+        try:
+            checksum = checkpoint.save(self._memoir, self.folder)
+        except BaseException:
+            if not self._is_of_folder():
+                self._journal.close(broken_off)
+            raise
+        self._journal.close(broken_off)
         self._journal, self._snapshot = Journal(self._lock, checksum), checksum
         self._pages = changes.PageNumbers(pages.order(self._memoir.layer))
         self._snapshot_bytes = _size(self.folder)
+
+    def merge(self, saved: SavedMemory, prefer: str, source: str) -> Merged:
+        """As `merge.merge`, with a snapshot: both or neither. The folder's history tells of it, and of `source`.
+
+        Raises:
+            CheckpointError: the snapshot cannot be written. The memory is then what the folder says.
+            Others as `merge.merge`.
+        """
+        found = merge(self._memoir, saved, prefer)
+        try:
+            self.snapshot()
+        except BaseException:
+            self._take_back()
+            raise
+        told = {"source": source, "time": time.time()}
+        told |= {"added": len(found.added), "same": len(found.same), "conflicts": len(found.conflicts)}
+        try:
+            history.begun(self.folder, self._journal.header.identity, history.MERGE, told)
+        except CheckpointError as error:
+            _log.warning("the history does not tell of the merge: %s", error)
+        return found
 
     def undo(self, count: int) -> Renewed:
         """Takes back the last changes that are in the journal, in the files and in the memory.
@@ -109,12 +139,32 @@ class Durable:
             raise CheckpointError(f"{self.folder} was saved to by others: open the memory again")
         other = renewal.beside(self._memoir, saved, chain.from_iterable(taken.appends()))
         undo.write(self._lock, taken)
-        found = renewal.take_over(self._memoir, other)
+        found = self._take_over(other)
         self._journal.close()
         self._journal = Journal(self._lock, self._snapshot)
+        return found
+
+    def _take_back(self) -> None:
+        """Makes the memory what the folder says; where that fails, nothing is put down any more."""
+        try:
+            saved, journal = read_pair(self.folder)
+            with nullcontext(()) if journal is None else journal as records:
+                self._take_over(renewal.beside(self._memoir, saved, records))
+        except BaseException:
+            self._journal.close("the memory is not what the folder says; open it again")
+            raise
+
+    def _take_over(self, other: Any) -> Renewed:
+        found = renewal.take_over(self._memoir, other)
         self._calibration = self._memoir.calibration
         self._pages = changes.PageNumbers(self._memoir.layer.memory.numbers)
         return found
+
+    def _is_of_folder(self) -> bool:
+        """Whether the snapshot that the journal continues is the folder's."""
+        with suppress(CheckpointError):
+            return checkpoint.checksum_of(self.folder) == self._snapshot
+        return False
 
     def close(self) -> None:
         """Lets others write to the folder."""

@@ -22,6 +22,8 @@ from memoir_fast.io.records import Record
 HISTORY_NAME = "history.jsonl"
 UNDO = "undo"
 """The kind of a record that says what was taken back; what stands before it in its journal is in the history."""
+MERGE = "merge"
+"""The kind of a line that tells of a snapshot which has another memory's edits in it."""
 
 _LONGEST_LINE = 1 << 16  # bytes
 _LONGEST_TEXT, _LONGEST_UNDONE = 200, 80  # characters
@@ -146,11 +148,27 @@ def keep(folder: Path, journal: JournalReader) -> int:
         _log.warning("%s tells what comes before the damage alone: %s", history.path, error)
     new = [{"journal": identity, **line} for line in lines if line["sequence"] not in seen]
     if new:
-        try:
-            _append(history.path, history.end, b"".join(strict_json.dumps(line) + b"\n" for line in new))
-        except OSError as error:
-            raise CheckpointError(f"{history.path} cannot be written: {error}") from error
+        _put_down(history, new)
     return len(new)
+
+
+def begun(folder: Path, journal: str, kind: str, values: Mapping[str, Any]) -> None:
+    """Puts down what a snapshot came of that no journal tells of, under the journal that begins with it, as number 0.
+
+    The folder's lock must be held. CheckpointError: the history cannot be read or written.
+    """
+    history = History(folder)
+    for _ in history:
+        pass
+    _put_down(history, [{"journal": journal, "sequence": 0, **_short(kind, values, _LONGEST_TEXT)}])
+
+
+def _put_down(history: History, lines: list[dict[str, Any]]) -> None:
+    """Appends lines to a history that was read to its end."""
+    try:
+        _append(history.path, history.end, b"".join(strict_json.dumps(line) + b"\n" for line in lines))
+    except OSError as error:
+        raise CheckpointError(f"{history.path} cannot be written: {error}") from error
 
 
 def _own(journal: JournalReader) -> list[dict[str, Any]]:
@@ -195,6 +213,10 @@ def _short(kind: str, values: Mapping[str, Any], longest: int) -> dict[str, Any]
         found |= {"ids": [_number(one) for one in ids[:_MOST_IDS]], "count": len(ids)}
     elif kind == "calibration":
         found["tau"] = _number(values.get("tau"))
+    elif kind == MERGE:
+        found |= {name: _number(values.get(name)) for name in ("added", "same", "conflicts")}
+        if isinstance(source := values.get("source"), str):
+            found["source"] = _cut(source, longest)
     elif kind == UNDO:
         taken = values["undone"] if isinstance(values.get("undone"), list) else []
         sound = [one for one in taken[:_MOST_UNDONE] if isinstance(one, dict) and isinstance(one.get("kind"), str)]

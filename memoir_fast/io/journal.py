@@ -127,12 +127,12 @@ class Journal:
             first = self._sequence + 1
             if packed:
                 self._require_usable()
-                self._write([frames.pack(self._salt, first, len(packed), body), *body], len(packed))
+                self._write([frames.pack(self.header.salt, first, len(packed), body), *body], len(packed))
             return range(first, first + len(packed))
 
-    def close(self) -> None:
-        """Closes the file; the lock stays held. Nothing can be appended afterwards."""
-        self._unusable = "it was closed"
+    def close(self, why: str = "it was closed") -> None:
+        """Closes the file; the lock stays held. Nothing can be appended afterwards, and `why` is what is said then."""
+        self._unusable = why
         self._file.close()
 
     def __enter__(self) -> "Journal":
@@ -146,7 +146,7 @@ class Journal:
         with JournalReader(self.path, snapshot) as reader:
             for _ in reader.frames:
                 pass
-        self._salt = reader.header.salt
+        self.header = reader.header
         self._end, self._sequence, self.tail = reader.frames.end, reader.frames.records, reader.frames.tail
         if self.tail is not None:
             os.ftruncate(self._file.fileno(), self._end)

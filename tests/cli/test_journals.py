@@ -63,6 +63,11 @@ def test_check_goes_through_all_of_it(invoke, folder):
     journal.write_bytes(damaged)
     done = invoke("check", folder)
     assert done.exit_code == 1 and journal.name in done.stderr
+    journal.write_bytes(content)
+    (folder / "history.jsonl").write_text("no line of a history\n")
+    done = invoke("check", folder, "--json", "-")
+    assert done.exit_code == 0 and json.loads(done.stdout)["history_unreadable"] == 1
+    assert "1 lines of" in done.stderr and "no answer depends on them" in done.stderr
 
 
 def test_export_is_what_edit_takes(invoke, folder, tmp_path):

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from memoir_fast import RECIPES, Memoir, MemoirConfig
 from memoir_fast.cli.app import app
+from memoir_fast.errors import LockedError
 from memoir_fast.io import checkpoint
 
 FACTS = [(f"The number {number} is", ["Rome", "camel"][number % 2]) for number in range(4)]
@@ -86,3 +87,20 @@ def _plain(saved):
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(saved / "model", dtype=torch.float32)
+
+
+def test_others_wait_until_a_command_is_done(invoke, saved, tiny_tokenizer, monkeypatch):
+    """A command has the folder open from when it reads it, so what others acknowledge is not written over."""
+    other, refused = _plain(saved), []
+
+    def meanwhile(memoir, *_, **__):
+        with pytest.raises(LockedError):
+            Memoir.open(other, tiny_tokenizer, saved / "memory")
+        refused.append(True)
+        return [memoir.edit("Told meanwhile", "Rome")]
+
+    monkeypatch.setattr(Memoir, "refresh", meanwhile)
+    done = invoke("refresh", *_options(saved))
+    assert done.exit_code == 0 and refused, done.stderr
+    with Memoir.open(other, tiny_tokenizer, saved / "memory") as memoir:
+        assert memoir.edits.id_of("Told meanwhile") == 4

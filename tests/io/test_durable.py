@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
+from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig, atomic
 from memoir_fast.errors import CheckpointError, LockedError, MemoirError
 from memoir_fast.io import checkpoint, durable
 from memoir_fast.io.journal import journal_path, read
@@ -186,3 +186,24 @@ def test_an_acknowledged_edit_costs_little_more_than_its_bytes(opened, config):
     memoir.edit(*FACTS[0])
     own = 16 * 32 * 4  # k rows of O outputs in float32; at this tiny size, headers are most of the rest
     assert own < memoir._durable.journal.size - before < own + 3000
+
+
+def test_a_snapshot_that_fails_when_it_is_in_place_is_followed_by_nothing(opened, config, tmp_path, monkeypatch):
+    """What came next would go to a journal of a snapshot that is the folder's no more."""
+    memoir = opened(config)
+    memoir.edit(*FACTS[0])
+    settings = checkpoint.checksum_of(tmp_path / "memory")
+
+    def fails(descriptor, sync=atomic._sync):
+        if checkpoint.checksum_of(tmp_path / "memory") != settings:
+            raise OSError(5, "Input/output error")
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "_sync", fails)
+        with pytest.raises(CheckpointError, match="cannot be saved"):
+            memoir.save_pretrained(tmp_path / "memory")
+    before = state(memoir)
+    with pytest.raises(CheckpointError, match="a snapshot was broken off in the middle; open the memory again"):
+        memoir.edit(*FACTS[1])
+    assert same(state(memoir), before) and same(state(opened()), before)

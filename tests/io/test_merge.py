@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
-from memoir_fast.errors import MemoirError, StoreFullError
+from memoir_fast.cli.commands.log import words
+from memoir_fast.errors import CheckpointError, MemoirError, StoreFullError
+from memoir_fast.io import checkpoint, durable
+from memoir_fast.io.history import History, happened
 
 RECIPE = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, questions=0, steps=3)
 OURS = [("The number one is", "Rome"), ("The number two is", "camel"), ("Who wrote the play?", "Bob")]
@@ -87,3 +90,44 @@ def test_what_cannot_be_merged_changes_nothing(folders, tiny_llama, tiny_tokeniz
     assert memoir.edits == {} and len(memoir.layer.store) == 0 and not memoir.layer.memory.weight.any()
     with pytest.raises(ValueError, match="prefer must be one of other, this, got 'newer'"):
         memoir.merge(folders[0] / "theirs", prefer="newer")
+
+
+def _files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_merge_that_cannot_be_saved_did_not_happen(folders, tiny_llama, tiny_tokenizer, monkeypatch):
+    """Else what is taught next would be put down on top of edits that no file has."""
+    folder = folders[0] / "ours"
+    memoir = Memoir.open(tiny_llama, tiny_tokenizer, folder)
+    memoir.edit("One more", "Rome")
+    before, files = dict(memoir.edits), _files(folder)
+    said = {prompt: _answer(memoir, prompt) for prompt, _ in OURS}
+
+    def full(*_):
+        raise CheckpointError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", full)
+        with pytest.raises(CheckpointError, match="no room"):
+            memoir.merge(folders[0] / "theirs")
+    assert memoir.edits == before and {**_files(folder), "history.jsonl": b""} == {**files, "history.jsonl": b""}
+    assert all(torch.equal(_answer(memoir, prompt), logits) for prompt, logits in said.items())
+    assert memoir.edit("And another", "camel").edit_id == 4
+    answers = {edit.prompt: _answer(memoir, edit.prompt) for edit in memoir.edits.values()}
+    again = Memoir.open(memoir.detach(), tiny_tokenizer, folder)
+    assert all(torch.equal(_answer(again, prompt), logits) for prompt, logits in answers.items())
+    again.close()
+
+
+def test_the_history_tells_of_a_merge(folders, tiny_llama, tiny_tokenizer):
+    folder = folders[0] / "ours"
+    with Memoir.open(tiny_llama, tiny_tokenizer, folder) as memoir:
+        memoir.edit("One more", "Rome")
+        memoir.merge(folders[0] / "theirs")
+        memoir.edit("And another", "camel")
+    told = list(happened(History(folder), durable.read_pair(folder)[1]))
+    assert [(one["kind"], one["sequence"]) for one in told] == [("edit", 1), ("merge", 0), ("edit", 1)]
+    assert told[1].items() >= {"added": 3, "same": 1, "conflicts": 1, "source": str(folders[0] / "theirs")}.items()
+    assert words(told[1]) == f"3 edits of {folders[0] / 'theirs'} taken over, 1 were here, 1 conflicts"
+    assert told[0]["journal"] != told[1]["journal"] == told[2]["journal"]

@@ -5,41 +5,34 @@ from typing import Annotated, Any
 
 import typer
 
-from memoir_fast.cli.options import Device, Dtype, Json, Model, Quiet, console, require_writable, write_json
+from memoir_fast.cli.options import Device, Dtype, Json, Model, Quiet, console, write_json
 from memoir_fast.cli.plain import cell
+from memoir_fast.cli.saved import Memory, Out, changed
 
 
 def calibrate(
     model: Model,
-    memory: Annotated[str, typer.Option("--memory", metavar="DIR", help="A saved memory: a folder, or a hub id.")],
+    memory: Memory,
     irrelevant: Annotated[
         Path | None,
         typer.Option("--irrelevant", "-i", metavar="FILE", help="Prompts unlike any edit: a line each, or a data set."),
     ] = None,
     rate: Annotated[float, typer.Option("--rate", help="Share of irrelevant prompts that may match an edit.")] = 1e-3,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Save here. Default: in place of the memory.")
-    ] = None,
+    out: Out = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     json_file: Json = None,
     quiet: Quiet = False,
 ) -> None:
     """Choose a saved memory's threshold for a stated rate of false matches, and save it."""
-    from memoir_fast import Memoir
-    from memoir_fast.hf.loading import load_model
     from memoir_fast.io.readers import read_prompts
 
-    require_writable(json_file)
-    target = out or Path(memory)
-    if out is None and not target.is_dir():
-        raise ValueError(f"{memory} is no local folder; name one with --out")
     prompts = read_prompts(irrelevant) if irrelevant else None
-    loaded, tokenizer = load_model(model, dtype, device)
-    memoir = Memoir.from_pretrained(loaded, tokenizer, memory)
-    before = memoir.tau
-    found = memoir.calibrate(prompts, rate)
-    memoir.save_pretrained(target)
+    with changed(model, memory, out, dtype, device, json_file) as (memoir, target):
+        before = memoir.tau
+        found = memoir.calibrate(prompts, rate)
+        if out is not None:
+            memoir.save_pretrained(out)
     ahead = {str(factor * found.edits): found.expected_tau(factor * found.edits) for factor in (2, 10)}
     values = {
         "model": model,

@@ -18,6 +18,7 @@ def check(
     """
     from memoir_fast.cli.commands.repair import summary
     from memoir_fast.errors import CheckpointError
+    from memoir_fast.io.history import History
     from memoir_fast.io.repair import survey
 
     require_writable(json_file)
@@ -26,12 +27,16 @@ def check(
         raise CheckpointError(
             f"{'; '.join(found.damage)}. What can still be read: {summary(found)}: `memoir repair {memory} --to NEW`"
         )
+    history = History(found.folder)
+    lines = sum(1 for _ in history)
     values = {
         "memory": str(found.folder),
         "edits": len(found.kept),
         "snapshot_edits": len(found.saved.edits),
         "records": found.records,
         "bytes_dropped": found.bytes_dropped,
+        "history": lines,
+        "history_unreadable": history.unreadable,
     }
     write_json(json_file, values)
     screen = console(json_file, quiet)
@@ -41,4 +46,8 @@ def check(
         screen.print(
             f"{found.bytes_dropped} bytes of a record that was never acknowledged, or is damaged, are left out",
             markup=False,
+        )
+    if history.unreadable:
+        screen.print(
+            f"{history.unreadable} lines of {history.path} cannot be read; no answer depends on them", markup=False
         )

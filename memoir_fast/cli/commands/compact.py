@@ -1,7 +1,7 @@
 """`memoir compact`: fills the pages of a saved memory up, and takes off what deleted edits left."""
 
 from memoir_fast.cli.options import Device, Dtype, Json, Model, Quiet
-from memoir_fast.cli.saved import Memory, Out, Recipe, open_saved, save_taught
+from memoir_fast.cli.saved import Memory, Out, Recipe, changed, tell_taught
 
 
 def compact(
@@ -18,5 +18,7 @@ def compact(
 
     Exit code 3: some edit was not learned.
     """
-    memoir, target = open_saved(model, memory, out, dtype, device, json_file)
-    save_taught(memoir, memoir.compact(recipe=recipe, progress=not quiet), target, json_file, quiet)
+    with changed(model, memory, out, dtype, device, json_file) as (memoir, target):
+        results = memoir.compact(recipe=recipe, progress=not quiet)
+        memoir.save_pretrained(target)
+        tell_taught(memoir, results, target, json_file, quiet)

@@ -69,6 +69,12 @@ def words(record: dict[str, Any]) -> str:
         return ", ".join(map(str, record["ids"])) + (f" and {more} more" if more > 0 else "")
     if kind == "calibration":
         return "" if record["tau"] is None else f"tau {record['tau']:.4f}"
+    if kind == "merge":
+        counts = {name: record[name] or 0 for name in ("added", "same", "conflicts")}
+        return (
+            f"{counts['added']} edits of {record.get('source')} taken over, {counts['same']} were here, "
+            f"{counts['conflicts']} conflicts"
+        )
     if kind == "undo":
         return "; ".join(f"{one['kind']} {words(one)}" for one in record["undone"])
     return ""

@@ -7,7 +7,7 @@ import typer
 
 from memoir_fast.cli.options import Device, Dtype, Json, Model, Quiet, console, write_json
 from memoir_fast.cli.plain import cell
-from memoir_fast.cli.saved import Memory, Out, open_saved
+from memoir_fast.cli.saved import Memory, Out, changed
 
 SHOWN = 20  # rows of a table
 
@@ -24,14 +24,15 @@ def merge(
     quiet: Quiet = False,
 ) -> None:
     """Take the edits of another memory of the same model over, without teaching them again; list conflicts; save."""
-    memoir, target = open_saved(model, memory, out, dtype, device, json_file)
-    found = memoir.merge(other, prefer)
-    memoir.save_pretrained(target)
+    with changed(model, memory, out, dtype, device, json_file) as (memoir, target):
+        found = memoir.merge(other, prefer)
+        if out is not None:
+            memoir.save_pretrained(out)
+        status = memoir.status()
     conflicts = [
         {"bank": here.bank, "prompt": here.prompt, "this": here.target, "other": there.target}
         for here, there in found.conflicts
     ]
-    status = memoir.status()
     values = {
         **dataclasses.asdict(found),
         "conflicts": conflicts,

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from memoir_fast.cli.options import Device, Dtype, Json, Model, Quiet
-from memoir_fast.cli.saved import Memory, Out, Recipe, open_saved, save_taught
+from memoir_fast.cli.saved import Memory, Out, Recipe, changed, tell_taught
 
 
 def refresh(
@@ -23,5 +23,8 @@ def refresh(
 
     Exit code 3: some edit was not learned.
     """
-    memoir, target = open_saved(model, memory, out, dtype, device, json_file)
-    save_taught(memoir, memoir.refresh(turns=turns, recipe=recipe, progress=not quiet), target, json_file, quiet)
+    with changed(model, memory, out, dtype, device, json_file) as (memoir, target):
+        results = memoir.refresh(turns=turns, recipe=recipe, progress=not quiet)
+        if out is not None:
+            memoir.save_pretrained(out)
+        tell_taught(memoir, results, target, json_file, quiet)
