@@ -5,6 +5,7 @@ from torch import nn
 
 from memoir_fast.checks import tensor
 from memoir_fast.mask_format import words
+from memoir_fast.modules import growing
 from memoir_fast.modules.search import best_row, shared_bits
 
 _FIRST_CAPACITY = 64
@@ -13,7 +14,8 @@ _FIRST_CAPACITY = 64
 class CodeStore(nn.Module):
     """Code rows, several of which may belong to one edit, and the search among them.
 
-    Buffers double when they are full. A row that an edit has left is zeros and belongs to none (owner -1).
+    Buffers double when they are full; see `growing` for when that copies none. A row that an edit has left is zeros and
+    belongs to none (owner -1).
 
     Args:
         width (int): D, bits of a code.
@@ -162,10 +164,7 @@ class CodeStore(nn.Module):
 
     def _grow(self, capacity: int) -> None:
         for name in ("codes", "owner", "min_overlap", "room"):
-            old = getattr(self, name)
-            new = old.new_zeros((capacity, *old.shape[1:])) if name == "codes" else old.new_full((capacity,), -1)
-            new[: self._rows] = old[: self._rows]
-            setattr(self, name, new)
+            setattr(self, name, growing.grown(getattr(self, name), self._rows, capacity, 0 if name == "codes" else -1))
 
     def _close_ranks(self) -> None:
         """Moves the live rows together, into buffers of their own: another view may hold these."""

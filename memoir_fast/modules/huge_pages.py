@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-_LEAST_BYTES = 8 << 20  # smaller tables lie in the processor's caches, where it makes no difference
+LEAST_BYTES = 8 << 20  # smaller tables lie in the processor's caches, where it makes no difference
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str | None = None) -> torch.Tensor:
@@ -26,7 +26,7 @@ def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str |
     found = torch.empty(shape, dtype=dtype, device=device)
     advise = _advise()
     on_host = type(found) is torch.Tensor and found.device.type == "cpu"
-    if advise is not None and on_host and found.nbytes >= _LEAST_BYTES:
+    if advise is not None and on_host and found.nbytes >= LEAST_BYTES:
         begin = -(-found.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         advise(begin, found.data_ptr() + found.nbytes - begin)
     return found.zero_()

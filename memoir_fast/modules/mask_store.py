@@ -11,7 +11,7 @@ from memoir_fast.checks import tensor
 from memoir_fast.distributed.row_parallel import Part
 from memoir_fast.errors import StoreFullError, UnknownEditError
 from memoir_fast.mask_format import words
-from memoir_fast.modules import huge_pages
+from memoir_fast.modules import growing, huge_pages
 from memoir_fast.modules.search import best_row, shared_bits
 
 _FIRST_CAPACITY = 64
@@ -29,8 +29,8 @@ def _bits(value: int) -> int:
 class MaskStore(nn.Module):
     """All edits' packed masks, pages and thresholds; an edit's id is its row, and is never given to another edit.
 
-    Buffers hold more rows than there are edits and double when they are full, so that adding N edits copies each row
-    about twice in all. `count`, the number of rows in use, is a device tensor too: a search asks nothing of the host.
+    Buffers hold more rows than there are edits and double when they are full; see `growing` for when that copies none.
+    `count`, the number of rows in use, is a device tensor too: a search asks nothing of the host.
     A deleted edit leaves a row of zeros, which shares no bit with anything. `min_overlap` int32 [C] is the bits that a
     query must share with each row to match it; `set_min_overlap` changes it. `page` int32 [C] is on which page of the
     residual memory each edit lives; its columns are those of its mask. `target_tokens` int32 [C, 2] is how many tokens
@@ -267,13 +267,14 @@ class MaskStore(nn.Module):
     ) -> None:
         """Fills an empty store with saved rows, as `extend` does; a mask of zeros is a deleted edit.
 
-        Where they are more than it has room for, `masks` is taken over as it lies, as on pages of a file; not copied.
+        Where they are more than it has room for, `masks` is taken over as it lies, as on pages of a file; not copied,
+        also when more are added later; see `growing.adopted`.
         """
         if self._rows:
             raise ValueError(f"only an empty store can be restored, this one has {self._rows} rows")
         if self.max_edits is None and len(masks) > len(self.masks):
             tensor("masks", masks, torch.int32, "n W", W=self.masks.shape[1])
-            self.masks = masks.to(self.masks.device).contiguous()
+            self.masks = growing.adopted(masks.to(self.masks.device).contiguous())
             self._grow(len(masks), ("page", "target_tokens"))
             self.extend(self.masks, min_overlap, page)
         else:
@@ -322,14 +323,9 @@ class MaskStore(nn.Module):
         return best_row(query, self.masks, self.count, 1)[1]
 
     def _grow(self, capacity: int, names: Sequence[str] = ("masks", "page", "target_tokens")) -> None:
-        least = self.min_overlap.new_full((capacity,), self._least)
-        least[: self._rows] = self.min_overlap[: self._rows]
-        self.min_overlap = least
+        self.min_overlap = growing.grown(self.min_overlap, self._rows, capacity, self._least)
         for name in (*names, *(() if self.bank is None else ("bank", "namesake"))):
-            old = getattr(self, name)
-            new = huge_pages.zeros((capacity, *old.shape[1:]), old.dtype, old.device)
-            new[: self._rows] = old[: self._rows]
-            setattr(self, name, new)
+            setattr(self, name, growing.grown(getattr(self, name), self._rows, capacity))
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[no-untyped-def]
         if prefix + "masks" in state_dict and len(state_dict[prefix + "masks"]) != len(self.masks):

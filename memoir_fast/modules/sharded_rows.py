@@ -8,6 +8,7 @@ from torch import nn
 
 from memoir_fast.checks import tensor
 from memoir_fast.mask_format import words
+from memoir_fast.modules import growing
 from memoir_fast.modules.search import best_row
 
 _FIRST_CAPACITY = 64
@@ -115,11 +116,9 @@ class ShardedRows(nn.Module):
         return (total - self.rank + self.size - 1) // self.size
 
     def _grow(self, capacity: int) -> None:
-        for name in ("rows", "min_overlap"):
-            old = getattr(self, name)
-            new = old.new_zeros((capacity, *old.shape[1:])) if name == "rows" else old.new_ones(capacity)
-            new[: len(old)] = old
-            setattr(self, name, new)
+        used = self._own(self._total)
+        self.rows = growing.grown(self.rows, used, capacity)
+        self.min_overlap = growing.grown(self.min_overlap, used, capacity, 1)
 
     def extra_repr(self) -> str:
         return f"width={self.width}, rows={self._total}, processes={self.size}"

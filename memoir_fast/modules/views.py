@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import nn
 
 from memoir_fast.modules.code_store import CodeStore
@@ -167,11 +168,16 @@ def _part_page(now: View, page: int, views: list[View]) -> None:
 
 
 def _part(live: nn.Module, others: list[Any]) -> None:
-    """Gives the modules in `others` that share buffers with `live` copies of these, one copy for all of them."""
+    """Gives the modules in `others` that share memory with `live` copies of it, one copy for all of them.
+
+    They may be shorter: a table that has grown lies where it lay.
+    """
     for name, buffer in live._buffers.items():
-        sharing = [other for other in others if buffer is not None and other._buffers.get(name) is buffer]
+        if buffer is None:
+            continue
+        places = [(other._buffers, other._buffers.get(name)) for other in others]
+        sharing = [(place, own) for place, own in places if own is not None and own.data_ptr() == buffer.data_ptr()]
         if sharing:
-            assert buffer is not None
-            separate = buffer.clone()
-            for other in sharing:
-                other._buffers[name] = separate
+            separate = max((own for _, own in sharing), key=torch.numel).clone()
+            for place, own in sharing:
+                place[name] = separate if own.shape == separate.shape else separate[: len(own)]
