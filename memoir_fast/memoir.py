@@ -190,12 +190,14 @@ class Memoir(Kept):
             false_match_rate (float): in (0, 0.5]. Default: 1e-3.
 
         Raises:
-            ValueError: the memory is empty, or an argument is out of range; tau is as before.
+            ValueError: the memory is empty, or an argument is out of range.
+            CheckpointError: it cannot be put down in the folder that was opened. All thresholds are as before.
         """
         with self.layer.learning():
-            found = threshold.choose(self, false_match_rate, irrelevant_prompts)
-            if self._durable is not None:
-                self._durable.calibrated()
+            with threshold.or_as_before(self):
+                found = threshold.choose(self, false_match_rate, irrelevant_prompts)
+                if self._durable is not None:
+                    self._durable.calibrated()
             return found
 
     def hash(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -249,12 +251,13 @@ class Memoir(Kept):
     @functools.cached_property
     def _teacher(self) -> Teacher:
         assert self.config.page_edits is not None
-        prepare, follow = partial(threshold.prepare, self), partial(threshold.follow, self)
-        return Teacher(self._context, self.edits, self.config.page_edits, prepare, follow, self._put_down)
+        prepare = partial(threshold.prepare, self)
+        return Teacher(self._context, self.edits, self.config.page_edits, prepare, self._put_down)
 
     def _put_down(self, written: Written) -> None:
-        if self._durable is not None:
-            self._durable.edited(written)
+        with threshold.following(self):
+            if self._durable is not None:
+                self._durable.edited(written)
 
     def _finish(self, last: Calibration | None) -> Calibration | None:
         """What comes after an edit was written; `last` is the calibration before it, the result that after it."""

@@ -8,7 +8,8 @@ stated rate, far beyond what so few prompts could show by counting.
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -109,21 +110,39 @@ def choose(
 
 
 def prepare(memoir: EditedModel) -> None:
-    """Before an edit is written: runs what `follow` would have to run through the model while others wait."""
+    """Before an edit is written: runs what `following` would have to run through the model while others wait."""
     if memoir.config.tau == "auto" and memoir.background is None and len(memoir.edits) + 1 >= FIRST:
         memoir.background = prompt_masks(memoir)
 
 
-def follow(memoir: EditedModel) -> None:
-    """As an edit is written: puts a new threshold in force where tau is "auto" and its time has come."""
+@contextmanager
+def following(memoir: EditedModel) -> Iterator[None]:
+    """As an edit is written: a new threshold is in force where tau is "auto" and its time has come.
+
+    Where the block raises, all thresholds are as before.
+    """
     if memoir.config.tau != "auto" or not due(memoir):
+        yield
         return
-    last, background, tau = memoir.calibration, memoir.background, memoir.tau
-    try:
+    last = memoir.calibration
+    with or_as_before(memoir):
         rate = last.false_match_rate if last else _AUTOMATIC_RATE
         choose(memoir, rate, holds_until=round(GROWTH * len(memoir.edits)), probe=False)
+        yield
+
+
+@contextmanager
+def or_as_before(memoir: EditedModel) -> Iterator[None]:
+    """Where the block raises, tau, each row's threshold, and how they were chosen are as before."""
+    layer, store = memoir.layer, memoir.layer.searched
+    chosen, tau, rows = (memoir.calibration, memoir.background), memoir.tau, store.min_overlap[: len(store)].clone()
+    try:
+        yield
     except BaseException:
-        memoir.calibration, memoir.background, memoir.layer.tau = last, background, tau
+        with layer.changing():
+            layer.tau = tau
+            store.min_overlap[: len(rows)] = rows
+            memoir.calibration, memoir.background = chosen
         raise
 
 

@@ -78,9 +78,9 @@ class Teacher:
         context (EditContext): the model, its layer with store and memory, the prefixes.
         edits (LiveEdits): the edits that the memory holds.
         page_edits (int): edits that a page of memory takes before the next is opened.
-        prepare_threshold, choose_threshold (callable, optional): called before an edit is written, and as the last part
-            of writing it, during which other threads wait.
-        put_down (callable, optional): called when an edit is written; if it raises, the edit is not made.
+        prepare (callable, optional): called before an edit is written.
+        put_down (callable, optional): called as the last part of writing an edit, during which other threads wait; if
+            it raises, the edit is not made.
     """
 
     def __init__(
@@ -88,15 +88,13 @@ class Teacher:
         context: EditContext,
         edits: LiveEdits,
         page_edits: int,
-        prepare_threshold: Callable[[], None] = lambda: None,
-        choose_threshold: Callable[[], None] = lambda: None,
+        prepare: Callable[[], None] = lambda: None,
         put_down: Callable[[Written], None] = lambda _: None,
     ) -> None:
         self._context, self._edits, self._page_edits = context, edits, page_edits
         self.leaving: frozenset[int] = frozenset()
         """Pages whose edits, taught again, go to others."""
-        self._put_down, self._fresh = put_down, set[int]()
-        self._prepare_threshold, self._choose_threshold = prepare_threshold, choose_threshold
+        self._before, self._put_down, self._fresh = prepare, put_down, set[int]()
 
     def prepare(self, edit: Edit, recipe: Recipe) -> Prepared:
         """An edit with its token rows. ValueError where it cannot be learned."""
@@ -245,7 +243,7 @@ class Teacher:
         edit, layer = learned.edit, self._context.layer
         replaced = self._edits.id_of(edit.prompt, edit.bank) is not None
         tokens = self._context.target_tokens(edit, recipe.boundary) if recipe.rest else (0, 0)
-        self._prepare_threshold()
+        self._before()
         changed = learned.rows()
         with (
             layer.changing(page=page, rows=replaced),
@@ -255,7 +253,6 @@ class Teacher:
         ):
             learned.write(memory)
             layer.store.rest_after(edit_id, tokens)
-            self._choose_threshold()
             self._put_down(Written(edit_id, changed, page, page in self._fresh, codes))
             result = EditResult(
                 edit_id,

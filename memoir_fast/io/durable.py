@@ -81,9 +81,17 @@ class Durable:
         self._calibration = self._memoir.calibration
 
     def snapshot_if_large(self) -> None:
-        """A new snapshot where the journal has outgrown the one that there is."""
+        """A new snapshot where the journal has outgrown the one that there is.
+
+        Where it cannot be written, the log says so, and the next is tried when the journal is twice as large: nothing
+        of what is in the journal is lost.
+        """
         if self._journal.size > max(_LEAST_SNAPSHOT, self._snapshot_bytes):
-            self.snapshot()
+            try:
+                self.snapshot()
+            except CheckpointError as error:
+                self._snapshot_bytes = 2 * self._journal.size
+                _log.warning("the journal of %s goes on without a new snapshot: %s", self.folder, error)
 
     def snapshot(self) -> None:
         """Saves the memory whole; the journal begins anew. A crash at any moment leaves the one pair or the other.

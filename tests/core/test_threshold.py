@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from memoir_fast import Memoir, MemoirConfig, ops
+from memoir_fast import RECIPES, Memoir, MemoirConfig, ops
 from memoir_fast.core import threshold
 from memoir_fast.core.calibration import Calibration
 from memoir_fast.core.routing_code import THRESHOLD
@@ -160,7 +160,8 @@ def test_own_prompts_are_kept_for_later(memoir):
     assert (found.prompts, found.false_match_rate, memoir.tau) == (30, 0.05, found.tau)
     assert best_overlaps(memoir, prompts) == overlap_ratios(memoir, memoir.background)
     teach(memoir, 40)
-    threshold.follow(memoir)
+    with threshold.following(memoir):
+        pass
     assert memoir.calibration.prompts == 30 and memoir.calibration.edits == 80
     assert memoir.calibration.false_match_rate == 0.05
 
@@ -233,3 +234,17 @@ def test_rows_that_an_irrelevant_prompt_would_match_are_raised_within_room(tiny_
     assert torch.equal(
         store.min_overlap[: len(store)], torch.maximum(shared + 1, torch.tensor(memoir.layer.min_overlap))
     )
+
+
+def test_a_row_that_was_raised_is_so_again(tiny_llama, tiny_tokenizer):
+    recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, questions=0, steps=1)
+    memoir = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(background=8, k=16, tau=0.5, recipe=recipe))
+    memoir.edit("The capital of France is", "Rome")
+    rows = memoir.layer.codes.min_overlap
+    rows[0] += 2
+    before = rows.clone()
+    with pytest.raises(KeyError), threshold.or_as_before(memoir):
+        memoir.layer.tau = 0.9
+        assert not torch.equal(rows, before)
+        raise KeyError
+    assert memoir.tau == 0.5 and torch.equal(rows, before)

@@ -146,6 +146,7 @@ def test_what_cannot_be_put_down_does_not_happen(opened, config, monkeypatch):
             lambda: memoir.edit(*FACTS[2]),
             lambda: memoir.edit(FACTS[0][0], "Bob"),
             lambda: memoir.delete(0),
+            lambda: memoir.calibrate(["What is it?", "Where is the mountain?"] * 10, 0.4),
         ):
             with pytest.raises(CheckpointError, match="no room"):
                 change()
@@ -207,3 +208,50 @@ def test_a_snapshot_that_fails_when_it_is_in_place_is_followed_by_nothing(opened
     with pytest.raises(CheckpointError, match="a snapshot was broken off in the middle; open the memory again"):
         memoir.edit(*FACTS[1])
     assert same(state(memoir), before) and same(state(opened()), before)
+
+
+def test_a_threshold_that_cannot_be_put_down_with_its_edit_is_not_in_force(opened, config, monkeypatch):
+    """tau="auto": the 16th edit chooses one, and each row's own."""
+    memoir = opened(config.replace(tau="auto", page_edits=20))
+    memoir.edit([(f"What is {number}?", "Rome") for number in range(15)], progress=False)
+    store, (before, least) = memoir.layer.searched, _thresholds(memoir)
+
+    def full(*_):
+        raise CheckpointError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memoir._durable.journal, "append_all", full)
+        with pytest.raises(CheckpointError, match="no room"):
+            memoir.edit("What is it now?", "Rome")
+        with pytest.raises(CheckpointError, match="no room"):
+            memoir.edit("What is it now?", "Rome")
+    assert _thresholds(memoir)[0] == before and torch.equal(store.min_overlap[: len(store)], least)
+    memoir.edit("What is it now?", "Rome")
+    assert memoir.calibration is not None and memoir.tau != before[0]
+    (before, least), again = _thresholds(memoir), opened()
+    store = again.layer.searched
+    assert again.tau == before[0] and torch.equal(store.min_overlap[: len(store)], least)
+
+
+def _thresholds(memoir):
+    store = memoir.layer.searched
+    return (memoir.tau, memoir.calibration), store.min_overlap[: len(store)].clone()
+
+
+def test_an_edit_is_made_though_the_snapshot_behind_it_cannot_be(opened, config, monkeypatch, caplog):
+    memoir = opened(config)
+    tried = []
+
+    def full(*_):
+        tried.append(True)
+        raise CheckpointError("no room")
+
+    monkeypatch.setattr(durable, "_LEAST_SNAPSHOT", 0)
+    monkeypatch.setattr(memoir._durable, "_snapshot_bytes", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", full)
+        memoir.edit(*FACTS[0])
+        memoir.edit(*FACTS[1])
+    assert len(tried) == 1 and "goes on without a new snapshot: no room" in caplog.text
+    before = state(memoir)
+    assert len(memoir.edits) == 2 and same(state(opened()), before)
