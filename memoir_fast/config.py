@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
@@ -28,6 +29,11 @@ class MemoirConfig:
 
     layer: str | None = None
     """Full module name of the linear layer that gets the memory, e.g. `model.layers.27.mlp.down_proj`."""
+
+    further: int | Sequence[str] = ()
+    """Further linear layers that the memory is added to, behind `layer` and with as many inputs: their full names in
+    the order of the model, each in a block of its own, or how many: those of the same name in the next blocks. One
+    decision is made for all, at `layer`, and an edit is learned in all at once."""
 
     k: int | None = None
     """Active columns per edit, 1 <= k <= D."""
@@ -79,9 +85,12 @@ class MemoirConfig:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        object.__setattr__(self, "further", _further(self.further))
         if self.recipe not in RECIPES if isinstance(self.recipe, str) else not isinstance(self.recipe, Recipe):
             raise ValueError(f"recipe must be one of {', '.join(sorted(RECIPES))} or a Recipe, got {self.recipe!r}")
         object.__setattr__(self, "learned", RECIPES[self.recipe] if isinstance(self.recipe, str) else self.recipe)
+        if self.further:
+            self.learned.require_several_layers()
 
     def replace(self, **changes: Any) -> "MemoirConfig":
         """A copy with some settings changed."""
@@ -91,6 +100,8 @@ class MemoirConfig:
         """Plain values for JSON: what belongs to a memory, so not `check`."""
         values = dataclasses.asdict(self)
         del values["learned"], values["check"]
+        if not self.further:
+            del values["further"]  # as it was before there were any
         return values
 
     @classmethod
@@ -108,3 +119,15 @@ class MemoirConfig:
         if isinstance(values.get("recipe"), dict):
             values["recipe"] = Recipe(**values["recipe"])
         return cls(**values)
+
+
+def _further(given: Any) -> int | tuple[str, ...]:
+    """What `MemoirConfig.further` was given, checked; none in one way alone."""
+    if isinstance(given, int) and not isinstance(given, bool) and given >= 0:
+        return given or ()
+    names = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+    if isinstance(given, str) or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"further must be names of layers, or how many there are, got {given!r}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"further must name each layer once, got {given!r}")
+    return names

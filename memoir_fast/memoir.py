@@ -16,6 +16,7 @@ from memoir_fast.core.calibration import Calibration
 from memoir_fast.core.edit import Edit, as_edit
 from memoir_fast.core.status import MemoirStatus, status_of
 from memoir_fast.editing.context import EditContext
+from memoir_fast.editing.interference import PageInterference
 from memoir_fast.editing.teacher import EditResult, Teacher, Written
 from memoir_fast.editing.wordings import write_prefixes
 from memoir_fast.hf.tokens import Row, prompt_ids
@@ -24,7 +25,7 @@ from memoir_fast.recipe import RECIPES, Recipe
 
 
 class Memoir(Kept):
-    """A causal language model of transformers with a residual memory in one of its layers.
+    """A causal language model of transformers with a residual memory in one of its layers, or in several.
 
     The model is changed in place: `model(...)` and `model.generate(...)` follow the edits from then on. Prompts that
     match no edit get the unedited model's output, bit for bit.
@@ -246,7 +247,8 @@ class Memoir(Kept):
     def _context(self) -> EditContext:
         ids = prompt_ids(self.tokenizer, irrelevant_prompts()[0])
         row = Row(ids, len(ids))
-        return EditContext(self.model, self.tokenizer, self.layer, self._first_prefixes, row)
+        interference = PageInterference(len(self.names))
+        return EditContext(self.model, self.tokenizer, self.layer, self._first_prefixes, row, interference)
 
     @functools.cached_property
     def _teacher(self) -> Teacher:
@@ -271,4 +273,6 @@ class Memoir(Kept):
         if isinstance(recipe, str) and recipe not in RECIPES:
             raise ValueError(f"recipe must be one of {', '.join(sorted(RECIPES))} or a Recipe, got {recipe!r}")
         found = self.config.learned if recipe is None else RECIPES[recipe] if isinstance(recipe, str) else recipe
+        if self.layer.further:
+            found.require_several_layers()
         return found if batch is None else dataclasses.replace(found, batch=batch)

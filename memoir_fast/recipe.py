@@ -111,6 +111,14 @@ class Recipe:
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive or None, got {value}")
 
+    def require_several_layers(self) -> None:
+        """ValueError where edits cannot be learned in several layers by it."""
+        if self.method == "fast" and self.optimizer == "sgd":
+            raise ValueError(
+                "several layers cannot be learned by SGD in its dual form, which takes a layer's inputs to be the same "
+                "at every step: take optimizer='adam' or method='paper', or MemoirConfig(further=())"
+            )
+
 
 _FAST = Recipe(
     "fast",

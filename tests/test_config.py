@@ -56,6 +56,8 @@ def test_the_published_settings():
     [
         MemoirConfig(),
         MemoirConfig(layer="a.b", k=7, tau=0.45, seed=3, prefix_tokens=4, max_edits=9),
+        MemoirConfig(layer="a.1.b", further=("a.2.b", "a.3.b")),
+        MemoirConfig(further=2),
         MemoirConfig(recipe=Recipe("fast", steps=5, learning_rate=0.1, settled=0.5)),
         MemoirConfig(recipe=Recipe("fast", steps=5, learning_rate=0.1)),
     ],
@@ -97,6 +99,13 @@ def test_it_cannot_be_changed():
 def test_recipes_that_make_no_sense(changes, text):
     with pytest.raises(ValueError, match=text):
         Recipe(**{"method": "fast", "steps": 3, "learning_rate": 0.1, **changes})
+
+
+def test_several_layers_are_not_learned_by_sgd_in_its_dual_form():
+    sgd = Recipe("fast", steps=5, learning_rate=0.1)
+    with pytest.raises(ValueError, match="several layers cannot be learned by SGD in its dual form.* take optimizer="):
+        MemoirConfig(recipe=sgd, further=1)
+    assert MemoirConfig(recipe="paper", further=1).further == MemoirConfig(further=1).further == 1
 
 
 def test_the_check_is_no_property_of_a_memory():

@@ -47,10 +47,13 @@ class Memories(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp())
         self.memoir, self.reader, self.ids, self.banked, self.targets = None, None, {}, {}, {}
 
-    @initialize(routing=st.sampled_from(["early", "paper"]), page_edits=st.integers(1, 3))
-    def begin(self, routing, page_edits):
+    @initialize(
+        routing=st.sampled_from(["early", "paper"]), page_edits=st.integers(1, 3), further=st.sampled_from([0, 1])
+    )
+    def begin(self, routing, page_edits, further):
+        settings = {"routing": routing, "layer": f"model.layers.{2 - further}.mlp.down_proj", "further": further}
         config = MemoirConfig(
-            recipe=RECIPE, tau=0.9, k=16, background=8, page_edits=page_edits, routing=routing, check=False
+            recipe=RECIPE, tau=0.9, k=16, background=8, page_edits=page_edits, check=False, **settings
         )
         self.plain = self._logits(self.model, UNRELATED)
         self.memoir = Memoir.open(self.model, self.tokenizer, self.folder / "memory", config)

@@ -333,6 +333,7 @@ def test_status(memoir):
     assert dataclasses.asdict(status) | {"backends": None} == {
         "model_type": "llama",
         "layer": LAYER,
+        "further": (),
         "edits": 1,
         "deleted": 1,
         "k": 16,

@@ -48,6 +48,8 @@ ELSEWHERE = {
     "io/files.py": "io/test_hostile_files.py",
     "io/fingerprint.py": "io/test_checkpoint.py",
     "io/json_stream.py": "io/test_readers.py",
+    "modules/adding.py": "modules/test_memoir_linear.py",
+    "modules/replaceable.py": "hf/test_partial_forward.py",
     "modules/model_state.py": "modules/test_memoir_linear.py",
     "modules/part_memory.py": "distributed/test_row_parallel.py",
     "modules/prompt_sums.py": "modules/test_routing_code.py",

@@ -1,4 +1,4 @@
-"""`EditedModel`: a language model whose one layer has a memory, and whose sequences are followed."""
+"""`EditedModel`: a language model whose layer has a memory, or several, and whose sequences are followed."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -14,15 +14,18 @@ from memoir_fast.core.live_edits import LiveEdits
 from memoir_fast.core.pages import page_edits
 from memoir_fast.core.routing_code import THRESHOLD, make
 from memoir_fast.distributed.row_parallel import Part
-from memoir_fast.errors import MemoirError
+from memoir_fast.errors import MemoirError, UnsupportedModelError
 from memoir_fast.hf.adapters import require_no_soft_prompt
 from memoir_fast.hf.banks import Which, asked
+from memoir_fast.hf.further import with_further
 from memoir_fast.hf.presets import complete, find_layer, plain_model
 from memoir_fast.hf.proof import TOKENS, Passes, prove
 from memoir_fast.hf.routing import Route, Router
 from memoir_fast.hf.tensor_parallel import part_of, require_served
 from memoir_fast.hf.tokens import prompt_ids
 from memoir_fast.modules import MemoirLinear
+from memoir_fast.modules.further_linear import FurtherLinear
+from memoir_fast.modules.memoir_linear import linear_shape
 from memoir_fast.modules.routing_code import RoutingCode
 
 _TAU_BEFORE_CALIBRATION = 0.5
@@ -30,7 +33,7 @@ _FEWEST = 40  # background prompts that a routing code can be made of; with fewe
 
 
 class EditedModel:
-    """A language model whose one layer has a memory, with the router that decides which edit each sequence follows.
+    """A language model with a memory in a layer, or in several, and the router of its sequences.
 
     Args:
         model, tokenizer: a causal language model of transformers and its tokenizer.
@@ -54,12 +57,18 @@ class EditedModel:
         self.model, self.tokenizer = model, tokenizer
         require_served(model)
         require_no_soft_prompt(model)
-        self.config = complete(config, model)
+        self.config = with_further(complete(config, model), model)
         assert self.config.layer is not None
         if any(isinstance(module, MemoirLinear) for module in model.modules()):
             raise MemoirError("this model has a memory already; detach() it before another is attached")
         base = find_layer(model, self.config.layer)
         part = part_of(plain_model(model), base, self.config.layer)
+        further = [find_layer(model, name) for name in self.names[1:]]
+        if part is not None and further:
+            raise UnsupportedModelError(
+                "a model that lies on several processes cannot be given a memory of several layers: leave further out"
+            )
+        beside = [linear_shape(one)[1] for one in further]
         early = self.config.routing == "early"
         plain = Passes(model, _check_rows(tokenizer)) if self.config.check else None
         if early:
@@ -81,7 +90,12 @@ class EditedModel:
             code if early else None,
             self.config.max_pages,
             part,
+            sum(beside),
         )
+        start = self.layer.out_features
+        for one, outputs in zip(further, beside, strict=True):
+            self.layer.further += (FurtherLinear(one, self.layer, slice(start, start + outputs)),)
+            start += outputs
         if self.config.page_edits is None:
             self.config = self.config.replace(page_edits=page_edits(self.layer.in_features, self.config.k))
         self.prefixes: list[str] = []
@@ -91,8 +105,8 @@ class EditedModel:
         """How tau was chosen; None where it was given, or there are too few edits yet."""
         self.background: torch.Tensor | None = None
         """Masks, or routing codes, int32 [M, W] of the irrelevant prompts of the latest calibration."""
-        self._put(self.layer)
         try:
+            self._put(self.layer, *self.layer.further)
             plain_one = plain_model(model)
             self._router = Router(plain_one, getattr(plain_one, "base_model", plain_one), self.layer)
             if plain is not None:
@@ -100,7 +114,7 @@ class EditedModel:
         except BaseException:
             if self.layer.router is not None:
                 self._router.remove()
-            self._put(self.layer.base)
+            self._take_off()
             raise
 
     def disabled(self) -> AbstractContextManager[None]:
@@ -175,13 +189,24 @@ class EditedModel:
 
     def detach(self) -> Any:
         """Takes the memory off. The model is exactly the old one, and is returned."""
-        self._put(self.layer.base)  # first: without its router, the layer would take each token for a prompt
+        self._take_off()  # first: without its router, the layer would take each token for a prompt
         self._router.remove()
         return self.model
 
-    def _put(self, module: nn.Module) -> None:
-        parent, _, name = (self.config.layer or "").rpartition(".")
-        setattr(plain_model(self.model).get_submodule(parent), name, module)
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Full names of the edited layer and of the further ones."""
+        assert self.config.layer is not None and not isinstance(self.config.further, int)
+        return (self.config.layer, *self.config.further)
+
+    def _take_off(self) -> None:
+        self._put(*(one.base for one in (self.layer, *self.layer.further)))
+
+    def _put(self, *modules: nn.Module) -> None:
+        """Lets modules stand in the place of the layers, the last one first: it waits for what the first decides."""
+        for full, module in zip(self.names[::-1], modules[::-1], strict=True):
+            parent, _, name = full.rpartition(".")
+            setattr(plain_model(self.model).get_submodule(parent), name, module)
 
 
 def _agree(code: RoutingCode, part: Part) -> None:

@@ -13,6 +13,8 @@ class MemoirStatus:
 
     model_type: str
     layer: str
+    further: tuple[str, ...]
+    """Further layers that the memory is added to."""
     edits: int
     deleted: int
     k: int
@@ -40,7 +42,8 @@ def status_of(memoir: EditedModel) -> MemoirStatus:
         per_edit += codes.nbytes // len(codes.codes) * round(codes.live / max(1, len(memoir.edits)))
     return MemoirStatus(
         model_type=getattr(getattr(memoir.model, "config", None), "model_type", type(memoir.model).__name__),
-        layer=memoir.config.layer or "",
+        layer=memoir.names[0],
+        further=memoir.names[1:],
         edits=len(memoir.edits),
         deleted=len(store) - len(memoir.edits),
         k=layer.k,

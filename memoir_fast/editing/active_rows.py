@@ -22,10 +22,14 @@ _EPSILON = 1e-8
 class ActiveRows:
     """The rows of W_m that a batch of edits owns; edits that share rows see each other's changes at every step.
 
+    A row has the outputs of all layers that the memory is added to, which are one problem.
+
     Memory: O * (3 * k * E + U) numbers, U <= min(D, k * E) the rows that any of the E edits owns, and k^2 * E to damp.
     """
 
-    def __init__(self, batch: Batch, memory: torch.Tensor, recipe: Recipe, interference: Interference) -> None:
+    def __init__(
+        self, batch: Batch, memory: torch.Tensor, recipe: Recipe, interference: Sequence[Interference]
+    ) -> None:
         self._batch, self._recipe = batch, recipe
         self.steps = [0] * len(batch.a)
         union, place = torch.unique(batch.columns.long(), return_inverse=True)  # place [E, k]: rows of `_rows`
@@ -35,26 +39,38 @@ class ActiveRows:
         self._change, self._mean, self._square = (batch.tokens.new_zeros(size) for _ in range(3))
         self._adam = _fused_adam if batch.tokens.is_cuda else _plain_adam
 
-        dampings = (interference.damping(columns, recipe.damping) for columns in batch.columns)
+        self._outputs = batch.outputs  # of each layer
         dtype = _damping_dtype(batch.tokens)
-        self._damping = [None if one is None else one.to(dtype) for one in dampings]
+        dampings = ([one.damping(columns, recipe.damping) for one in interference] for columns in batch.columns)
+        self._damping = [[None if one is None else one.to(dtype) for one in every] for every in dampings]
 
     def residual(self, edits: Sequence[int]) -> torch.Tensor:
-        """What the memory would add to the layer's output at these edits' tokens, [tokens, O]."""
+        """What the memory would add to the edited layer's output at these edits' tokens, [tokens, O]."""
+        first = self._outputs[0]
         if self._place is None:
-            return self._batch.a[0] @ self._rows
-        return torch.cat([self._batch.a[edit] @ self._rows[self._place[edit]] for edit in edits])
+            return self._batch.a[0] @ self._rows[:, first]
+        return torch.cat([self._batch.a[edit] @ self._rows[self._place[edit]][:, first] for edit in edits])
 
-    def step(self, edit: int, gradient: torch.Tensor) -> None:
-        """One step of `edit` against its loss's gradient to its outputs, [its tokens, O]."""
+    def further(self, edits: Sequence[int]) -> list[list[torch.Tensor]]:
+        """Of each further layer, the rows [k, its outputs] that each of these edits reads there."""
+        whole = [self._rows if self._place is None else self._rows[self._place[edit]] for edit in edits]
+        return [[rows[:, own] for rows in whole] for own in self._outputs[1:]]
+
+    def step(self, edit: int, gradient: torch.Tensor, further: Sequence[torch.Tensor] = ()) -> None:
+        """One step of `edit` against its loss's gradient to the edited layer's outputs, [its tokens, O].
+
+        `further`: its gradient to the rows of each further layer, [k, its outputs].
+        """
         self.steps[edit] += 1
         slope = self._batch.a[edit].mT @ gradient
+        if further:
+            slope = torch.cat([slope, *further], dim=1)
         if self._recipe.clip is not None:
             slope *= (self._recipe.clip / (slope.norm() + 1e-6)).clamp(max=1.0)
         move = self._adam(slope, self._mean[edit], self._square[edit], self.steps[edit], self._recipe.learning_rate)
-        damping = self._damping[edit]
-        if damping is not None:
-            move = damping @ move.to(damping.dtype)
+        damped = zip(self._damping[edit], self._outputs, strict=True)
+        parts = [move[:, own] if one is None else one @ move[:, own].to(one.dtype) for one, own in damped]
+        move = parts[0] if len(parts) == 1 else torch.cat([part.to(self._change.dtype) for part in parts], dim=1)
         self._change[edit] += move
         if self._place is None:
             self._rows += move

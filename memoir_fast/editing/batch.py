@@ -1,6 +1,7 @@
 """`Batch`: the rows of several edits, run through the lower layers once, and their losses for any residual."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from memoir_fast.core.edit import Edit
 from memoir_fast.editing.alike import Alike
 from memoir_fast.editing.context import EditContext
-from memoir_fast.hf.partial_forward import layer_input
+from memoir_fast.hf.partial_forward import layer_inputs
 from memoir_fast.hf.presets import device_of
 from memoir_fast.hf.tokens import Row, context_length, pad, padding_id, prompt_ids
 
@@ -38,11 +39,14 @@ def _width(rows: list[Row], longest: int | None) -> int:
     return rounded if longest is None or rounded <= longest else needed
 
 
-def inputs_of(context: EditContext, rows: list[Row]) -> list[torch.Tensor]:
-    """The edited layer's inputs [tokens, D] on each row."""
+def inputs_of(context: EditContext, rows: list[Row]) -> list[list[torch.Tensor]]:
+    """On each row, the inputs [tokens, D] of the edited layer and of each further one, in the unedited model."""
     input_ids, mask, _ = pad(rows, padding_id(context.tokenizer), device_of(context.model))
-    x = layer_input(context.model, context.layer, input_ids=input_ids, attention_mask=mask)
-    return [inputs[: len(row.ids)] for inputs, row in zip(context.layer.whole(x), rows, strict=True)]
+    layers = [context.layer, *context.layer.further]
+    with context.layer.replacing_output(lambda x, y: y):
+        found = layer_inputs(context.model, layers, input_ids=input_ids, attention_mask=mask)
+    whole = [context.layer.whole(x) for x in found]
+    return [[x[place, : len(row.ids)] for x in whole] for place, row in enumerate(rows)]
 
 
 class Batch:
@@ -77,6 +81,8 @@ class Batch:
         self.spans = [slice(sum(lengths[:index]), sum(lengths[: index + 1])) for index in range(len(lengths))]
         self.plain = [len(one.rows[0].ids) for one in wanted]  # tokens of each edit's plain row, its first
         self._chosen: list[int] = []
+        self.outputs = [context.layer.outputs or slice(None), *(one.outputs for one in context.layer.further)]
+        """Which outputs of W_m are each layer's."""
         self.masks, self.columns = self._hash(context, wanted)
         self.tokens = context.layer.whole(self.x[self._real]).to(
             torch.promote_types(self.x.dtype, torch.float32)
@@ -109,6 +115,7 @@ class Batch:
         chosen = torch.isin(self._owner, numbers)
         self._lower, real, labels = self._all.select(chosen), self._real[chosen], self._labels[chosen]
         self._shape, self._places = real.shape, real.flatten().nonzero()[:, 0]
+        self._sizes = [self.spans[edit].stop - self.spans[edit].start for edit in edits]
         self._positions = F.pad(labels != -100, (0, 1)).nonzero(as_tuple=True)
         self._targets = labels[labels != -100]
         of_row = torch.searchsorted(numbers, self._owner[chosen])
@@ -122,18 +129,32 @@ class Batch:
             torch.cat([one, more]) for one, more in zip(self._positions, self._alike.positions, strict=True)
         )
 
-    def losses(self, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def losses(
+        self, residual: torch.Tensor, further: Sequence[Sequence[torch.Tensor]] = ()
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Each chosen edit's loss, [chosen], as in `paper.row_losses`, averaged over its rows; and how unlike the
         unedited model's answers are where they shall be alike, [chosen]; see `Alike.losses`.
 
         Args:
             residual (Tensor): what is added to the layer's output at the chosen edits' tokens, [tokens, O].
+            further: of each further layer, the rows of W_m [k, its outputs] that each chosen edit reads there.
         """
-        outputs = residual.shape[1]
-        padded = residual.new_zeros((self._shape.numel(), outputs)).index_copy(0, self._places, residual)
-        padded = padded.view(*self._shape, outputs)
-        logits = self._upper.logits(self._lower, padded, self._asked).to(residual.dtype)
+        added = [partial(self._added, rows) for rows in further]
+        logits = self._upper.logits(self._lower, self._padded(residual), self._asked, added).to(residual.dtype)
         said = len(self._targets)
         per_token = F.cross_entropy(logits[:said], self._targets, reduction="none") * self._weight
         own = per_token.new_zeros(self._count).index_add(0, self._edit, per_token)
         return own, self._alike.losses(logits[said:])
+
+    def _padded(self, residual: torch.Tensor) -> torch.Tensor:
+        """What is added at the chosen edits' tokens, [tokens, O], where they are in the batch: [B, S, O]."""
+        outputs = residual.shape[1]
+        padded = residual.new_zeros((self._shape.numel(), outputs)).index_copy(0, self._places, residual)
+        return padded.view(*self._shape, outputs)
+
+    def _added(self, rows: Sequence[torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The output of a further layer, whose inputs x depend on what the layers before it add."""
+        tokens = x.reshape(-1, x.shape[-1])[self._places].to(rows[0].dtype).split(self._sizes)
+        chosen = zip(tokens, rows, self._chosen, strict=True)
+        found = torch.cat([own.index_select(1, self.columns[edit].long()) @ weight for own, weight, edit in chosen])
+        return (y + self._padded(found).view(*y.shape)).to(y.dtype)

@@ -36,7 +36,8 @@ class Learned(ABC):
         """Changes the page [D, O] in place that it was learned on."""
 
     def reads(self) -> torch.Tensor | None:
-        """The layer's inputs [tokens, k] at the edit's columns, on its plain row; None where they are not at hand."""
+        """The edited layer's inputs [tokens, k] at the edit's columns, on its plain row; None where they are not at
+        hand."""
         return None
 
     def rows(self) -> torch.Tensor | slice:
@@ -150,18 +151,24 @@ class EditContext:
 
 
 def gradient_of(loss: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
-    """The gradient of a loss in what learning moves.
+    """The gradient of a loss in what learning moves; see `gradients_of`."""
+    return gradients_of(loss, [moved])[0]
+
+
+def gradients_of(loss: torch.Tensor, moved: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The gradient of a loss in each of what learning moves.
 
     Raises:
-        UnsupportedModelError: none reaches it.
+        UnsupportedModelError: one is not reached by any.
     """
-    found = torch.autograd.grad(loss, moved, allow_unused=True)[0] if loss.requires_grad else None
-    if found is None:
+    found = torch.autograd.grad(loss, list(moved), allow_unused=True) if loss.requires_grad else [None]
+    reached = [one for one in found if one is not None]
+    if len(reached) < len(moved):
         raise UnsupportedModelError(
             "an edit cannot be learned here: no gradient comes back through what lies behind the edited layer, as "
             "where activations are quantised too. Quantise weights alone, e.g. by torchao's Int8WeightOnlyConfig"
         )
-    return found
+    return reached
 
 
 @contextmanager

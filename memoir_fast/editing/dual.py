@@ -36,7 +36,11 @@ class Dual:
         spans = [self._batch.spans[edit] for edit in edits]
         return torch.cat([self._before[span] + self._gram[span] @ self._c for span in spans])
 
-    def step(self, edit: int, gradient: torch.Tensor) -> None:
+    def further(self, _: Sequence[int]) -> list[list[torch.Tensor]]:
+        """It knows no further layers, see `Recipe.require_several_layers`."""
+        return []
+
+    def step(self, edit: int, gradient: torch.Tensor, _: Sequence[torch.Tensor] = ()) -> None:
         """One step of `edit` against its loss's gradient to its outputs, [its tokens, O]."""
         span, clip = self._batch.spans[edit], self._recipe.clip
         if clip is not None:

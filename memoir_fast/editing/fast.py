@@ -1,12 +1,13 @@
 """`recipe="fast"`: the published method without the waste, for one edit or many at once."""
 
 from collections.abc import Callable
+from itertools import chain
 
 import torch
 
 from memoir_fast.editing.active_rows import ActiveRows
 from memoir_fast.editing.batch import Batch, Wanted
-from memoir_fast.editing.context import EditContext, Learned, frozen, gradient_of
+from memoir_fast.editing.context import EditContext, Learned, frozen, gradients_of
 from memoir_fast.editing.dual import Dual
 from memoir_fast.recipe import Recipe
 
@@ -51,8 +52,9 @@ def _step(
     """Steps the active edits that are not done, and returns those."""
     batch.choose(active)
     residual = rows.residual(active).requires_grad_()
+    further = [[one.requires_grad_() for one in layer] for layer in rows.further(active)]
     with torch.enable_grad():
-        found, apart = batch.losses(residual)
+        found, apart = batch.losses(residual, further)
         total = found.sum() + apart.sum()
     own, unlike = agreed(torch.stack([found.detach(), apart.detach()])).tolist()  # the step's only wait for the device
     _note(losses, active, own)
@@ -62,10 +64,11 @@ def _step(
         if (far > recipe.quiet_bar or not _done(losses[edit], recipe)) and rows.steps[edit] < recipe.steps
     ]
     if undone:
-        gradient = gradient_of(total, residual)
-        for edit, slope in zip(active, agreed(gradient).split([len(batch.a[edit]) for edit in active]), strict=True):
+        gradient, *others = gradients_of(total, [residual, *chain.from_iterable(further)])
+        slopes = agreed(gradient).split([len(batch.a[edit]) for edit in active])
+        for place, (edit, slope) in enumerate(zip(active, slopes, strict=True)):
             if edit in undone:
-                rows.step(edit, slope)
+                rows.step(edit, slope, others[place :: len(active)])
     return undone
 
 
@@ -76,7 +79,8 @@ def _check(
     everything = list(range(len(batch.a)))
     batch.choose(everything)
     with torch.no_grad():
-        _note(losses, everything, agreed(batch.losses(rows.residual(everything))[0]).tolist())
+        found, _ = batch.losses(rows.residual(everything), rows.further(everything))
+        _note(losses, everything, agreed(found).tolist())
     bar = recipe.bar * _DISTURBED
     return [edit for edit in everything if losses[edit][-1] > bar and rows.steps[edit] < recipe.steps]
 

@@ -37,8 +37,9 @@ def footprint(context: EditContext, rows: list[list[Row]], recipe: Recipe) -> Fo
     F inner size of an MLP, L blocks behind the layer, T target tokens (with `boundary`, one more per row) and V
     vocabulary, in numbers of 4 bytes:
 
-    - Adam: O * (3 k E + min(D, k E) + 3 k), with damping (E + 2) k^2 more; SGD: n^2 + 2 n O.
-    - n (D + k) + B S (D + H) + 4 B S O.
+    - Adam: O * (3 k E + min(D, k E) + 3 k), with damping (E + 2) k^2 more; SGD: n^2 + 2 n O. With further layers, O is
+      that of all layers, damping is each layer's, and 2 k E O more are their rows and the gradients of these.
+    - n (D + k) + B S (D + H) + 4 B S O, and n (D + k) + 4 B S O for each further layer.
     - max(L, 1) B S (12 H + 6 F) + 4 T V: a block's own work counts even where none has to be kept for backward.
 
     Quiet rows, of which few edits have any, are not counted.
@@ -51,11 +52,13 @@ def footprint(context: EditContext, rows: list[list[Row]], recipe: Recipe) -> Fo
     padded = len(flat) * max(len(row.ids) for row in flat)
     targets = sum(len(row.ids) - row.prompt + recipe.boundary for row in flat)
     if recipe.optimizer == "adam":
-        own = outputs * (3 * k * edits + min(width, k * edits) + 3 * k)
-        own += (edits + 2) * k * k if recipe.damping else 0
+        own = layer.memory.outputs * (3 * k * edits + min(width, k * edits) + 3 * k)
+        own += (1 + len(layer.further)) * (edits + 2) * k * k if recipe.damping else 0
+        own += 2 * k * edits * (layer.memory.outputs - outputs)
     else:
         own = n * n + 2 * n * outputs
     tokens = n * (width + k) + padded * (width + outputs) + 4 * padded * outputs
+    tokens += sum(n * (width + k) + 4 * padded * one.out_features for one in layer.further)
     hidden = config.hidden_size
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
     upper = max(context.upper.blocks_behind, 1) * padded * (12 * hidden + 6 * inner) + 4 * targets * config.vocab_size

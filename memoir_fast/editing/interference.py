@@ -68,15 +68,24 @@ class Interference:
 class PageInterference:
     """The interference of each page, of those alone that were learned on last: 256 MB of them, or one.
 
-    Pages that are left out are read again, from their edits' texts, when an edit is next learned on them.
+    Of each there is one for each layer that the memory is added to. Pages that are left out are read again, from their
+    edits' texts, when an edit is next learned on them.
+
+    Args:
+        layers (int): how many layers. Default: 1.
     """
 
-    def __init__(self) -> None:
-        self._pages: dict[int, Interference] = {}
+    def __init__(self, layers: int = 1) -> None:
+        self._layers = layers
+        self._pages: dict[int, tuple[Interference, ...]] = {}
 
-    def of(self, page: int) -> Interference:
-        """That of a page; empty where nothing of it is counted."""
-        found = self._pages.pop(page) if page in self._pages else Interference()
+    def empty(self) -> "PageInterference":
+        """One of as many layers that counts nothing."""
+        return PageInterference(self._layers)
+
+    def of(self, page: int) -> tuple[Interference, ...]:
+        """That of a page, in each layer; empty where nothing of it is counted."""
+        found = self._pages.pop(page, None) or tuple(Interference() for _ in range(self._layers))
         self._pages[page] = found  # the latest come last
         return found
 
@@ -86,7 +95,7 @@ class PageInterference:
 
     def settle(self, width: int) -> list[int]:
         """Forgets the pages that were learned on longest ago, and gives their numbers; `width` is D."""
-        most = max(1, _MOST_BYTES // (4 * width * width))
+        most = max(1, _MOST_BYTES // (4 * width * width * self._layers))
         old = list(self._pages)[:-most]
         for page in old:
             self.forget(page)
@@ -94,7 +103,8 @@ class PageInterference:
 
     def bytes_to_come(self, width: int) -> int:
         """Bytes that the next counted edit may take: as `Interference.bytes_to_come`, of the page learned on last."""
-        return next(reversed(self._pages.values()), Interference()).bytes_to_come(width)
+        latest = next(reversed(self._pages.values()), (Interference(),) * self._layers)
+        return sum(one.bytes_to_come(width) for one in latest)
 
 
 _BLOCK = 512  # rows from which on a triangle is inverted in parts

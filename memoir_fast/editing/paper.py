@@ -1,6 +1,8 @@
 """`recipe="paper"`: one edit as published, written plainly. It is the oracle for every faster recipe."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -68,12 +70,17 @@ def _learn_one(
     columns = owned.long()
     rows = memory[columns].to(torch.promote_types(memory.dtype, torch.float32)).requires_grad_()
 
-    def through_rows(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return y + (layer.whole(x).index_select(-1, columns).to(rows.dtype) @ rows).to(y.dtype)
+    def through_rows(own: slice | None, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        weight = rows if own is None else rows[:, own]
+        return y + (layer.whole(x).index_select(-1, columns).to(rows.dtype) @ weight).to(y.dtype)
 
     losses: list[float] = []
     steps = 0
-    with uncompiled(model.modules()), frozen(model), torch.enable_grad(), layer.replacing_output(through_rows):
+    with ExitStack() as learning:
+        for block in (uncompiled(model.modules()), frozen(model), torch.enable_grad()):
+            learning.enter_context(block)
+        for one in (layer, *layer.further):
+            learning.enter_context(one.replacing_output(partial(through_rows, one.outputs)))
         for _ in range(recipe.steps):
             logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
             loss = row_losses(logits, labels)[: len(relevant)].mean()

@@ -15,7 +15,6 @@ from memoir_fast.editing.batch import Request, inputs_of
 from memoir_fast.editing.code_rows import CodeRows, code_rows
 from memoir_fast.editing.context import EditContext, Learned
 from memoir_fast.editing.footprint import LARGEST_BATCH, largest_batch
-from memoir_fast.editing.interference import PageInterference
 from memoir_fast.errors import StoreFullError
 from memoir_fast.hf.tokens import Row, prompt_ids
 from memoir_fast.ops import mask_columns
@@ -168,7 +167,7 @@ class Teacher:
 
     def forget_all(self, page_edits: int) -> None:
         """Counts nothing any more: the memory holds other edits, on other pages, that take so many."""
-        self._context.interference = PageInterference()
+        self._context.interference = self._context.interference.empty()
         self._fresh.clear()
         self._page_edits = page_edits
 
@@ -190,7 +189,10 @@ class Teacher:
         result, reads = self._commit(outcome, recipe), learned.reads()
         if recipe.damping and reads is not None:
             self._take_out_gone(page)  # the edit that this one replaced
-            self._context.interference.of(page).add(self._context.layer.store.width, learned.columns, reads)
+            every = [reads]
+            if self._context.layer.further:
+                (every,) = self._reads([(learned.edit, recipe.stop, learned.columns)])
+            self._count(page, learned.columns, every)
             self._edits.count(result.edit_id, recipe.stop)
         return result
 
@@ -200,7 +202,8 @@ class Teacher:
         The former are edits of a loaded memory, or of a recipe that counts nothing; they are read once more, from their
         texts, with the end token where `recipe` has it.
         """
-        store, interference = self._context.layer.store, self._context.interference.of(page)
+        store = self._context.layer.store
+        self._context.interference.of(page)  # it is the one that is learned on last
         for old in self._context.interference.settle(store.width):
             self._edits.uncount(old)
         self._take_out_gone(page)
@@ -208,24 +211,30 @@ class Teacher:
         every = mask_columns(store.masks[list(new)], store.k) if new else ()
         wanted = [(edit, recipe.stop, columns) for edit, columns in zip(new.values(), every, strict=True)]
         for edit_id, (_, _, columns), reads in zip(new, wanted, self._reads(wanted), strict=True):
-            interference.add(store.width, columns, reads)
+            self._count(page, columns, reads)
             self._edits.count(edit_id, recipe.stop)
+
+    def _count(self, page: int, columns: torch.Tensor, reads: Sequence[torch.Tensor]) -> None:
+        """Counts what an edit reads in each layer."""
+        for interference, own in zip(self._context.interference.of(page), reads, strict=True):
+            interference.add(self._context.layer.store.width, columns, own)
 
     def _take_out_gone(self, page: int) -> None:
         """Takes replaced and deleted edits out of a page's interference, each read once more as when it came in."""
         gone = [one for one in self._edits.gone if one.page == page]
         wanted = [(one.edit, one.stop, one.columns) for one in gone]
         for one, reads in zip(gone, self._reads(wanted), strict=True):
-            self._context.interference.of(page).remove(one.columns, reads)
+            for interference, own in zip(self._context.interference.of(page), reads, strict=True):
+                interference.remove(one.columns, own)
             self._edits.gone = [other for other in self._edits.gone if other is not one]
 
-    def _reads(self, wanted: Sequence[tuple[Edit, bool, torch.Tensor]]) -> Iterator[torch.Tensor]:
-        """Per edit, whether its row ends in the end token, and its columns: the layer's inputs [tokens, k] there."""
+    def _reads(self, wanted: Sequence[tuple[Edit, bool, torch.Tensor]]) -> Iterator[list[torch.Tensor]]:
+        """Per edit, whether its row ends in the end token, and its columns: each layer's inputs [tokens, k] there."""
         for start in range(0, len(wanted), _ROWS_AT_ONCE):
             some = wanted[start : start + _ROWS_AT_ONCE]
             rows = [self._context.rows(edit, stop=stop)[0] for edit, stop, _ in some]
-            for (_, _, columns), x in zip(some, inputs_of(self._context, rows), strict=True):
-                yield x[:, columns.long()]
+            for (_, _, columns), inputs in zip(some, inputs_of(self._context, rows), strict=True):
+                yield [x[:, columns.long()] for x in inputs]
 
     def _codes(self, edit: Edit) -> CodeRows | None:
         """The routing codes of an edit; None where masks tell whom a prompt belongs to."""

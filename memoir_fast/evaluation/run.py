@@ -50,6 +50,8 @@ class Settings:
     tau: float | str | None = None
     k: int | None = None
     layer: str | None = None
+    further: int = 0
+    """The memory is added to so many blocks' layers behind that."""
     seed: int = 0
     batch: int = 8
     baselines: tuple[str, ...] = ("unedited",)
@@ -78,7 +80,9 @@ class Settings:
     def config(self) -> MemoirConfig:
         """The memory's settings."""
         given: dict[str, Any] = {"recipe": self.recipe, "tau": self.tau, "k": self.k, "layer": self.layer}
-        return MemoirConfig(seed=self.seed, **{name: value for name, value in given.items() if value is not None})
+        return MemoirConfig(
+            seed=self.seed, further=self.further, **{name: value for name, value in given.items() if value is not None}
+        )
 
     def params(self) -> dict[str, Any]:
         """Plain values of everything that decides the results, the files' contents included."""

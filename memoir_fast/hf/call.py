@@ -25,6 +25,8 @@ class Call:
     view: ExitStack | None = None  # holds on to the memory that it is decided by
     last: tuple[torch.Tensor, torch.Tensor | None] | None = None  # edits int32 [B], overlap int32 [B] (None: forced)
     parts: Any = None  # Parts, where it holds several sequences in a row
+    reached: bool = False  # the edited layer has run
+    read: Routed | None = None  # and has read there
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Runs only what lies behind the edited layer: the blocks after it and the head, by the model's own code."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from memoir_fast.hf.hidden import hidden_states, with_hidden_states
 from memoir_fast.hf.own_pass import OwnPass, uncompiled
 from memoir_fast.hf.presets import plain_model
 from memoir_fast.modules import MemoirLinear
-from memoir_fast.modules.memoir_linear import Output
+from memoir_fast.modules.replaceable import Output
 
 
 class LowerStates(NamedTuple):
@@ -33,8 +33,16 @@ class _Reached(Exception):
 
 def layer_input(model: nn.Module, layer: nn.Module, **inputs: Any) -> torch.Tensor:
     """The input of `layer` [B, S, D] in `model(**inputs)`; what comes after it is not computed."""
-    (x,) = _entering(model, [layer], lambda args, _: args[0], inputs)
-    return x if x.dim() == 3 else x.view(*inputs["input_ids"].shape, -1)  # all tokens in one row
+    return layer_inputs(model, [layer], **inputs)[0]
+
+
+def layer_inputs(model: nn.Module, layers: Sequence[nn.Module], **inputs: Any) -> list[torch.Tensor]:
+    """The input of each layer, [B, S, D], in `model(**inputs)`; what comes after the last is not computed.
+
+    The layers are in the order in which the model calls them.
+    """
+    found = _entering(model, layers, lambda args, _: args[0], inputs)
+    return [x if x.dim() == 3 else x.view(*inputs["input_ids"].shape, -1) for x in found]  # all tokens in one row
 
 
 def block_inputs(model: nn.Module, blocks: Sequence[nn.Module], **inputs: Any) -> list[torch.Tensor]:
@@ -124,19 +132,26 @@ class UpperLayers:
         return LowerStates(input_ids, attention_mask, seen["x"], seen["output"] if self._straight else seen["input"])
 
     def logits(
-        self, lower: LowerStates, residual: torch.Tensor, positions: torch.Tensor | tuple[torch.Tensor, ...]
+        self,
+        lower: LowerStates,
+        residual: torch.Tensor,
+        positions: torch.Tensor | tuple[torch.Tensor, ...],
+        further: Sequence[Output] = (),
     ) -> torch.Tensor:
         """Logits [T, V] at T positions; `residual` [B, S, O] joins the layer's output. Differentiable in residual.
 
-        `positions` are marked in bool [B, S], or given as rows and columns, int64 [T] each, which asks nothing of the
-        device.
+        `further` gives the output of each further layer, of its input and its base layer's output; without it, they are
+        the base layers. `positions` are marked in bool [B, S], or given as rows and columns, int64 [T] each, which asks
+        nothing of the device.
         """
         first = self._index if self._straight else self._index - 1  # the last block that is passed over
 
         def select(_: nn.Module, __: Any, output: Any) -> Any:
             return with_hidden_states(output, lambda hidden: hidden[positions][None])
 
-        with self._own_pass(lambda x, y: (y + residual).to(y.dtype)) as own:
+        with self._own_pass(lambda x, y: (y + residual).to(y.dtype)) as own, ExitStack() as replaced:
+            for layer, output_of in zip(self._layer.further, further, strict=False):
+                replaced.enter_context(layer.replacing_output(output_of))
             for block in self._blocks[: max(first, 0)]:
                 own.instead(block, self._pass_over)
             if first >= 0:

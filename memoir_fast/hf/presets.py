@@ -79,9 +79,7 @@ def complete(config: MemoirConfig, model: nn.Module) -> MemoirConfig:
         ValueError: where the named layer does not exist, or k does not fit it.
     """
     layer = config.layer or _default_layer(plain_model(model))
-    if "experts" in layer.split("."):
-        other = "the output projection of a dense MLP, of an expert that all tokens share, or of an attention"
-        raise _experts(f"the layer {layer!r} belongs to a mixture of experts", other)
+    require_all_tokens(layer)
     width, _ = linear_shape(find_layer(model, layer))
     k = config.k or (4096 if width == 16384 else min(width, max(1, 8 * round(PUBLISHED_SHARE * width / 8))))
     if k > width:
@@ -132,6 +130,13 @@ def _default_layer(model: nn.Module) -> str:
         named = next((f", e.g. MemoirConfig(layer={one!r})" for one in others if one in modules), "")
         raise _experts(f"the MLP of block {block} of this {kind} is a mixture of experts", f"another layer{named}")
     return found or preset.paths(block)[0]
+
+
+def require_all_tokens(layer: str) -> None:
+    """UnsupportedModelError where a layer of that name belongs to one of several experts."""
+    if "experts" in layer.split("."):
+        other = "the output projection of a dense MLP, of an expert that all tokens share, or of an attention"
+        raise _experts(f"the layer {layer!r} belongs to a mixture of experts", other)
 
 
 def _experts(what: str, instead: str) -> UnsupportedModelError:

@@ -4,8 +4,9 @@ import copy
 import importlib.metadata
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -183,11 +184,21 @@ def prove(plain: Passes, layer: Any, router: Any) -> None:
 class _Proof:
     def __init__(self, plain: Passes, layer: Any, router: Any) -> None:
         self._plain, self._layer, self._router = plain, layer, router
+        self._layers = [layer, *layer.further]
+        self._changed = layer
+        """The layer whose output is another one for the second row."""
         self._seen: list[tuple[torch.Tensor, Any]] = []
+        self._reached: list[Any] = []
         self._entered: list[torch.Tensor] = []
 
     def run(self) -> None:
+        for layer in self._layers:
+            self._changed = layer
+            self._run()
+
+    def _run(self) -> None:
         plain = self._plain
+        self._entered.clear()
         watched = self._watched() if self._router.site is not None else None
         try:
             prefill = self._routed(plain.run_prefill, TOKENS)
@@ -237,22 +248,32 @@ class _Proof:
         return self._router.site.block.register_forward_pre_hook(note, with_kwargs=True)
 
     def _routed(self, run: Any, tokens: int) -> Pass:
-        """A pass whose second row gets another output of the layer, as if it followed an edit."""
+        """A pass whose second row gets another output of a layer, as if it followed an edit."""
         self._seen.clear()
+        self._reached.clear()
 
-        def changed(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        def given(layer: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             if x.dim() != 3 or x.shape[:2] != (2, tokens):
                 self._fail(f"the edited layer's input must be [B, S, D] = [2, {tokens}, D], got {list(x.shape)}")
-            route = self._router.edits(x)
-            self._seen.append((x.detach(), route.tolist()))
+            if layer is self._layer:
+                self._seen.append((x.detach(), self._router.edits(x).tolist()))
+            self._reached.append(layer)
+            if layer is not self._changed or not self._seen:
+                return y
+            route = torch.tensor(self._seen[-1][1], device=y.device)
             size = y.detach().abs().amax()
             change = torch.linspace(-1, 1, y.shape[-1], device=y.device) * torch.where(size > 0, size, 1).float()
             return torch.where((route >= 0)[:, None, None], (y + change).to(y.dtype), y)
 
-        with self._router.overridden(forced=(-1, 0)), self._layer.replacing_output(changed):
+        with self._router.overridden(forced=(-1, 0)), ExitStack() as replaced:
+            for layer in self._layers:
+                replaced.enter_context(layer.replacing_output(partial(given, layer)))
             found: Pass = run()
         if len(self._seen) != 1:
             self._fail(f"the edited layer must run once in a forward pass, it ran {len(self._seen)} times")
+        if self._reached != self._layers:
+            order = [self._layers.index(layer) for layer in self._reached]
+            self._fail(f"the edited layer and its further ones must run once each and in their order, they ran {order}")
         if self._seen[0][1] != [-1, 0]:
             self._fail(f"rows that were routed to -1 and 0 went to {self._seen[0][1]} in a pass of {tokens} tokens")
         return found
@@ -277,7 +298,7 @@ class _Proof:
 
     def _depends_on_neighbours(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
         """Whether only the last bits changed, and another row changes them too in this model without a memory."""
-        with self._layer.replacing_output(lambda x, y: y):
+        with self._layer.replacing_output(lambda x, y: y):  # so further layers give what their base layers do
             others = (self._plain.run_prefill(neighbour).numbers[0] for neighbour in range(1, _NEIGHBOURS + 1))
             alone = all(_same(other, self._plain.prefill.numbers[0]) for other in others)
         return not alone and _close(found, expected, 0.05)

@@ -154,10 +154,16 @@ class Router:
         call = self._call
         if call is None:
             return self._outside(x) if self.site is not None else self._read(Call(), x)
+        if self._layer.further:
+            self._hold(call)
+        call.read, call.reached = self._inside(call, x), True
+        return call.read
+
+    def _inside(self, call: Call, x: torch.Tensor) -> Routed | None:
         if call.parts is not None:
             if not call.parts.decided:
                 self._decide_parts(call, x)
-            return call.parts.routed(x)
+            return call.parts.routed(x)  # type: ignore[no-any-return]
         if call.decided:
             if call.routed is None:
                 return None
@@ -170,6 +176,25 @@ class Router:
             block = self.site.code.block
             raise MemoirError(f"the edited layer was reached before block {block}, where routes are made")
         return self._read(call, x)
+
+    @torch.no_grad()
+    def again(self, x: torch.Tensor) -> Routed | None:
+        """As a call, at a further layer: where the edited layer's sequences read, which it must have run for."""
+        call = self._call
+        if call is None:
+            return self._outside(x)
+        if not call.reached:
+            raise MemoirError("a further layer was reached before the edited layer, where sequences are followed")
+        if call.parts is not None:
+            return call.parts.routed(x)  # type: ignore[no-any-return]
+        routed = None if call.read is None else call.state.again(call.read, self._layer.view.store)
+        return None if routed is None else routed.to(x.device)
+
+    def _hold(self, call: Call) -> None:
+        """From now on a pass reads the memory as it is, to its end."""
+        if call.view is None and not self._layer.views.generating:
+            call.view = ExitStack()
+            call.view.enter_context(self._layer.views.generation())
 
     def edits(self, x: torch.Tensor) -> torch.Tensor:
         """As a call, within a forward pass: the edit that each sequence follows, int32 [B], or -1.
@@ -196,10 +221,7 @@ class Router:
             return
         if call.parts is None and self.following.speaking(call, hidden.shape[1], self._asked):
             return
-        views = self._layer.views
-        if not views.generating:  # what is added at the edited layer must be of the memory that decides here
-            call.view = ExitStack()
-            call.view.enter_context(views.generation())
+        self._hold(call)  # what is added at the edited layer must be of the memory that decides here
         with self._layer.turns.reading():
             if call.parts is not None:
                 self._decide_parts(call, hidden)

@@ -84,6 +84,14 @@ class SequenceState(ABC):
             self._first = first_alike(self.route)
         return Routed(self._rows, self._first, helped)
 
+    def again(self, read: Routed, store: MaskStore) -> Routed | None:
+        """As `read`, in the same pass, where edits have changed since: the rows are where a change has copied them."""
+        if store.stamp == self._stamp:
+            return read
+        self.look_again(store)
+        found = self.routed(read.helped)
+        return None if found is None else found._replace(route=torch.where(read.route < 0, -1, found.route))
+
     def help(self, tokens: int) -> Routed | None:
         """As `routed`, of a pass of tokens that are said, and counts them. Whose target has been said reads nothing."""
         if self.left is None:

@@ -139,11 +139,11 @@ def _edit(memoir: EditedModel, values: Mapping[str, Any], tensors: Mapping[str, 
     rows, own = tensors["rows"].long().to(device), None
     weight = tensors["values"]
     if (
-        weight.shape != (len(rows), layer.out_features)
+        weight.shape != (len(rows), memory.outputs)
         or len(rows)
         and not 0 <= int(rows.min()) <= int(rows.max()) < layer.in_features
     ):
-        raise ValueError(f"values must be [rows, {layer.out_features}], rows in 0 .. {layer.in_features - 1}")
+        raise ValueError(f"values must be [rows, {memory.outputs}], rows in 0 .. {layer.in_features - 1}")
     require_bits(tensors["mask"][None], layer.in_features, layer.k)
     if not tensors["mask"].any() or len(rows.unique()) < len(rows):
         raise ValueError("a mask must have bits, and rows no repeats")

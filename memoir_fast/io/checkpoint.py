@@ -37,6 +37,7 @@ from memoir_fast.io.history import HISTORY_NAME
 from memoir_fast.io.journal import JOURNAL_NAMES
 from memoir_fast.io.plausible import (
     calibration_in,
+    layers_in,
     require_bits,
     require_numbers,
     require_settings,
@@ -47,8 +48,8 @@ from memoir_fast.mask_format import words
 from memoir_fast.modules.routing_code import RoutingCode
 
 FORMAT = "memoir_fast memory"
-FORMAT_VERSION = 4
-_WITHOUT_BANKS = 3  # what is written of a memory without banks, and read by releases that know none
+FORMAT_VERSION = 5
+_ONE_LAYER, _WITHOUT_BANKS = 4, 3  # what is written of a memory that is no more, for releases that know no more
 CONFIG_NAME = "memory_config.json"
 
 _DATA_NAMES = {"memory": r"memory-[0-9a-f]{12}\.safetensors", "edits": r"edits-[0-9a-f]{12}\.jsonl"}
@@ -141,14 +142,14 @@ def save(
     files = {kind: _entry(kind, content) for kind, content in contents.items()}
     values = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION if any(edit.bank for edit in memoir.edits.values()) else _WITHOUT_BANKS,
+        "format_version": _version(memoir),
         "package_version": __version__,
         "config": memoir.config.to_dict(),
         "tau": float(memoir.tau),
         "prefixes": memoir.prefixes,
         "calibration": memoir.calibration and memoir.calibration.to_dict(),
         "routing": codes.values(memoir.layer),
-        "fingerprint": fingerprint(memoir.model, memoir.config.layer or ""),
+        "fingerprint": fingerprint(memoir.model, memoir.names[0], memoir.names[1:]),
         "files": files,
     }
     values["checksum"] = _checksum(values)
@@ -165,6 +166,13 @@ def save(
     part = memoir.layer.part
     write() if part is None else part.once(write)
     return str(values["checksum"])
+
+
+def _version(memoir: EditedModel) -> int:
+    """The oldest format that says all of a memory: releases that know no newer one refuse what they would not serve."""
+    if memoir.layer.further:
+        return FORMAT_VERSION
+    return _ONE_LAYER if any(edit.bank for edit in memoir.edits.values()) else _WITHOUT_BANKS
 
 
 def checksum_of(folder: str | os.PathLike) -> str:
@@ -312,7 +320,7 @@ def _require_consistent(saved: SavedMemory, path: Path) -> None:
     """Shapes, types and ranges of the tensors, and that every live mask has its text."""
     try:
         require_numbers(saved.tensors)
-        width, outputs = _layer_shape(saved)
+        width, outputs = layers_in(saved.tensors, saved.fingerprint)
         count = len(saved.tensors["masks"])
         rows = saved.tensors["memory_rows"]
         expected: dict[str, tuple[torch.dtype | None, tuple[int, ...]]] = {
@@ -347,16 +355,6 @@ def _require_consistent(saved: SavedMemory, path: Path) -> None:
             raise ValueError(f"{len(live)} masks are live, {len(saved.edits)} edits have texts, or their ids differ")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not hold a memory: {type(error).__name__}: {error}") from error
-
-
-def _layer_shape(saved: SavedMemory) -> tuple[int, int]:
-    """(D, O): what the tensors say, which must be the weight's shape in either order (Conv1D keeps it transposed)."""
-    width = len(saved.tensors["mu"])
-    shape = list(saved.fingerprint["weight_shape"])
-    outputs = saved.tensors["memory_values"].shape[1]
-    if saved.fingerprint["weight_hashed_as"] == "bfloat16" and sorted(shape) != sorted((width, outputs)):
-        raise ValueError(f"the layer's weight must have the sides {width} and {outputs}, got {shape}")
-    return width, outputs
 
 
 def routing_code(saved: SavedMemory, model: nn.Module) -> RoutingCode | None:

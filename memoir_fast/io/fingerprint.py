@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,34 @@ from memoir_fast.distributed.row_parallel import whole
 from memoir_fast.errors import WrongModelError
 from memoir_fast.hf.presets import find_layer
 from memoir_fast.modules.base_layer import weight_of
+from memoir_fast.modules.further_linear import FurtherLinear
 from memoir_fast.modules.memoir_linear import MemoirLinear
 
 
-def fingerprint(model: Any, layer: str) -> dict[str, Any]:
+def fingerprint(model: Any, layer: str, further: Sequence[str] = ()) -> dict[str, Any]:
     """What tells one base model from another, in plain values.
 
     The layer's weight is hashed after rounding to bfloat16, so that one model in float32 and in bfloat16 agree;
-    a weight that is not floating (quantised) is hashed as it is.
+    a weight that is not floating (quantised) is hashed as it is. So are those of `further` layers, where there are any.
     """
     settings = getattr(model, "config", None)
+    hashed = _hashed(model, layer)
+    others = [_hashed(model, name) for name in further]
+    return {
+        "model_type": getattr(settings, "model_type", type(model).__name__),
+        "hidden_size": getattr(settings, "hidden_size", None),
+        "num_hidden_layers": getattr(settings, "num_hidden_layers", None),
+        "vocab_size": getattr(settings, "vocab_size", None),
+        "layer": layer,
+        **hashed,
+        **({"further": [{"layer": name, **own} for name, own in zip(further, others, strict=True)]} if further else {}),
+    }
+
+
+def _hashed(model: Any, layer: str) -> dict[str, Any]:
+    """What tells the weight of one layer from another."""
     found = find_layer(model, layer)
-    with _brought(found.base if isinstance(found, MemoirLinear) else found) as own:
+    with _brought(found.base if isinstance(found, (MemoirLinear, FurtherLinear)) else found) as own:
         weight = whole(weight_of(own).detach())
         if type(weight) is not torch.Tensor and weight.is_floating_point():
             weight = weight.dequantize()  # a tensor of torchao's, which passes for one of floats
@@ -39,11 +55,6 @@ def fingerprint(model: Any, layer: str) -> dict[str, Any]:
         weight = weight.cpu()
     raw = weight.contiguous().reshape(-1).view(torch.uint8)
     return {
-        "model_type": getattr(settings, "model_type", type(model).__name__),
-        "hidden_size": getattr(settings, "hidden_size", None),
-        "num_hidden_layers": getattr(settings, "num_hidden_layers", None),
-        "vocab_size": getattr(settings, "vocab_size", None),
-        "layer": layer,
         "weight_shape": list(weight.shape),
         "weight_hashed_as": "bfloat16" if rounded else "raw",
         "weight_sha256": hashlib.sha256(raw.numpy().data).hexdigest(),
@@ -66,13 +77,17 @@ def require_same_model(folder: Path, expected: dict[str, Any], model: nn.Module)
     """WrongModelError where the memory in `folder`, made for a model of that fingerprint, belongs to another one."""
     layer = str(expected.get("layer"))
     try:
-        own = fingerprint(model, layer)
-    except (ValueError, AttributeError) as error:
+        own = fingerprint(model, layer, [str(one["layer"]) for one in expected.get("further", ())])
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise WrongModelError(f"{folder} belongs to another base model: {error}") from error
+    pairs = [("", expected, own)]
+    for there, here in zip(expected.get("further", ()), own.get("further", ()), strict=True):
+        pairs.append((f"{here['layer']}: ", there, here))
     differing = [
-        f"{name}: expected {_short(expected.get(name))}, got {_short(value)}"
-        for name, value in own.items()
-        if expected.get(name) != value
+        f"{where}{name}: expected {_short(there.get(name))}, got {_short(value)}"
+        for where, there, here in pairs
+        for name, value in here.items()
+        if name != "further" and there.get(name) != value
     ]
     if differing:
         raise WrongModelError(f"{folder} belongs to another base model: {'; '.join(differing)}")

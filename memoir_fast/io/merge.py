@@ -68,8 +68,9 @@ def merge(memoir: EditedModel, saved: SavedMemory, prefer: str = "other") -> Mer
 def _require_alike(memoir: EditedModel, saved: SavedMemory) -> None:
     """MemoirError where the other memory's masks or codes mean something else here."""
     layer, tensors = memoir.layer, saved.tensors
-    here: dict[str, Any] = {"k": layer.k, "routing": memoir.config.routing, "layer": memoir.config.layer}
-    there = {"k": saved.config.k, "routing": saved.config.routing, "layer": saved.config.layer}
+    names = ("routing", "layer", "further")
+    here: dict[str, Any] = {"k": layer.k, **{name: getattr(memoir.config, name) for name in names}}
+    there = {"k": saved.config.k, **{name: getattr(saved.config, name) for name in names}}
     different = [f"{name}: {here[name]} here, {there[name]} there" for name in here if here[name] != there[name]]
     ours = {"permutation": layer.permutation, **codes.tensors(layer)}
     if memoir.config.routing == "paper":

@@ -23,6 +23,9 @@ def require_settings(values: dict[str, Any]) -> None:
         raise ValueError(f"fingerprint lacks {', '.join(sorted(missing))}")
     if not isinstance(config.get("layer"), str) or config["layer"] != base["layer"]:
         raise ValueError(f"layer must be that of the fingerprint, {base['layer']!r}, got {config.get('layer')!r}")
+    further, others = config.get("further", []), base.get("further", [])
+    if not isinstance(others, list) or further != [one["layer"] for one in others]:
+        raise ValueError(f"further must be the layers of the fingerprint, {others!r}, got {further!r}")
     if not isinstance(config.get("seed", 0), int):
         raise ValueError(f"seed must be a whole number, got {config['seed']!r}")
     for name in ("max_edits", "max_pages"):
@@ -46,6 +49,26 @@ def require_numbers(tensors: dict[str, torch.Tensor]) -> None:
     for name, least in (("target_tokens", 0), ("min_overlap", 1)):
         if name in tensors and len(tensors[name]) and int(tensors[name].min()) < least:
             raise ValueError(f"{name} must be at least {least}")
+
+
+def layers_in(tensors: dict[str, torch.Tensor], fingerprint: dict[str, Any]) -> tuple[int, int]:
+    """(D, O), O of all layers together: what the tensors say.
+
+    ValueError where the weights have other sides; in which order is not said, since Conv1D keeps them transposed.
+    """
+    width, outputs = len(tensors["mu"]), tensors["memory_values"].shape[1]
+    others = fingerprint.get("further", ())
+    if any(one["weight_hashed_as"] != "bfloat16" for one in (fingerprint, *others)):  # packed in ways of its own
+        return width, outputs
+    own = outputs
+    for one in others:
+        if len(one["weight_shape"]) != 2 or width not in one["weight_shape"]:
+            raise ValueError(f"the weight of {one['layer']} must have the side {width}, got {one['weight_shape']}")
+        own -= sum(one["weight_shape"]) - width
+    shape = list(fingerprint["weight_shape"])
+    if sorted(shape) != sorted((width, own)):
+        raise ValueError(f"the layer's weight must have the sides {width} and {own}, got {shape}")
+    return width, outputs
 
 
 def require_bits(masks: torch.Tensor, width: int, k: int, name: str = "mask") -> None:

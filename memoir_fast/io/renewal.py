@@ -125,7 +125,7 @@ def beside(memoir: EditedModel, saved: SavedMemory, records: Iterable[Record]) -
 
 
 def _require_alike(memoir: EditedModel, saved: SavedMemory, layer: MemoirLinear) -> None:
-    own, names = memoir.layer, ("k", "routing", "layer", "seed")
+    own, names = memoir.layer, ("k", "routing", "layer", "further", "seed")
     different = [name for name in names if getattr(memoir.config, name) != getattr(saved.config, name)]
     tensors, others = ({"mu": one.mu, "permutation": one.permutation, **codes.tensors(one)} for one in (own, layer))
     different += [

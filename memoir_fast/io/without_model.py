@@ -11,6 +11,7 @@ from memoir_fast.io import checkpoint, codes
 from memoir_fast.io.checkpoint import SavedMemory
 from memoir_fast.modules import MemoirLinear
 from memoir_fast.modules.base_layer import device_beside
+from memoir_fast.modules.memoir_linear import linear_shape
 
 
 def without_model(saved: SavedMemory, base: nn.Module | None = None) -> Any:
@@ -33,7 +34,8 @@ def without_model(saved: SavedMemory, base: nn.Module | None = None) -> Any:
         if saved.config.routing == "early" and saved.routing is not None:
             code = codes.read_code(tensors, saved.routing, device_beside(base))
         config = saved.config
-        layer = MemoirLinear(base, config.k or 0, saved.tau, config.seed, config.max_edits, code, config.max_pages)
+        given = (config.seed, config.max_edits, code, config.max_pages)
+        layer = MemoirLinear(base, config.k or 0, saved.tau, *given, beside=outputs - linear_shape(base)[1])
         memory = SimpleNamespace(
             layer=layer, edits=LiveEdits(layer), config=config, prefixes=[], calibration=None, background=None
         )

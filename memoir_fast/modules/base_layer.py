@@ -51,8 +51,8 @@ def require_as_attached(layer: Any) -> None:
     Args:
         layer (MemoirLinear): the edited layer.
     """
-    moved = not layer.offloaded and offloaded(layer.base)
-    if moved and any(hasattr(part, "_hf_hook") for part in layer.modules()):
+    moved = [one for one in (layer, *layer.further) if not one.offloaded and offloaded(one.base)]
+    if any(hasattr(part, "_hf_hook") for one in moved for part in one.modules()):
         raise MemoirError(
             "the model's weights were offloaded after its memory was put on, where they are not found again: save the "
             "memory, load the model anew with its device_map, and Memoir.from_pretrained(model, tokenizer, folder)"

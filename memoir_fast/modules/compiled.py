@@ -30,6 +30,15 @@ def tracing() -> bool:
     return torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
 
 
+def require_not_compiled() -> None:
+    """MemoirError in a pass that is being compiled, of a memory that is added to several layers."""
+    if tracing():
+        raise MemoirError(
+            "a model with a memory in several layers cannot be compiled: run it as it is, or give it a memory of one "
+            "layer, MemoirConfig(further=())"
+        )
+
+
 def joined(layer: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """In a pass that is being compiled: the output of a `MemoirLinear` for inputs x, of which its base makes y."""
     ticket = None if layer.router is None else layer.router.tracing.ticket(x)

@@ -2,9 +2,8 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -13,20 +12,19 @@ from torch import nn
 from memoir_fast.distributed.row_parallel import Part
 from memoir_fast.errors import MemoirError
 from memoir_fast.modules import banks, compiled, model_state, tickets
+from memoir_fast.modules.adding import added
 from memoir_fast.modules.base_layer import device_beside, dtype_beside, offloaded
 from memoir_fast.modules.code_store import CodeStore
 from memoir_fast.modules.hashing import TopHash
 from memoir_fast.modules.mask_store import MaskStore
 from memoir_fast.modules.part_memory import PartMemory
+from memoir_fast.modules.replaceable import Replaceable
 from memoir_fast.modules.residual_memory import ResidualMemory
 from memoir_fast.modules.routed import Routed, first_alike, follows_nothing
 from memoir_fast.modules.routing_code import RoutingCode
 from memoir_fast.modules.spawned import hold
 from memoir_fast.modules.turns import Turns
 from memoir_fast.modules.views import View, Views
-
-Output = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-_outputs: ContextVar[dict[int, Output] | None] = ContextVar("memoir_fast_outputs", default=None)
 
 
 def linear_shape(layer: Any) -> tuple[int, int]:
@@ -45,7 +43,7 @@ def min_overlap(tau: float, k: int) -> int:
     return max(1, math.ceil(round(tau * k, 6)))
 
 
-class MemoirLinear(tickets.Enrolled, nn.Module):
+class MemoirLinear(Replaceable, tickets.Enrolled, nn.Module):
     """Drop-in for a linear layer: its output, plus what the residual memory knows of the matched edit.
 
     Each sequence is routed on its own. Where no stored mask overlaps enough, the output is the base layer's, bit for
@@ -69,6 +67,7 @@ class MemoirLinear(tickets.Enrolled, nn.Module):
             masks tell whom a prompt belongs to, as published.
         max_pages (int, optional): see `ResidualMemory`.
         part (Part, optional): what this process has of a layer that several share; inputs x are then its own alone.
+        beside (int): outputs of W_m that are further layers', behind its own; see `FurtherLinear`. Default: 0.
 
     Example:
         >>> import torch
@@ -99,6 +98,7 @@ class MemoirLinear(tickets.Enrolled, nn.Module):
         code: RoutingCode | None = None,
         max_pages: int | None = None,
         part: Part | None = None,
+        beside: int = 0,
     ) -> None:
         super().__init__()
         width, outputs = linear_shape(base)
@@ -107,8 +107,11 @@ class MemoirLinear(tickets.Enrolled, nn.Module):
         self.tophash = TopHash(width, k, seed, device)
         self.store = MaskStore(width, k, max_edits, device)
         self.part, self.store.part = part, part
-        beside = (outputs, dtype_beside(base), device, max_pages)
-        self.memory = ResidualMemory(width, *beside) if part is None else PartMemory(part, *beside)
+        given = (outputs + beside, dtype_beside(base), device, max_pages)
+        self.memory = ResidualMemory(width, *given) if part is None else PartMemory(part, *given)
+        self._beside = beside
+        self.further: tuple[Any, ...] = ()
+        """Each `FurtherLinear` to which it adds too, in the order in which a pass reaches them."""
         self.code: RoutingCode | None = code
         self.codes: CodeStore | None = None
         if code is not None:
@@ -117,7 +120,6 @@ class MemoirLinear(tickets.Enrolled, nn.Module):
         self._tau = tau
         self.searched.set_min_overlap(self.min_overlap)
         self.router: Any = None  # called with inputs [B, S, D], it says where they are routed: Routed or None
-        self._replaced: list[Output] = []  # of all threads; as long as there are none, a pass looks for none
         self.written = 0
         """How often W_m was changed in a `changing` block."""
         self._said = False
@@ -186,7 +188,12 @@ class MemoirLinear(tickets.Enrolled, nn.Module):
     @property
     def out_features(self) -> int:
         """O."""
-        return self.memory.outputs
+        return self.memory.outputs - self._beside
+
+    @property
+    def outputs(self) -> slice | None:
+        """Which outputs of W_m are its own, where it has further layers, whose come behind them; None: all."""
+        return slice(0, self.out_features) if self._beside else None
 
     @property
     def view(self) -> View:
@@ -274,29 +281,12 @@ class MemoirLinear(tickets.Enrolled, nn.Module):
             finally:
                 self._await_device()  # before a pass on another stream reads
 
-    @contextmanager
-    def replacing_output(self, output: Output) -> Iterator[None]:
-        """While an edit is learned: the layer gives `output(x, y)` for its input x and the base layer's output y.
-
-        In this thread or task alone.
-        """
-        self._replaced.append(output)
-        token = _outputs.set({**(_outputs.get() or {}), id(self): output})
-        try:
-            yield
-        finally:
-            _outputs.reset(token)
-            self._replaced.remove(output)
-
-    @property
-    def replacement(self) -> Output | None:
-        """What gives its output in this thread or task, while an edit is learned."""
-        return (_outputs.get() or {}).get(id(self)) if self._replaced else None
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [B, S, D] or [B, D] -> the same shape with O outputs; all dimensions but first and last are tokens."""
         if self.part is not None:
             return self._in_parts(self.part, x)
+        if self.further:
+            compiled.require_not_compiled()
         y = self.base(x)
         return compiled.joined(self, x, y) if compiled.tracing() else self.joined(x, y)
 
@@ -329,26 +319,7 @@ class MemoirLinear(tickets.Enrolled, nn.Module):
         """Adds the matched edits' product to the base layer's output."""
         tokens = x if x.dim() == 3 else x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
         routed = self.asked(tokens)
-        if routed is None:
-            return y
-        for one in (routed, *routed.others):
-            y = self._add(y, tokens, one)
-        return y
-
-    def _add(self, y: torch.Tensor, tokens: torch.Tensor, routed: Routed) -> torch.Tensor:
-        """Adds to y what is read of one memory for tokens [B, S, D]."""
-        memory = self.view.memory if routed.memory is None else routed.memory
-        if follows_nothing(routed.route):
-            return y
-        tokens = routed.sequences(tokens)
-        if routed.helped is not None:  # where the memory rests, it reads zeros and adds none
-            tokens = torch.where(routed.helped[..., None], tokens, 0)
-        mixed = not y.dtype == tokens.dtype == memory.table.dtype  # under autocast, or over a quantised base
-        if mixed or torch.is_grad_enabled() and (y.requires_grad or tokens.requires_grad):
-            residual = memory(tokens.to(memory.table.dtype), routed.rows, routed.route)
-            return y + residual.to(y.dtype).view(y.shape)
-        output = y.view(*tokens.shape[:2], y.shape[-1])
-        return memory.add_(output, tokens, routed.rows, routed.route).view(y.shape)
+        return y if routed is None else added(y, tokens, routed, self.view.memory, self.outputs)
 
     def asked(self, x: torch.Tensor) -> Routed | None:
         """Where the sequences of inputs [B, S, D] read the memory; None where they are known to read none."""
@@ -371,7 +342,7 @@ class MemoirLinear(tickets.Enrolled, nn.Module):
         with self.turns.reading():
             own = {name: copy.deepcopy(self._modules[name]) for name in self.own if name in self._modules}
         hold(own)
-        return {**state, "_modules": {**self._modules, **own}, "_replaced": []}
+        return {**state, "_modules": {**self._modules, **own}}
 
     def extra_repr(self) -> str:
         return f"tau={self.tau}"

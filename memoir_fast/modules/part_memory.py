@@ -31,22 +31,33 @@ class PartMemory(ResidualMemory):
         super().__init__(part.inputs, outputs, dtype, device, max_pages)
         self._part = part
 
-    def forward(self, x: torch.Tensor, rows: torch.Tensor, route: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, rows: torch.Tensor, route: torch.Tensor, outputs: slice | None = None
+    ) -> torch.Tensor:
         """x [B, S, inputs], rows int32 [C, k] with `NO_ROW` behind them, route int32 [B] -> [B, S, O], a summand."""
         if not readable(rows):
-            return super().forward(x, rows, _without_none(rows, route))
-        parts = [x.new_zeros((1, x.shape[1], self.outputs))] * len(x)
+            return super().forward(x, rows, _without_none(rows, route), outputs)
+        table = self.read(outputs)
+        parts = [x.new_zeros((1, x.shape[1], table.shape[1]))] * len(x)
         for row, own in _few(rows, route).items():
-            parts[row] = ops.masked_linear(x[row : row + 1], self.table, own, own.new_zeros(1))
+            parts[row] = ops.masked_linear(x[row : row + 1], table, own, own.new_zeros(1))
         return torch.cat(parts)
 
-    def add_(self, base: torch.Tensor, x: torch.Tensor, rows: torch.Tensor, route: torch.Tensor) -> torch.Tensor:
-        """In place, base += forward(x, rows, route)."""
+    def add_(
+        self,
+        base: torch.Tensor,
+        x: torch.Tensor,
+        rows: torch.Tensor,
+        route: torch.Tensor,
+        outputs: slice | None = None,
+    ) -> torch.Tensor:
+        """In place, base += forward(x, rows, route, outputs)."""
         if not readable(rows):
-            return super().add_(base, x, rows, _without_none(rows, route))
+            return super().add_(base, x, rows, _without_none(rows, route), outputs)
+        table = self.read(outputs)
         for row, own in _few(rows, route).items():
             one = slice(row, row + 1)
-            ops.masked_linear_add_(base[one], x[one], self.table, own, own.new_zeros(1))
+            ops.masked_linear_add_(base[one], x[one], table, own, own.new_zeros(1))
         return base
 
     def take(self, rows: torch.Tensor, values: torch.Tensor) -> None:

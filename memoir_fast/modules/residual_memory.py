@@ -118,13 +118,29 @@ class ResidualMemory(nn.Module):
             self._copies.discard(number)
             self._free.append(number)
 
-    def forward(self, x: torch.Tensor, rows: torch.Tensor, route: torch.Tensor) -> torch.Tensor:
-        """x [B, S, D], rows int32 [C, k], route int32 [B] -> [B, S, O]; see `ops.masked_linear`."""
-        return ops.masked_linear(x, self.table, rows, route)
+    def read(self, outputs: slice | None) -> torch.Tensor:
+        """The table, or those of its outputs alone, [capacity * D, outputs], where they lie."""
+        return self.table if outputs is None else self.table[:, outputs]
 
-    def add_(self, base: torch.Tensor, x: torch.Tensor, rows: torch.Tensor, route: torch.Tensor) -> torch.Tensor:
-        """In place, base += forward(x, rows, route); see `ops.masked_linear_add_`."""
-        return ops.masked_linear_add_(base, x, self.table, rows, route)
+    def forward(
+        self, x: torch.Tensor, rows: torch.Tensor, route: torch.Tensor, outputs: slice | None = None
+    ) -> torch.Tensor:
+        """x [B, S, D], rows int32 [C, k], route int32 [B] -> [B, S, O]; see `ops.masked_linear`.
+
+        `outputs`: which of O; None: all.
+        """
+        return ops.masked_linear(x, self.read(outputs), rows, route)
+
+    def add_(
+        self,
+        base: torch.Tensor,
+        x: torch.Tensor,
+        rows: torch.Tensor,
+        route: torch.Tensor,
+        outputs: slice | None = None,
+    ) -> torch.Tensor:
+        """In place, base += forward(x, rows, route, outputs); see `ops.masked_linear_add_`."""
+        return ops.masked_linear_add_(base, x, self.read(outputs), rows, route)
 
     def update(self, rows: torch.Tensor, a: torch.Tensor, c: torch.Tensor) -> None:
         """weight[rows] += a^T c for rows int32 [k], a [n, k], c [n, O]; see `ops.memory_update`."""

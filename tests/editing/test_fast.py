@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from memoir_fast import Edit, Memoir, MemoirConfig
+from memoir_fast.editing import active_rows
 from memoir_fast.editing.context import EditContext
 from memoir_fast.hf.presets import PRESETS
 from memoir_fast.modules import TopHash
@@ -19,13 +20,13 @@ EDITS = [
     for number, (what, subject) in enumerate((what, subject) for what in ("capital", "river") for subject in SUBJECTS)
 ]
 SGD = Recipe("fast", steps=30, learning_rate=1.0, clip=1.0, settled=1e-4, prefixes=0)
+ADAM = dataclasses.replace(RECIPES["fast"], prefixes=1, rewordings=0, questions=0)
 PAPER = dataclasses.replace(RECIPES["paper"], weight_decay=0.0, prefixes=0)
 
 
-def _attach(model, tokenizer, recipe, k=16, layer=LAYER):
-    return Memoir.attach(
-        model, tokenizer, MemoirConfig(layer=layer, k=k, tau=0.9, recipe=recipe, prefix_tokens=3, background=20)
-    )
+def _attach(model, tokenizer, recipe, k=16, layer=LAYER, further=0):
+    config = MemoirConfig(layer=layer, k=k, tau=0.9, recipe=recipe, prefix_tokens=3, background=20, further=further)
+    return Memoir.attach(model, tokenizer, config)
 
 
 def test_twenty_edits_by_sgd_equal_the_published_loop(llama64, tiny_tokenizer):
@@ -37,6 +38,25 @@ def test_twenty_edits_by_sgd_equal_the_published_loop(llama64, tiny_tokenizer):
     assert torch.equal(fast.layer.store.masks, paper.layer.store.masks)
     torch.testing.assert_close(fast.layer.memory.weight, paper.layer.memory.weight, rtol=0, atol=1e-9)
     assert paper.layer.memory.weight.abs().max() > 0.01
+
+
+@pytest.mark.parametrize("routing", ["early", "paper"])
+def test_several_layers_equal_the_published_loop(llama64, tiny_tokenizer, monkeypatch, routing):
+    """Its rows with Adam's move replaced by SGD's, against gradients through the whole model: three layers, or two."""
+    monkeypatch.setattr(active_rows, "_plain_adam", lambda slope, mean, square, step, rate: -rate * slope)
+    other, first = copy.deepcopy(llama64), int(routing == "early")
+    config = MemoirConfig(
+        layer=f"model.layers.{first}.mlp.down_proj", further=2 - first, k=16, tau=0.9, background=20, routing=routing
+    )
+    rows = dataclasses.replace(SGD, optimizer="adam")
+    paper = Memoir.attach(llama64, tiny_tokenizer, config.replace(recipe=PAPER))
+    fast = Memoir.attach(other, tiny_tokenizer, config.replace(recipe=rows))
+    expected, found = paper.edit(EDITS[:4], progress=False), fast.edit(EDITS[:4], progress=False)
+    assert [one.steps for one in found] == [one.steps for one in expected]
+    torch.testing.assert_close(fast.layer.memory.weight, paper.layer.memory.weight, rtol=0, atol=1e-9)
+    assert paper.layer.memory.weight.shape[1] == 32 * (3 - first)
+    for own in (one.outputs for one in (paper.layer, *paper.layer.further)):
+        assert paper.layer.memory.weight[:, own].abs().max() > 0.001
 
 
 @pytest.fixture
@@ -57,12 +77,12 @@ def _block(edit):
     return torch.where(torch.arange(48) // 12 == edit, 1.0, 0.0)
 
 
-@pytest.mark.parametrize(
-    "recipe", [SGD, dataclasses.replace(RECIPES["fast"], prefixes=1, rewordings=0, questions=0)], ids=["sgd", "adam"]
-)
-def test_a_batch_that_shares_no_column_equals_one_edit_after_another(llama64, tiny_tokenizer, disjoint, recipe):
+@pytest.mark.parametrize(("recipe", "further"), [(SGD, 0), (ADAM, 0), (ADAM, 1)], ids=["sgd", "adam", "two layers"])
+def test_a_batch_that_shares_no_column_equals_one_edit_after_another(
+    llama64, tiny_tokenizer, disjoint, recipe, further
+):
     other = copy.deepcopy(llama64)
-    one_by_one, together = _attach(llama64, tiny_tokenizer, recipe, 12), _attach(other, tiny_tokenizer, recipe, 12)
+    one_by_one, together = (_attach(one, tiny_tokenizer, recipe, 12, LAYER, further) for one in (llama64, other))
     expected = one_by_one.edit(EDITS[:4], progress=False)
     found = together.edit(EDITS[:4], batch=4, progress=False)
     assert [one.edit_id for one in found] == [0, 1, 2, 3] and [one.prompt for one in found] == [
@@ -74,10 +94,13 @@ def test_a_batch_that_shares_no_column_equals_one_edit_after_another(llama64, ti
     torch.testing.assert_close(together.layer.memory.weight, one_by_one.layer.memory.weight, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("recipe", [SGD, RECIPES["fast"]], ids=["sgd", "adam"])
-def test_a_batch_that_shares_columns_is_one_joint_problem(llama64, tiny_tokenizer, recipe):
+@pytest.mark.parametrize(
+    ("recipe", "further"), [(SGD, 0), (RECIPES["fast"], 0), (RECIPES["fast"], 1)], ids=["sgd", "adam", "two layers"]
+)
+def test_a_batch_that_shares_columns_is_one_joint_problem(llama64, tiny_tokenizer, recipe, further):
     """What it reports is what the finished memory gives: the cross-talk between the edits is in the loss."""
-    memoir = _attach(llama64, tiny_tokenizer, dataclasses.replace(recipe, prefixes=0, rewordings=0, questions=0), 30)
+    recipe = dataclasses.replace(recipe, prefixes=0, rewordings=0, questions=0)
+    memoir = _attach(llama64, tiny_tokenizer, recipe, 30, LAYER, further)
     results = memoir.edit(EDITS[:5], batch=5, progress=False)
     columns = memoir.layer.store.columns[:5].tolist()
     assert len(set(sum(columns, []))) < 5 * 30

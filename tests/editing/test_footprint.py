@@ -17,6 +17,8 @@ from memoir_fast.editing.batch import Request
 from memoir_fast.editing.footprint import LARGEST_BATCH, _free_bytes, footprint, largest_batch
 from memoir_fast.editing.interference import PageInterference
 
+LAYER = "model.layers.8.mlp.down_proj"
+
 
 class _LiveBytes(TorchDispatchMode):
     """The most bytes that storages made within the block held at one time."""
@@ -57,13 +59,16 @@ def llama():
         return LlamaForCausalLM(config).eval()
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize("edits", [1, 4])
-def test_peak_is_within_the_formula(llama, tiny_tokenizer, optimizer, edits):
+@pytest.mark.parametrize(
+    ("edits", "optimizer", "further"), [(1, "adam", 0), (1, "sgd", 0), (4, "adam", 0), (4, "sgd", 0), (4, "adam", 3)]
+)
+def test_peak_is_within_the_formula(llama, tiny_tokenizer, optimizer, further, edits):
     recipe = dataclasses.replace(
         RECIPES["fast"], steps=3, optimizer=optimizer, prefixes=2, batch=edits, damping=float(optimizer == "adam")
     )
-    memoir = Memoir.attach(llama, tiny_tokenizer, MemoirConfig(k=128, tau=0.5, recipe=recipe))
+    memoir = Memoir.attach(
+        llama, tiny_tokenizer, MemoirConfig(k=128, tau=0.5, recipe=recipe, layer=LAYER, further=further)
+    )
     try:
         wanted = [Edit(f"The color of stone number {index} is", "green") for index in range(edits)]
         prepared = [Request(edit, memoir.rows(edit, recipe), boundary=recipe.boundary) for edit in wanted]
@@ -88,7 +93,7 @@ def test_auto_batch_follows_the_free_memory(llama, tiny_tokenizer, monkeypatch):
             for noted, taken in ((False, moments), (True, 0)):
                 interference = PageInterference()
                 if noted:
-                    interference.of(0).add(memoir.layer.in_features, torch.arange(4).int(), torch.ones(2, 4))
+                    interference.of(0)[0].add(memoir.layer.in_features, torch.arange(4).int(), torch.ones(2, 4))
                 context = dataclasses.replace(memoir._context, interference=interference)
                 monkeypatch.setattr("memoir_fast.editing.footprint._free_bytes", lambda _, free=free + taken: free)
                 assert largest_batch(context, rows, RECIPES["fast"]) == expected

@@ -94,7 +94,7 @@ def _moments(memoir, recipes):
 
 def _counted(memoir):
     """The moments that the memory holds back by, and the least of their eigenvalues, in units of the largest."""
-    moments = memoir._context.interference.of(0)._moments
+    moments = memoir._context.interference.of(0)[0]._moments
     eigenvalues = torch.linalg.eigvalsh(moments.double())
     return moments, float(eigenvalues[0] / eigenvalues[-1])
 

@@ -100,12 +100,12 @@ def test_pages_that_were_learned_on_long_ago_are_forgotten_and_counted_again(att
     memoir = attach()
     memoir.edit(FACTS[:7], progress=False)
     assert list(memoir._context.interference._pages) == [2, 3], "a page more, until the next edit"
-    moments = memoir._context.interference.of(2)._moments.clone()
+    moments = memoir._context.interference.of(2)[0]._moments.clone()
     memoir.edit(FACTS[7][0], "Rome")
     memoir.edit(FACTS[0][0], "wide")
     assert list(memoir._context.interference._pages) == [3, 0]
     memoir.edit(FACTS[4][0], FACTS[4][1])
-    found = memoir._context.interference.of(2)._moments
+    found = memoir._context.interference.of(2)[0]._moments
     torch.testing.assert_close(found, moments, rtol=1e-3, atol=1e-3 * float(moments.max()))
 
 

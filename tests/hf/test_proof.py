@@ -298,6 +298,23 @@ def test_a_layer_whose_output_is_not_used(tiny_llama, tiny_tokenizer):
     refuses(tiny_llama, tiny_tokenizer, "a change of the edited layer's output did not reach the model's output")
 
 
+def test_further_layers_are_proved_too(tiny_llama, tiny_tokenizer):
+    config = CONFIG.replace(further=1)
+    before = everything(tiny_llama)
+    for forward, match in (
+        (lambda own, x: own(x) * 0, "a change of the edited layer's output did not reach the model's output"),
+        (lambda own, x: own(x) + own(x), r"must run once each and in their order, they ran \[0, 1, 1\]"),
+        (lambda own, x: x, r"must run once each and in their order, they ran \[0\]"),
+    ):
+        mlp = instead(tiny_llama.model.layers[2].mlp, forward)
+        with pytest.raises(UnsupportedModelError, match=match):
+            Memoir.attach(tiny_llama, tiny_tokenizer, config)
+        del mlp.forward
+        assert everything(tiny_llama) == before
+    memoir = Memoir.attach(tiny_llama, tiny_tokenizer, config)
+    assert follows(memoir, tiny_tokenizer)
+
+
 def _mixing(model, share):
     """A model in which each row's output has a share of all rows' mean."""
     instead(model.lm_head, lambda own, x: own(x + share * x.mean(dim=0, keepdim=True)))

@@ -45,6 +45,22 @@ def test_pages_give_the_bits_of_one(op, backend, sizes, pages, dtype):
     assert torch.equal(y, op(*inputs))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", [(3, 2, 33, 16, 5, 3), (2, 70, 65, 32, 30, 2)])
+def test_some_of_the_outputs_of_wider_rows(op, backend, sizes, dtype):
+    """As the layers of one memory read it: nothing is copied, and what lies beside is not read."""
+    x, memory, columns, route = one_page(*sizes, dtype, backend.device)
+    outputs = memory.shape[1]
+    wide = memory.new_full((len(memory), 3 * outputs), float("nan"))
+    wide[:, outputs : 2 * outputs] = memory
+    part = wide[:, outputs : 2 * outputs]
+    assert torch.equal(op(x, part, columns, route), op(x, memory, columns, route))
+    base = torch.randn(*x.shape[:2], outputs, device=x.device).to(dtype)
+    with backends.use(backend.name):
+        added = masked_linear_add_(base.clone(), x, part, columns, route)
+        assert torch.equal(added, masked_linear_add_(base.clone(), x, memory, columns, route))
+
+
 def test_a_page_beyond_the_first_two_billion_values(op, backend):
     """Addresses that nothing was written to take no memory: the table has 6 GB of them."""
     if backend.device != "cpu":

@@ -48,6 +48,9 @@ def eval(
     tau: Annotated[str | None, typer.Option("--tau", help="Threshold in (0, 1], or auto.")] = None,
     k: Annotated[int | None, typer.Option("--k", min=1, help="Active columns per edit.")] = None,
     layer: Annotated[str | None, typer.Option("--layer", help="Name of the edited layer.")] = None,
+    further: Annotated[
+        int, typer.Option("--further", min=0, help="Add the memory to as many further layers, in the next blocks.")
+    ] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the permutation.")] = 0,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Texts per forward pass when measuring.")] = 8,
     checkpoint_every: Annotated[

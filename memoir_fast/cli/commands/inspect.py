@@ -57,7 +57,7 @@ def _show(screen: Any, report: dict[str, Any], shown: int) -> None:
         "tau": f"{report['tau']:g}",
         "recipe": str(config["recipe"]),
         "base model": f"{base['model_type']}, {base['num_hidden_layers']} layers, hidden {base['hidden_size']}",
-        "layer": str(base["layer"]),
+        "layer": ", ".join(str(one["layer"]) for one in (base, *base.get("further", ()))),
         "weight": f"sha256 {str(base['weight_sha256'])[:12]}... ({base['weight_hashed_as']})",
         "files": ", ".join(f"{name} ({size:,} bytes)" for name, size in report["files"].items()),
         "written by": f"memoir_fast {report['package_version']}",
