@@ -2,8 +2,8 @@
 
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -155,16 +155,35 @@ class Kept(Upkeep):
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes the memory, not the model, to `folder`; a memory that is there is replaced in one step.
 
-        A crash or a full disk at any moment leaves the earlier one readable; CheckpointError where it cannot be
-        written, LockedError where somebody has the folder open.
+        A crash or a full disk at any moment leaves the earlier one readable.
+
+        Raises:
+            CheckpointError: it cannot be written. LockedError: somebody has the folder open.
+            MemoirError: this memory was loaded from that folder, and others have written there since: what they changed
+                would be lost.
         """
         with self.layer.learning():
             if self._durable is not None and self._durable.is_at(folder):
                 self._durable.snapshot()
             else:
-                checkpoint.save(self, folder, lambda: durable.writing(folder))
+                checkpoint.save(self, folder, lambda: self._writing(folder))
                 if self._source is not None and self._source.is_at(folder):
                     self._source = Source.now(self, folder)
+
+    @contextmanager
+    def _writing(self, folder: str | os.PathLike) -> Iterator[None]:
+        """Within the block, files of `folder` may be written, by nobody else where it has been opened before."""
+        with durable.writing(folder):
+            source = self._source if self._source is not None and self._source.is_at(folder) else None
+            if source is not None:
+                source.require_nobody_wrote()
+            try:
+                yield
+            except BaseException:
+                if source is not None:  # what fails may have been done
+                    with suppress(CheckpointError):
+                        self._source = source._replace(files=Files.at(folder))
+                raise
 
     @torch.inference_mode(False)
     def undo(self, n: int = 1) -> Renewed:

@@ -9,9 +9,9 @@ import threading
 import pytest
 import torch
 
-from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
+from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig, atomic
 from memoir_fast.errors import CheckpointError, MemoirError
-from memoir_fast.io import changes, durable, history, renewal
+from memoir_fast.io import changes, checkpoint, durable, history, renewal
 
 RECIPE = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, questions=0, steps=3)
 PROMPTS = [f"The number {number} is" for number in range(9)]
@@ -343,3 +343,34 @@ def test_pages_have_the_numbers_of_the_files_again(opened, plain, tiny_tokenizer
     assert found(opened) == fresh(plain, tiny_tokenizer, folder)
     opened.edit([FACTS[7], FACTS[8], ("The sky is", "green")], progress=False)
     assert found(opened) == fresh(plain, tiny_tokenizer, folder)
+
+
+@paper_alone
+def test_what_others_wrote_is_not_saved_over(opened, plain, tiny_tokenizer, folder, tmp_path, monkeypatch):
+    reader = Memoir.from_pretrained(plain, tiny_tokenizer, folder)
+    reader.edit("The sky is", "green")
+    opened.edit(*FACTS[6])
+    opened.close()
+    before = {path.name: path.read_bytes() for path in folder.glob("*-*")}
+    with pytest.raises(MemoirError, match="others have written to .* since this memory was loaded from it"):
+        reader.save_pretrained(folder)
+    assert {path.name: path.read_bytes() for path in folder.glob("*-*")} == before
+    reader.save_pretrained(tmp_path / "elsewhere")
+    reader.reload(discard=True)
+    reader.edit("The sky is", "green")
+
+    settings = checkpoint.checksum_of(folder)
+
+    def fails(descriptor, sync=atomic._sync):
+        sync(descriptor)
+        if checkpoint.checksum_of(folder) != settings:  # past the commit
+            raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "_sync", fails)
+        with pytest.raises(CheckpointError, match="cannot be saved"):
+            reader.save_pretrained(folder)
+    reader.save_pretrained(folder)
+    said = found(reader)[1:]
+    assert durable.current_edits(folder)[1] == dict(reader.edits)
+    assert said == fresh(reader.detach(), tiny_tokenizer, folder)[1:]

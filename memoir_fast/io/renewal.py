@@ -82,7 +82,7 @@ class Source(NamedTuple):
 
     def is_at(self, folder: str | os.PathLike) -> bool:
         """Whether that is the folder."""
-        return self.folder.is_dir() and os.path.samefile(folder, self.folder)
+        return self.folder.is_dir() and os.path.isdir(folder) and os.path.samefile(folder, self.folder)
 
     def require_unchanged(self, memoir: EditedModel) -> None:
         """MemoirError where the memory has been changed since."""
@@ -91,6 +91,15 @@ class Source(NamedTuple):
                 f"this memory was changed since it was loaded from {self.folder}, and that is not in the folder: save "
                 "it elsewhere, and merge it there, or let it go by reload(discard=True)"
             )
+
+    def require_nobody_wrote(self) -> None:
+        """MemoirError where the folder's files are others than they were; files that cannot be read may be lost."""
+        with suppress(CheckpointError):
+            if Files.at(self.folder) != self.files:
+                raise MemoirError(
+                    f"others have written to {self.folder} since this memory was loaded from it, which would be lost: "
+                    "save it elsewhere, and merge it there; reload() takes over what they have written"
+                )
 
 
 def _state(memoir: EditedModel) -> tuple[Any, ...]:
