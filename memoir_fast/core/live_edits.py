@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from memoir_fast.core.edit import Edit
+from memoir_fast.core.reads import Reads
 from memoir_fast.modules import MemoirLinear, banks
 from memoir_fast.ops import mask_columns
 
@@ -23,6 +24,8 @@ class Gone(NamedTuple):
     """int32 [k], those that it had."""
     page: int
     """Where they are."""
+    reads: Reads | None = None
+    """What was counted of it, where that is kept."""
 
 
 class _Before(NamedTuple):
@@ -62,7 +65,7 @@ class LiveEdits(Mapping[int, Edit]):
         layer (MemoirLinear): its store has a row for each edit.
     """
 
-    content = ("_edits", "_ids", "_counted", "gone")
+    content = ("_edits", "_ids", "_counted", "gone", "reads")
     """What is another, where the layer holds other edits."""
 
     def __init__(self, layer: MemoirLinear) -> None:
@@ -71,6 +74,8 @@ class LiveEdits(Mapping[int, Edit]):
         self._ids: dict[str, dict[str, int]] = {}  # by prompt and bank
         self._counted: dict[int, bool] = {}  # by id, with or without the end token
         self.gone: list[Gone] = []
+        self.reads: dict[int, Reads] = {}
+        """What edits read, by their ids; of those on pages that take more, where it is known and short."""
 
     def __getitem__(self, edit_id: int) -> Edit:
         return self._edits[edit_id]
@@ -217,7 +222,7 @@ class LiveEdits(Mapping[int, Edit]):
 
     def restore(self, edits: Mapping[int, Edit]) -> None:
         """Takes the saved edits of a store that was filled with their rows."""
-        self._edits, self._ids = {}, {}
+        self._edits, self._ids, self.reads = {}, {}, {}
         first: dict[str, int] = {}
         for edit_id, edit in edits.items():
             self._note(edit_id, edit)
@@ -242,6 +247,11 @@ class LiveEdits(Mapping[int, Edit]):
             self._counted.pop(edit_id, None)
         self.gone = [one for one in self.gone if one.page != page]
 
+    def forget_reads(self, page: int) -> None:
+        """Lets go what the edits of a page read: it is full."""
+        for edit_id in self._layer.store.on_page(page):
+            self.reads.pop(edit_id, None)
+
     def _before(self, edit_id: int) -> _Before:
         store = self._layer.store
         page, mask = int(store.page[edit_id]), store.masks[edit_id].clone()
@@ -249,8 +259,9 @@ class LiveEdits(Mapping[int, Edit]):
         return _Before(self._edits[edit_id], mask, page, store.target_tokens[edit_id].clone(), columns)
 
     def _leave(self, edit_id: int, before: _Before) -> None:
+        reads = self.reads.pop(edit_id, None)
         if edit_id in self._counted:
-            self.gone.append(Gone(before.edit, self._counted.pop(edit_id), before.columns, before.page))
+            self.gone.append(Gone(before.edit, self._counted.pop(edit_id), before.columns, before.page, reads))
 
 
 def _timed(edit: Edit) -> Edit:

@@ -22,7 +22,10 @@ class Interference:
         return 4 * width * width if self._moments is None else 0
 
     def add(self, width: int, columns: torch.Tensor, reads: torch.Tensor) -> None:
-        """Counts an edit: its columns int32 [k] of `width`, and the inputs [tokens, k] there on its plain row."""
+        """Counts an edit: its columns int32 [k] of `width`, and the inputs [tokens, k] there on its plain row.
+
+        See `core.reads` for the type in which they come.
+        """
         if self._moments is None:
             self._moments = torch.zeros((width, width), device=reads.device)
             self._owners = torch.zeros(width, dtype=torch.int32, device=reads.device)
@@ -52,7 +55,7 @@ class Interference:
         own = columns.long()
         moments = self._moments[own[:, None], own]
         level = moments.diagonal().mean()
-        if not level > 0:
+        if not 0 < level < float("inf"):
             return None
         moments *= strength / level
         moments.diagonal().add_(1.0)
@@ -68,8 +71,8 @@ class Interference:
 class PageInterference:
     """The interference of each page, of those alone that were learned on last: 256 MB of them, or one.
 
-    Of each there is one for each layer that the memory is added to. Pages that are left out are read again, from their
-    edits' texts, when an edit is next learned on them.
+    Of each there is one for each layer that the memory is added to. Pages that are left out are counted again, from
+    what their edits read or from their texts, when an edit is next learned on them.
 
     Args:
         layers (int): how many layers. Default: 1.

@@ -10,6 +10,7 @@ import torch
 from memoir_fast.core import pages
 from memoir_fast.core.edit import Edit
 from memoir_fast.core.live_edits import LiveEdits
+from memoir_fast.core.reads import Reads
 from memoir_fast.editing import fast, paper
 from memoir_fast.editing.batch import Request, inputs_of
 from memoir_fast.editing.code_rows import CodeRows, code_rows
@@ -57,6 +58,8 @@ class Written(NamedTuple):
     emptied: bool
     """The page was opened or emptied for it."""
     codes: CodeRows | None
+    reads: Reads | None = None
+    """What it reads, where that is counted and is to be kept."""
 
 
 class _Outcome(NamedTuple):
@@ -186,55 +189,72 @@ class Teacher:
     def _write(self, outcome: _Outcome, recipe: Recipe) -> EditResult:
         """Commits one learned edit, and counts what it reads."""
         learned, _, page, _ = outcome
-        result, reads = self._commit(outcome, recipe), learned.reads()
-        if recipe.damping and reads is not None:
+        inputs = learned.reads() if recipe.damping else None
+        alone = not self._context.layer.further  # what further layers read is known once it is written
+        reads = Reads.of(inputs, recipe.stop) if inputs is not None and alone else None
+        result = self._commit(outcome, recipe, reads)
+        if inputs is not None:
             self._take_out_gone(page)  # the edit that this one replaced
-            every = [reads]
-            if self._context.layer.further:
-                (every,) = self._reads([(learned.edit, recipe.stop, learned.columns)])
-            self._count(page, learned.columns, every)
-            self._edits.count(result.edit_id, recipe.stop)
+            every = [reads] if reads else next(self._reads([(learned.edit, recipe.stop, learned.columns)]))
+            self._count(page, result.edit_id, learned.columns, every)
+            self._keep_while_room(page)
         return result
+
+    def _count(self, page: int, edit_id: int, columns: torch.Tensor, reads: Sequence[Reads]) -> None:
+        """Counts what an edit reads in each layer; keeps it where there is one layer, and it is short."""
+        layer = self._context.layer
+        for interference, own in zip(self._context.interference.of(page), reads, strict=True):
+            interference.add(layer.store.width, columns, own.inputs.to(columns.device))
+        self._edits.count(edit_id, reads[0].stop)
+        if not layer.further and reads[0].short(layer):
+            self._edits.reads[edit_id] = reads[0]
+
+    def _keep_while_room(self, page: int) -> None:
+        if self._full(page):
+            self._edits.forget_reads(page)
+
+    def _full(self, page: int) -> bool:
+        return self._context.layer.store.written(page) >= self._page_edits
 
     def update_interference(self, recipe: Recipe, page: int = 0) -> None:
         """Counts what every live edit of a page reads that is not counted yet, and takes out what is no longer live.
 
-        The former are edits of a loaded memory, or of a recipe that counts nothing; they are read once more, from their
-        texts, with the end token where `recipe` has it.
+        The former are edits of a loaded memory, or of a recipe that counts nothing. Where it is not kept what they
+        read, they are read once more, from their texts, with the end token where `recipe` has it.
         """
-        store = self._context.layer.store
-        self._context.interference.of(page)  # it is the one that is learned on last
-        for old in self._context.interference.settle(store.width):
+        store, interference = self._context.layer.store, self._context.interference
+        interference.of(page)  # it is the one that is learned on last
+        for old in interference.settle(store.width):
             self._edits.uncount(old)
         self._take_out_gone(page)
         new = self._edits.uncounted(page)
-        every = mask_columns(store.masks[list(new)], store.k) if new else ()
-        wanted = [(edit, recipe.stop, columns) for edit, columns in zip(new.values(), every, strict=True)]
-        for edit_id, (_, _, columns), reads in zip(new, wanted, self._reads(wanted), strict=True):
-            self._count(page, columns, reads)
-            self._edits.count(edit_id, recipe.stop)
-
-    def _count(self, page: int, columns: torch.Tensor, reads: Sequence[torch.Tensor]) -> None:
-        """Counts what an edit reads in each layer."""
-        for interference, own in zip(self._context.interference.of(page), reads, strict=True):
-            interference.add(self._context.layer.store.width, columns, own)
+        columns = dict(zip(new, mask_columns(store.masks[list(new)], store.k), strict=True)) if new else {}
+        known = {one: [self._edits.reads[one]] for one in new if one in self._edits.reads}
+        again = self._reads([(edit, recipe.stop, columns[one]) for one, edit in new.items() if one not in known])
+        for edit_id in new:
+            self._count(page, edit_id, columns[edit_id], known.get(edit_id) or next(again))
+        self._keep_while_room(page)
 
     def _take_out_gone(self, page: int) -> None:
-        """Takes replaced and deleted edits out of a page's interference, each read once more as when it came in."""
+        """Takes replaced and deleted edits out of a page's interference, as they came in.
+
+        Where it is not kept what they read, they are read once more.
+        """
         gone = [one for one in self._edits.gone if one.page == page]
-        wanted = [(one.edit, one.stop, one.columns) for one in gone]
-        for one, reads in zip(gone, self._reads(wanted), strict=True):
-            for interference, own in zip(self._context.interference.of(page), reads, strict=True):
-                interference.remove(one.columns, own)
+        again = self._reads([(one.edit, one.stop, one.columns) for one in gone if one.reads is None])
+        for one in gone:
+            every = [one.reads] if one.reads else next(again)
+            for interference, own in zip(self._context.interference.of(page), every, strict=True):
+                interference.remove(one.columns, own.inputs.to(one.columns.device))
             self._edits.gone = [other for other in self._edits.gone if other is not one]
 
-    def _reads(self, wanted: Sequence[tuple[Edit, bool, torch.Tensor]]) -> Iterator[list[torch.Tensor]]:
-        """Per edit, whether its row ends in the end token, and its columns: each layer's inputs [tokens, k] there."""
+    def _reads(self, wanted: Sequence[tuple[Edit, bool, torch.Tensor]]) -> Iterator[list[Reads]]:
+        """Per edit, whether its row ends in the end token, and its columns: what it reads in each layer, by a pass."""
         for start in range(0, len(wanted), _ROWS_AT_ONCE):
             some = wanted[start : start + _ROWS_AT_ONCE]
             rows = [self._context.rows(edit, stop=stop)[0] for edit, stop, _ in some]
-            for (_, _, columns), inputs in zip(some, inputs_of(self._context, rows), strict=True):
-                yield [x[:, columns.long()] for x in inputs]
+            for (_, stop, columns), inputs in zip(some, inputs_of(self._context, rows), strict=True):
+                yield [Reads.of(x[:, columns.long()], stop) for x in inputs]
 
     def _codes(self, edit: Edit) -> CodeRows | None:
         """The routing codes of an edit; None where masks tell whom a prompt belongs to."""
@@ -246,7 +266,7 @@ class Teacher:
     def _batch_size(self, rows: list[Row], recipe: Recipe) -> int:
         return recipe.batch if isinstance(recipe.batch, int) else largest_batch(self._context, rows, recipe)
 
-    def _commit(self, outcome: _Outcome, recipe: Recipe) -> EditResult:
+    def _commit(self, outcome: _Outcome, recipe: Recipe, reads: Reads | None) -> EditResult:
         """Writes one learned edit to the memory and the store, or changes nothing at all."""
         learned, codes, page, seconds = outcome
         edit, layer = learned.edit, self._context.layer
@@ -262,7 +282,8 @@ class Teacher:
         ):
             learned.write(memory)
             layer.store.rest_after(edit_id, tokens)
-            self._put_down(Written(edit_id, changed, page, page in self._fresh, codes))
+            kept = reads if reads is not None and reads.short(layer) and not self._full(page) else None
+            self._put_down(Written(edit_id, changed, page, page in self._fresh, codes, kept))
             result = EditResult(
                 edit_id,
                 edit.prompt,

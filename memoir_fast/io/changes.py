@@ -14,7 +14,7 @@ from memoir_fast.core.edit import Edit
 from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.editing.teacher import Written
 from memoir_fast.errors import CheckpointError, NewerVersionError
-from memoir_fast.io import codes
+from memoir_fast.io import codes, reads
 from memoir_fast.io.edit_texts import edit_of
 from memoir_fast.io.history import UNDO
 from memoir_fast.io.journal import Entry
@@ -38,7 +38,11 @@ def edited(memoir: EditedModel, written: Written, page: int) -> Entry:
     }
     if written.codes is not None:
         tensors |= {f"code_{name}": getattr(written.codes, name) for name in codes.Rows._fields}
+    if written.reads is not None:
+        tensors["reads"] = written.reads.inputs
     values = {"id": edit_id, "page": page, "emptied": written.emptied, "time": time.time(), **dataclasses.asdict(edit)}
+    if written.reads is not None:
+        values["stop"] = written.reads.stop
     return EDIT_IN_BANK if edit.bank else EDIT, values, tensors
 
 
@@ -150,11 +154,14 @@ def _edit(memoir: EditedModel, values: Mapping[str, Any], tensors: Mapping[str, 
     if layer.codes is not None:
         require_bits(tensors["code_codes"], layer.codes.width, layer.codes.k, "code")
         own = codes.Rows(*(tensors[f"code_{name}"].to(device) for name in codes.Rows._fields))
+    read = reads.of_record(values, tensors, layer)
     with memoir.edits.put(edit, tensors["mask"].to(device), page, own) as edit_id:
         if edit_id != values["id"]:
             raise ValueError(f"expected the id {values['id']}, got {edit_id}")
         memory.take(rows + layer.in_features * page, weight)
         layer.store.rest_after(edit_id, tuple(tensors["target_tokens"].tolist()))
+    if read is not None:
+        memoir.edits.reads[edit_id] = read
 
 
 def _require_numbers(name: str, tensor: torch.Tensor) -> None:

@@ -29,7 +29,7 @@ from memoir_fast.core.edit import Edit
 from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.errors import CheckpointError, NewerVersionError
 from memoir_fast.hf.presets import device_of
-from memoir_fast.io import codes, pages
+from memoir_fast.io import codes, pages, reads
 from memoir_fast.io.edit_texts import read_edits, texts_of
 from memoir_fast.io.files import open_file, read_file
 from memoir_fast.io.fingerprint import fingerprint
@@ -89,7 +89,8 @@ class SavedMemory:
     tensors: dict[str, torch.Tensor]
     """permutation int32 [D], mu float32 [D], masks int32 [N, W], those of `io.pages.tensors`; where tau was chosen by
     calibration, background int32 [M, W]; where an edit's threshold is not tau's, min_overlap int32 [N]; where the
-    memory rests, target_tokens int32 [N, 2]; and where it routes by codes, those that `io.codes.tensors` names."""
+    memory rests, target_tokens int32 [N, 2]; where it routes by codes, those that `io.codes.tensors` names; and what
+    `io.reads.tensors` names."""
     sizes: dict[str, int]
     """Bytes of each file, by its name."""
     routing: dict[str, Any] | None = None
@@ -126,7 +127,7 @@ def save(
         tensors["min_overlap"] = least
     if store.rests:
         tensors["target_tokens"] = store.target_tokens[: len(store)]
-    tensors |= codes.tensors(memoir.layer)
+    tensors |= codes.tensors(memoir.layer) | reads.tensors(memoir)
     if memoir.background is not None:
         tensors["background"] = memoir.background
     contents = {
@@ -350,6 +351,7 @@ def _require_consistent(saved: SavedMemory, path: Path) -> None:
         if not torch.equal(saved.tensors["permutation"].sort().values, torch.arange(width, dtype=torch.int32)):
             raise ValueError(f"permutation must hold each of 0 .. {width - 1} once")
         pages.require_consistent(saved.tensors, width, saved.config.max_pages)
+        reads.require_consistent(saved.tensors, saved.edits)
         live = saved.tensors["masks"].any(dim=1).nonzero().flatten().tolist()
         if live != sorted(saved.edits):
             raise ValueError(f"{len(live)} masks are live, {len(saved.edits)} edits have texts, or their ids differ")
@@ -372,6 +374,7 @@ def fill(memoir: EditedModel, saved: SavedMemory) -> None:
     layer.tau = saved.tau
     try:
         require_bits(tensors["masks"], layer.in_features, layer.k)
+        read = reads.read(tensors, layer)
     except ValueError as error:
         raise CheckpointError(f"{saved.folder} does not hold a memory: {error}") from error
     layer.store.restore(tensors["masks"], tensors.get("min_overlap"), tensors.get("page", 0))
@@ -385,3 +388,4 @@ def fill(memoir: EditedModel, saved: SavedMemory) -> None:
     if "background" in tensors:
         memoir.background = tensors["background"].to(device)
     memoir.edits.restore(saved.edits)
+    memoir.edits.reads = read

@@ -8,7 +8,7 @@ import torch
 from memoir_fast.core.edit import Edit
 from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.errors import MemoirError, StoreFullError
-from memoir_fast.io import codes
+from memoir_fast.io import codes, reads
 from memoir_fast.io.checkpoint import SavedMemory
 from memoir_fast.io.fingerprint import require_same_model
 
@@ -59,9 +59,11 @@ def merge(memoir: EditedModel, saved: SavedMemory, prefer: str = "other") -> Mer
                 wanted.append(edit_id)
     _require_room(memoir, saved, wanted)
     layer = memoir.layer
+    read = reads.read(saved.tensors, layer)
     with layer.learning(), torch.inference_mode(False), layer.changing(rows=True):
         pages = _take_pages(memoir, saved, wanted)
         added = [_take(memoir, saved, edit_id, pages) for edit_id in wanted]
+        memoir.edits.reads |= {new: read[old] for old, new in zip(wanted, added, strict=True) if old in read}
     return Merged(added, same, conflicts)
 
 
@@ -78,6 +80,8 @@ def _require_alike(memoir: EditedModel, saved: SavedMemory) -> None:
     for name, tensor in ours.items():
         if not name.startswith("rows_") and not torch.equal(tensor.cpu(), tensors.get(name, torch.empty(0))):
             different.append(f"{name} differs")
+    if "reads" in tensors and tensors["reads"].shape[1] != layer.k:
+        different.append(f"reads: {layer.k} columns here, {tensors['reads'].shape[1]} there")
     if memoir.config.routing == "early" and codes.values(layer) != saved.routing:
         different.append("how routing codes are made differs")
     if different:

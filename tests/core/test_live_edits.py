@@ -7,6 +7,7 @@ import torch
 
 from memoir_fast import Edit, MemoirLinear
 from memoir_fast.core.live_edits import LiveEdits
+from memoir_fast.core.reads import Reads
 from memoir_fast.errors import StoreFullError, UnknownEditError
 from memoir_fast.modules.code_store import CodeStore
 
@@ -96,12 +97,26 @@ def test_what_is_counted_is_kept_as_it_was_until_it_is_taken_out(layer, hashed):
     put(edits, SECOND, hashed[1])
     assert edits.uncounted(0) == {0: FIRST, 1: SECOND} and edits.uncounted(1) == {}
     edits.count(0, stop=True)
+    edits.reads = {0: Reads(torch.ones(2, 3), True), 1: Reads(torch.zeros(2, 3), True)}
     assert edits.uncounted(0) == {1: SECOND}
     put(edits, Edit(FIRST.prompt, "Rome"), hashed[2])
-    ((edit, stop, columns, page),) = edits.gone
-    assert page == 0 and edit == FIRST and stop and torch.equal(columns, hashed[0][1])
+    ((edit, stop, columns, page, reads),) = edits.gone
+    assert page == 0 and edit == FIRST and stop and torch.equal(columns, hashed[0][1]) and reads.inputs.all()
     edits.delete(1)
     assert len(edits.gone) == 1, "it was never counted"
+    assert not edits.reads
+
+
+def test_what_is_read_is_let_go_by_pages(layer, hashed):
+    edits = LiveEdits(layer)
+    for page, edit in enumerate((FIRST, SECOND)):
+        with edits.put(edit, hashed[page][0], page):
+            pass
+    edits.reads = {0: Reads(torch.ones(2, 3), True), 1: Reads(torch.zeros(2, 3), True)}
+    edits.forget_reads(1)
+    assert list(edits.reads) == [0]
+    edits.restore({0: FIRST})
+    assert not edits.reads
 
 
 def test_a_replaced_edit_may_move_to_another_page(layer, hashed):

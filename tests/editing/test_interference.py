@@ -82,11 +82,15 @@ def test_rounding_that_outweighs_what_is_left_stops_no_edit():
 
 
 def _moments(memoir, recipes):
-    """Second moments of what the live edits read, each on its plain row by its own recipe, from their texts alone."""
+    """Second moments of what the live edits read, each on its plain row by its own recipe, from their texts alone.
+
+    Rounded as what is counted is.
+    """
     expected = torch.zeros(memoir.layer.in_features, memoir.layer.in_features)
     for edit_id, edit in memoir.edits.items():
         ids = torch.tensor([memoir.rows(edit, recipes[edit_id])[0].ids])
-        x = layer_input(memoir.model, memoir.layer, input_ids=ids, attention_mask=torch.ones_like(ids))[0, 1:].float()
+        x = layer_input(memoir.model, memoir.layer, input_ids=ids, attention_mask=torch.ones_like(ids))[0, 1:]
+        x = x.bfloat16().float()
         own = memoir.layer.store.columns[edit_id].long()
         expected[own[:, None], own] += x[:, own].mT @ x[:, own]
     return expected

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from memoir_fast import RECIPES, Memoir, MemoirConfig
+from memoir_fast.core import reads
 from memoir_fast.editing import fast, teacher
+from memoir_fast.io.renewal import Renewed
 
 FACTS = [(f"The number {number} is", ["Rome", "camel", "Greek"][number % 3]) for number in range(8)]
 RECIPE = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, questions=0, steps=3)
@@ -78,21 +80,78 @@ def test_a_batch_ends_where_a_page_is_full(attach, monkeypatch):
     assert _lives(memoir) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
-def test_a_loaded_memory_reads_again_the_texts_of_one_page(attach, tiny_tokenizer, tmp_path, monkeypatch):
-    memoir = attach()
-    memoir.edit(FACTS[:5], progress=False)
-    memoir.save_pretrained(tmp_path)
-    memoir, inputs_of, read = Memoir.from_pretrained(memoir.detach(), tiny_tokenizer, tmp_path), teacher.inputs_of, []
+@pytest.fixture
+def read(tiny_tokenizer, monkeypatch):
+    """The prompts whose texts are read once more."""
+    inputs_of, found = teacher.inputs_of, []
 
     def noted(context, rows):
-        read.extend(tiny_tokenizer.decode(row.ids[: row.prompt]) for row in rows)
+        found.extend(tiny_tokenizer.decode(row.ids[: row.prompt]) for row in rows)
         return inputs_of(context, rows)
 
     monkeypatch.setattr(teacher, "inputs_of", noted)
+    return found
+
+
+def test_a_loaded_memory_reads_again_only_the_texts_of_pages_that_were_full(attach, tiny_tokenizer, tmp_path, read):
+    memoir = attach()
+    memoir.edit(FACTS[:5], progress=False)
+    memoir.save_pretrained(tmp_path)
+    memoir = Memoir.from_pretrained(memoir.detach(), tiny_tokenizer, tmp_path)
+    assert list(memoir.edits.reads) == [4]
     memoir.edit("The river is", "wide")
-    assert read == [FACTS[4][0]] and _lives(memoir)[-1] == 2
+    assert read == [] and _lives(memoir)[-1] == 2 and not memoir.edits.reads, "page 2 is full now"
     memoir.edit(FACTS[0][0], "wide")
-    assert read[1:] == [FACTS[0][0], FACTS[1][0], FACTS[0][0]], "those of page 0, and the one that goes once more"
+    assert read == [FACTS[0][0], FACTS[1][0], FACTS[0][0]], "those of page 0, and the one that goes once more"
+
+
+def test_what_a_memory_learns_after_a_load_is_what_it_would_have_learned_anyhow(attach, tiny_tokenizer, tmp_path, read):
+    """To the last bit, also where some edits are in the journal."""
+    memoir = attach(page_edits=20)
+    memoir.edit(FACTS[:4], progress=False)
+    memoir.edit(FACTS[4:], progress=False)
+    weight = memoir.layer.memory.weight.clone()
+    with Memoir.open(memoir.detach(), tiny_tokenizer, tmp_path, memoir.config) as first:
+        first.prefixes = memoir.prefixes
+        first.edit(FACTS[:3], progress=False)
+        first.save_pretrained(tmp_path)
+        first.edit(*FACTS[3])
+    loaded = Memoir.from_pretrained(first.detach(), tiny_tokenizer, tmp_path)
+    assert len(loaded.edits.reads) == 4
+    loaded.edit(FACTS[4:], progress=False)
+    assert torch.equal(loaded.layer.memory.weight, weight) and not read
+    loaded.detach()
+
+
+def test_a_deleted_edit_is_taken_out_without_its_text(attach, tiny_tokenizer, tmp_path, read):
+    memoir = attach(page_edits=20)
+    memoir.edit(FACTS[:3], progress=False)
+    memoir.delete(1)
+    memoir.edit(FACTS[0][0], "wide")
+    memoir.edit(*FACTS[4])
+    assert not read and sorted(memoir.edits.reads) == [0, 2, 3]
+    expected = torch.zeros(48, 48)
+    for edit_id, one in memoir.edits.reads.items():
+        own, inputs = memoir.layer.store.columns[edit_id].long(), one.inputs[1:].float()
+        expected[own[:, None], own] += inputs.mT @ inputs
+    torch.testing.assert_close(memoir._context.interference.of(0)[0]._moments, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_long_prompts_are_read_again_and_so_are_those_of_folders_that_keep_nothing(
+    attach, tiny_tokenizer, tmp_path, monkeypatch, read
+):
+    monkeypatch.setattr(reads, "_LEAST", 15)
+    memoir, long = attach(page_edits=20), "The number of the last house in this street is"
+    memoir.edit([FACTS[0], (long, "Rome")], progress=False)
+    assert [len(one.inputs) <= 15 for one in memoir.edits.reads.values()] == [True]
+    memoir.save_pretrained(tmp_path)
+    memoir = Memoir.from_pretrained(memoir.detach(), tiny_tokenizer, tmp_path)
+    memoir.edit(*FACTS[1])
+    assert read == [long] and list(memoir.edits.reads) == [0, 2]
+    memoir._renewed(Renewed())
+    memoir.edits._counted, memoir.edits.reads = {}, {}
+    memoir.edit(*FACTS[2])
+    assert read[1:] == [FACTS[0][0], long, FACTS[1][0]] and list(memoir.edits.reads) == [0, 2, 3]
 
 
 def test_pages_that_were_learned_on_long_ago_are_forgotten_and_counted_again(attach, monkeypatch):

@@ -124,6 +124,13 @@ REFUSED = {
     "mask of no bit": tensor("mask", torch.zeros_like),
     "codes of every bit": tensor("code_codes", lambda old: torch.full_like(old, -1)),
     "tokens below nothing": tensor("target_tokens", put(0, -7)),
+    "reads that are nan": tensor("reads", put(0, NAN)),
+    "reads whose squares have no end": tensor("reads", put(0, 1e30)),
+    "reads of other columns": tensor("reads", lambda old: old[:, 1:]),
+    "reads of no token": tensor("reads", lambda old: old[:0]),
+    "reads of another type": tensor("reads", lambda old: old.float()),
+    "reads closed by words": values(stop="yes"),
+    "reads closed by nothing": without("stop"),
     "background of one side": threshold(background=torch.ones(3).int()),
 }
 
