@@ -3,6 +3,7 @@
 import torch
 
 _MOST_BYTES = 256 << 20  # of all pages' second moments that are kept
+_ROWS_AT_ONCE = 256  # of moments: their places are 8 bytes a number
 
 
 class Interference:
@@ -42,7 +43,10 @@ class Interference:
         assert self._moments is not None and self._owners is not None
         own = columns.long()
         inputs = reads[1:].float()  # the first token's huge activations are the same for every prompt
-        self._moments[own[:, None], own] += weight * (inputs.mT @ inputs)
+        every, product = self._moments.view(-1), weight * (inputs.mT @ inputs)
+        for rows, part in zip(own.split(_ROWS_AT_ONCE), product.split(_ROWS_AT_ONCE), strict=True):
+            # a third of the time of an indexed sum, and the same bits: no place comes twice
+            every.scatter_add_(0, (rows[:, None] * len(self._moments) + own).view(-1), part.reshape(-1))
         self._owners[own] += weight
 
     def damping(self, columns: torch.Tensor, strength: float) -> torch.Tensor | None:

@@ -10,6 +10,7 @@ _UNSPACED = re.compile(
     f"[{_PUNCTUATION}\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff]"
 )  # Thai, Lao, Burmese, Khmer, Chinese, Japanese; Korean has spaces
+_SAMPLED = 97  # of so many tokens, one is read in the usual way too
 
 
 class Row(NamedTuple):
@@ -114,8 +115,17 @@ def _read(tokenizer: Any, ids: list[int]) -> str:
 
 
 def token_texts(tokenizer: Any, size: int) -> list[str]:
-    """What each of the first `size` tokens of the vocabulary reads as; of as many as there are."""
-    return tokenizer.batch_decode([[one] for one in range(min(size, len(tokenizer)))])  # type: ignore[no-any-return]
+    """What each of the first `size` tokens of the vocabulary reads as; of as many as there are.
+
+    By the tokenizers library itself where that has all there is to say: a tenth of the time, half a second of 50,000.
+    """
+    alone = [[one] for one in range(min(size, len(tokenizer)))]
+    at_once = getattr(getattr(tokenizer, "backend_tokenizer", None), "decode_batch", None)
+    if at_once is not None and getattr(tokenizer, "clean_up_tokenization_spaces", None) is False:
+        texts: list[str] = at_once(alone, skip_special_tokens=False)
+        if texts[::_SAMPLED] == tokenizer.batch_decode(alone[::_SAMPLED]):
+            return texts
+    return tokenizer.batch_decode(alone)  # type: ignore[no-any-return]
 
 
 def context_length(model: Any) -> int | None:

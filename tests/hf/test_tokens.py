@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from memoir_fast import Edit
-from memoir_fast.hf.tokens import Row, context_length, pad, padding_id, prompt_ids, row
+from memoir_fast.hf.tokens import Row, context_length, pad, padding_id, prompt_ids, row, token_texts
 
 
 @pytest.mark.parametrize("name", ["prompt", "target"])
@@ -76,3 +76,22 @@ def test_padding_id_and_context_length(tiny_llama, tiny_tokenizer):
     assert padding_id(SimpleNamespace()) == 0
     assert context_length(tiny_llama) == 256
     assert context_length(SimpleNamespace(config=SimpleNamespace())) is None
+
+
+def test_each_token_reads_as_the_tokenizer_says(tiny_tokenizer, monkeypatch):
+    """Decoded at once by the library below it, and one by one where the tokenizer has a word of its own in it."""
+    usual = tiny_tokenizer.batch_decode([[one] for one in range(len(tiny_tokenizer))])
+    monkeypatch.setattr(tiny_tokenizer, "clean_up_tokenization_spaces", False)
+    assert token_texts(tiny_tokenizer, 300) == usual[:300] and token_texts(tiny_tokenizer, 10**9) == usual
+    monkeypatch.setattr(type(tiny_tokenizer), "batch_decode", lambda _, ids: [f"<{one[0]}>" for one in ids])
+    assert token_texts(tiny_tokenizer, 3) == ["<0>", "<1>", "<2>"]
+    monkeypatch.undo()
+    assert token_texts(tiny_tokenizer, 300) == usual[:300]
+
+
+def test_tokens_are_decoded_at_once_only_where_nothing_is_cleaned_up(tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr(tiny_tokenizer, "clean_up_tokenization_spaces", False)
+    monkeypatch.setattr(type(tiny_tokenizer), "batch_decode", lambda _, ids: ["" for one in ids])
+    assert token_texts(tiny_tokenizer, 9) == [""] * 9
+    monkeypatch.setattr(tiny_tokenizer, "clean_up_tokenization_spaces", True)
+    assert token_texts(tiny_tokenizer, 2) == [""] * 2
