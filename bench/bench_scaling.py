@@ -49,7 +49,7 @@ def _alone(case: Case, settings: Settings) -> Prepared:
 
 def sizes(stored: int, layer: Layer) -> dict[str, Any]:
     """Bytes of a memory with `stored` synthetic edits in memory and saved, beside the layout's own formula."""
-    memoir = _tiny_memoir(layer)
+    memoir = tiny_memoir(layer)
     store = memoir.layer.store
     own = columns(min(stored, 256), layer)
     mask_rows = mask_of(own, layer)
@@ -74,7 +74,7 @@ def sizes(stored: int, layer: Layer) -> dict[str, Any]:
     }
 
 
-def _tiny_memoir(layer: Layer) -> Memoir:
+def tiny_memoir(layer: Layer) -> Memoir:
     """A memory on a layer of the given sizes, in a model of one random block."""
     model = llama(hidden=layer.outputs, intermediate=layer.width, layers=1, heads=9, kv_heads=3, vocabulary=512)
     settings = MemoirConfig(layer="model.layers.0.mlp.down_proj", k=layer.k, background=1, routing="paper")

@@ -11,6 +11,7 @@ import bench_mask_match
 import bench_mask_overlap
 import bench_masked_linear
 import bench_memory_update
+import bench_pages
 import bench_prompt_feature
 import bench_scaling
 import bench_sketch
@@ -36,6 +37,7 @@ ON_CPU: tuple[Benchmark, ...] = (
     bench_edit_phases.BENCHMARK,
     bench_backward.BENCHMARK,
     bench_host.BENCHMARK,
+    bench_pages.BENCHMARK,
 )
 
 # Whole models and learning come first: the ops' rows are short, and what a cut-off loses are the longest ones.

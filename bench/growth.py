@@ -13,9 +13,15 @@ Written by `python bench/table.py`; every figure stands beside its own formula.
 """
 
 
-def page(runs: dict[str, tuple[str, dict[str, Any]]]) -> str:
-    """The page for the newest run of each device."""
+def page(runs: dict[str, tuple[str, dict[str, Any]]], paged: tuple[str, dict[str, Any]] | None = None) -> str:
+    """The page for the newest run of each device, and for the newest of `bench_pages`, whole or by itself."""
     parts = [HEAD]
+    if paged is not None:
+        name, figures = paged
+        rows = [row for row in figures["rows"] if row["bench"] == "pages"]
+        measured_on = source(name, figures["machine"], folder="results")
+        parts.append(f"## With pages\n\n{' '.join([measured_on, *_older(rows, 'cpu')])}\n")
+        parts += [_opened(rows), _grown(rows), _decoded(rows)]
     for device, (name, figures) in runs.items():
         rows = list(grown(figures))
         title = "CPU" if device == "cpu" else device
@@ -103,6 +109,65 @@ def _matches(rows: list[dict[str, Any]]) -> str:
         best = f"{found['best_overlap']:.4f} | {found['best_overlap_formula']:.4f}"
         lines.append(f"| {found['N']:,} | {found['threshold']:.3f} | {rates} | {best} |")
     return "\n".join([*lines, ""])
+
+
+def _opened(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "A memory at SmolLM2's layer: pages that so many edits live on, and the bytes that these take when full, by",
+        "formula; those that were filled, which are saved and opened; all else is measured. Opening verifies every",
+        "byte of the folder; memory is what the process that opens it grows by at most, mapped files included.",
+        "",
+        "| edits | pages | all of them | filled | store | folder | opened in | memory | search |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in _of(rows, "opening"):
+        found = row["figures"]
+        sizes = [_bytes(found[name]) for name in ("store_bytes", "saved_bytes")]
+        pages = f"{found['pages']:,} | {_bytes(found['memory_bytes'])} | {found['pages_made']:,}"
+        times = (
+            f"{found['open_seconds']:.3g} s | {_bytes(found['open_peak_bytes'])} | {time_of(found['search_seconds'])}"
+        )
+        lines.append(f"| {found['N']:,} | {pages} | {' | '.join(sizes)} | {times} |")
+    return "\n".join([*lines, ""])
+
+
+def _grown(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for row in _of(rows, "growing"):
+        found = row["figures"]
+        seconds, slowest = f"{found['grow_seconds']:.3g} s", time_of(found["grow_slowest_seconds"])
+        lines += [
+            f"A store of LLaMA-3-8B's masks that grows to {found['N']:,} rows, a thousand at a time: {seconds}, "
+            f"{slowest} at",
+            f"most at once; the rows are {_bytes(found['rows_bytes'])}, and the process grows by "
+            f"{_bytes(found['grow_peak_bytes'])} at most.",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _decoded(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "Decoding with SmolLM2-135M, token by token in turn with the unedited model. The share is the median over",
+        "steps of the unedited model's time over the variant's.",
+        "",
+        "| edits | variant | tokens per second | share of unedited |",
+        "| --- | --- | --- | --- |",
+    ]
+    for row in (*_of(rows, "decoding"), *_of(rows, "one page")):
+        for name, seen in row.get("figures", {}).get("decode", {}).items():
+            cells = f"{name} | {seen['tokens_per_second']:.3g} | {seen['over_unedited']:.1%}"
+            lines.append(f"| {row['figures']['N']:,} | {cells} |")
+    lines.append("")
+    for row in _of(rows, "one page"):
+        beside = row.get("figures", {}).get("pages_beside_another", {})
+        shares = ", ".join(f"{share:.1%} {name}" for name, share in beside.items())
+        lines += [f"The speed with 40 pages over that with one, the median over steps of one run: {shares}.", ""]
+    return "\n".join(lines)
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e6:.3g} MB" if count < 1e9 else f"{count / 1e9:.3g} GB"
 
 
 def _of(rows: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:

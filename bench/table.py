@@ -53,6 +53,14 @@ def newest(results: Path = RESULTS) -> Runs:
     return dict(sorted(runs.items(), key=lambda run: (run[0] != "cpu", run[0])))
 
 
+def newest_with_pages(results: Path = RESULTS) -> tuple[str, dict[str, Any]] | None:
+    """File name and figures of the newest run that has rows of `bench_pages`, be it a run of it alone; None: no run."""
+    found = [(path.name, json.loads(path.read_text(encoding="utf-8"))) for path in sorted(results.glob("*.json"))]
+    paged = [one for one in found if any(row["bench"] == "pages" for row in one[1].get("rows", ()))]
+    whole = [one for one in paged if not one[1].get("quick")]
+    return max(whole, key=lambda one: one[1]["machine"]["date"], default=None)
+
+
 def headline(runs: Runs) -> str:
     """What stands between the README's markers: the CPU and every GPU, a few rows."""
     devices = [*(["cpu"] if "cpu" not in runs else []), *runs, *([] if set(runs) - {"cpu"} else ["GPU"])]
@@ -198,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = {
         README: rewritten(README.read_text(encoding="utf-8"), headline(runs)),
         PERFORMANCE: rewritten(PERFORMANCE.read_text(encoding="utf-8"), section(runs)),
-        GROWTH: page(runs),
+        GROWTH: page(runs, newest_with_pages()),
     }
     changed = [path for path, text in wanted.items() if not path.is_file() or path.read_text("utf-8") != text]
     if asked.check:

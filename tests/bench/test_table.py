@@ -175,6 +175,47 @@ def test_growth_page_has_figures_beside_formulas(bench, figures):
     assert "(results/cpu-2026-01-01.json)" in text
 
 
+def test_growth_page_tells_what_pages_cost(bench, figures, tmp_path):
+    opening = {
+        "N": 1000,
+        "pages": 11,
+        "pages_made": 10,
+        "memory_bytes": 38.9e6,
+        "store_bytes": 2.08e5,
+        "saved_bytes": 3.93e9,
+        "open_seconds": 0.258,
+        "open_peak_bytes": 1.03e8,
+        "search_seconds": 1.6e-5,
+    }
+    growing = {
+        "N": 1000,
+        "rows_bytes": 1.79e6,
+        "grow_seconds": 2,
+        "grow_slowest_seconds": 1e-3,
+        "grow_peak_bytes": 1.8e6,
+    }
+    speeds = {"unedited": (10.0, 1.0), "matched, 40 pages": (9.0, 0.9)}
+    decode = {name: {"tokens_per_second": one, "over_unedited": share} for name, (one, share) in speeds.items()}
+    decoding = {"N": 3840, "decode": decode, "pages_beside_another": {"matched": 0.995}}
+    row = {"bench": "pages", "parameters": {}}
+    figures["rows"] = [
+        row | {"case": "opening, N=1,000", "figures": opening},
+        row | {"case": "growing, N=1,000", "figures": growing},
+        row | {"case": "decoding", "absent": "no model"},
+        row | {"case": "one page beside 40", "figures": decoding},
+    ]
+    figures["only"] = ["pages"]
+    (tmp_path / "pages.json").write_text(json.dumps(figures))
+    (tmp_path / "quick.json").write_text(json.dumps(figures | {"quick": True}))
+    (tmp_path / "other.json").write_text(json.dumps(figures | {"rows": []}))
+    name, found = bench("table").newest_with_pages(tmp_path)
+    assert name == "pages.json" and not bench("table").newest(tmp_path)
+    text = bench("growth").page({}, (name, found))
+    assert "| 1,000 | 11 | 38.9 MB | 10 | 0.208 MB | 3.93 GB | 0.258 s | 103 MB | 16 us |" in text
+    assert "grows to 1,000 rows, a thousand at a time: 2 s, 1 ms at" in text and "grows by 1.8 MB at most" in text
+    assert "| 3,840 | matched, 40 pages | 9 | 90.0% |" in text and "of one run: 99.5% matched." in text
+
+
 def test_page_without_markers_is_refused(bench):
     with pytest.raises(ValueError, match="lacks"):
         bench("table").rewritten("no markers", "")
