@@ -1,6 +1,6 @@
 """Tokens per second of a whole model: unedited, with edits that the prompt does not match, and with one that it does.
 
-    python bench/bench_generate.py [--json FILE] [--stored 7000] [--rounds 7] [--threads 1] [--gpu]
+    python bench/bench_generate.py [--json FILE] [--stored 7000] [--rounds 7] [--threads 1] [--gpu] [--further 3]
 
 On the CPU the packaged SmolLM2-135M in float32; with --gpu a Llama of LLaMA-3-8B's sizes with random bfloat16 weights,
 built on the device. All variants are over the same weights in one process and take turns token by token, so that
@@ -37,11 +37,11 @@ PROMPT, PREFILL, STEPS = 16, 64, 24
 class Variants:
     """One model three times over the same weights."""
 
-    def __init__(self, model: Any, tokenizer: Any, stored: int, tokens: torch.Tensor) -> None:
+    def __init__(self, model: Any, tokenizer: Any, stored: int, tokens: torch.Tensor, further: int = 0) -> None:
         self.models = {"unedited": model}
         self.memoirs: dict[str, Memoir] = {}
         for name in VARIANTS[1:]:
-            memoir = Memoir.attach(sharing(model), tokenizer, MemoirConfig(routing="paper"))
+            memoir = Memoir.attach(sharing(model), tokenizer, MemoirConfig(routing="paper", further=further))
             self._fill(memoir, stored)
             self.models[name], self.memoirs[name] = memoir.model, memoir
         for length in (PROMPT, PREFILL):
@@ -145,12 +145,12 @@ def _order(turn: int, names: tuple[str, ...] = VARIANTS) -> tuple[str, ...]:
     return orders[7 * turn % len(orders)]  # of five variants too, few turns begin with each
 
 
-def measure_model(model: Any, tokenizer: Any, stored: int, rounds: int) -> dict[str, Any]:
-    """All figures of one model with `stored` synthetic edits."""
+def measure_model(model: Any, tokenizer: Any, stored: int, rounds: int, further: int = 0) -> dict[str, Any]:
+    """All figures of one model with `stored` synthetic edits, in a layer and so many further ones."""
     device = next(model.parameters()).device
     synchronize: Callable[[], Any] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     tokens = torch.randint(1000, 10_000, (1, PREFILL), generator=torch.Generator().manual_seed(0)).to(device)
-    variants = Variants(model, tokenizer, stored, tokens)
+    variants = Variants(model, tokenizer, stored, tokens, further)
     found: dict[str, Any] = {"stored": stored, "threads": torch.get_num_threads(), "device": device.type}
     decoded: measure.Samples = {name: [] for name in VARIANTS}
     for turn in range(rounds + 1):
@@ -258,12 +258,13 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--stored", type=int, default=7_000, help="synthetic edits (default: 7000)")
     parser.add_argument("--rounds", type=int, default=7, help=f"runs of {STEPS} tokens each (default: 7)")
+    parser.add_argument("--further", type=int, default=0, help="further layers of the memory (default: 0)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     parser.add_argument("--gpu", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     model, tokenizer = llama_8b() if asked.gpu else load_model("smollm2", "float32", "cpu")
-    found = measure_model(model.requires_grad_(False), tokenizer, asked.stored, asked.rounds)
+    found = measure_model(model.requires_grad_(False), tokenizer, asked.stored, asked.rounds, asked.further)
     found["targets"] = targets(found, asked.gpu)
     told(found, asked.json)
 
