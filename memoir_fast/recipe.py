@@ -21,6 +21,7 @@ class Recipe:
     """Most gradient steps per edit."""
 
     learning_rate: float
+    """By Adam, each of several layers moves by its share of it."""
 
     bar: float = 0.02
     """The loss threshold. Above it, an edit is reported as not learned; at or below it, learning may stop early."""

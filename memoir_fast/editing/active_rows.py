@@ -40,6 +40,7 @@ class ActiveRows:
         self._adam = _fused_adam if batch.tokens.is_cuda else _plain_adam
 
         self._outputs = batch.outputs  # of each layer
+        self._rate = recipe.learning_rate / len(batch.outputs)  # together they move the output as one layer would
         dtype = _damping_dtype(batch.tokens)
         dampings = ([one.damping(columns, recipe.damping) for one in interference] for columns in batch.columns)
         self._damping = [[None if one is None else one.to(dtype) for one in every] for every in dampings]
@@ -67,7 +68,7 @@ class ActiveRows:
             slope = torch.cat([slope, *further], dim=1)
         if self._recipe.clip is not None:
             slope *= (self._recipe.clip / (slope.norm() + 1e-6)).clamp(max=1.0)
-        move = self._adam(slope, self._mean[edit], self._square[edit], self.steps[edit], self._recipe.learning_rate)
+        move = self._adam(slope, self._mean[edit], self._square[edit], self.steps[edit], self._rate)
         damped = zip(self._damping[edit], self._outputs, strict=True)
         parts = [move[:, own] if one is None else one @ move[:, own].to(one.dtype) for one, own in damped]
         move = parts[0] if len(parts) == 1 else torch.cat([part.to(self._change.dtype) for part in parts], dim=1)

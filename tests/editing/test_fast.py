@@ -48,7 +48,7 @@ def test_several_layers_equal_the_published_loop(llama64, tiny_tokenizer, monkey
     config = MemoirConfig(
         layer=f"model.layers.{first}.mlp.down_proj", further=2 - first, k=16, tau=0.9, background=20, routing=routing
     )
-    rows = dataclasses.replace(SGD, optimizer="adam")
+    rows = dataclasses.replace(SGD, optimizer="adam", learning_rate=SGD.learning_rate * (3 - first))
     paper = Memoir.attach(llama64, tiny_tokenizer, config.replace(recipe=PAPER))
     fast = Memoir.attach(other, tiny_tokenizer, config.replace(recipe=rows))
     expected, found = paper.edit(EDITS[:4], progress=False), fast.edit(EDITS[:4], progress=False)
