@@ -185,9 +185,10 @@ class Memories(RuleBasedStateMachine):
             (self.banked if bank else self.ids)[prompt]: Edit(prompt, target, bank=bank)
             for (bank, prompt), target in self.targets.items()
         }
-        for prompt in PROMPTS:
-            self._logits(self.model, prompt)
-            own = self.memoir.last_routes[0].edit_id
+        with torch.no_grad():
+            self.model(**self._inputs(*PROMPTS))
+        for prompt, route in zip(PROMPTS, self.memoir.last_routes, strict=True):
+            own = route.edit_id
             allowed = [self.ids[prompt]] if prompt in self.ids else [-1, *self.ids.values()]
             assert own in allowed, (prompt, own, self.ids)
         assert not self.memoir.layer.memory._copies
