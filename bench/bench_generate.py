@@ -77,8 +77,14 @@ class Variants:
 
 
 @torch.no_grad()
-def decode(variants: Variants, tokens: torch.Tensor, steps: int, synchronize: Callable[[], Any]) -> measure.Samples:
-    """Seconds of each of `steps` decode steps per variant, which take turns after a prefill of `tokens` each.
+def decode(
+    variants: Variants,
+    tokens: torch.Tensor,
+    steps: int,
+    synchronize: Callable[[], Any],
+    clock: Callable[[], float] = time.perf_counter,
+) -> measure.Samples:
+    """Seconds, by `clock`, of each of `steps` decode steps per variant, taken in turn after a prefill of `tokens` each.
 
     All are fed the unedited model's choice, so that they do the same work.
     """
@@ -90,11 +96,11 @@ def decode(variants: Variants, tokens: torch.Tensor, steps: int, synchronize: Ca
         following = chosen
         for name in _order(step, tuple(variants.models)):
             synchronize()
-            start = time.perf_counter()
+            start = clock()
             output = variants.models[name](input_ids=chosen, past_key_values=caches[name], use_cache=True)
             picked = output.logits[:, -1:].argmax(-1)
             synchronize()
-            found[name].append(time.perf_counter() - start)
+            found[name].append(clock() - start)
             following = picked if name == "unedited" else following
         chosen = following
     return found

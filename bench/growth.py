@@ -115,7 +115,8 @@ def _opened(rows: list[dict[str, Any]]) -> str:
     lines = [
         "A memory at SmolLM2's layer: pages that so many edits live on, and the bytes that these take when full, by",
         "formula; those that were filled, which are saved and opened; all else is measured. Opening verifies every",
-        "byte of the folder; memory is what the process that opens it grows by at most, mapped files included.",
+        "byte of the folder; memory is what the process that opens it grows by at most, mapped files included. All",
+        "times of this section are processor time of one thread.",
         "",
         "| edits | pages | all of them | filled | store | folder | opened in | memory | search |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
