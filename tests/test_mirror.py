@@ -39,7 +39,7 @@ ELSEWHERE = {
     "hf/continuous.py": "hf/routing/test_continuous.py",
     "hf/following.py": "hf/routing",
     "hf/overrides.py": "hf/routing/test_packed.py",
-    "hf/parts.py": "hf/routing/test_packed.py",
+    "hf/pieces.py": "hf/routing/test_packed.py",
     "hf/routing.py": "hf/routing",
     "hf/routing_site.py": "hf/routing/test_codes.py",
     "hf/server.py": "serving/test_app.py",

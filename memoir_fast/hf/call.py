@@ -24,7 +24,7 @@ class Call:
     routed: Routed | None = None
     view: ExitStack | None = None  # holds on to the memory that it is decided by
     last: tuple[torch.Tensor, torch.Tensor | None] | None = None  # edits int32 [B], overlap int32 [B] (None: forced)
-    parts: Any = None  # Parts, where it holds several sequences in a row
+    pieces: Any = None  # Pieces, where it holds several sequences in a row
     reached: bool = False  # the edited layer has run
     read: Routed | None = None  # and has read there
 

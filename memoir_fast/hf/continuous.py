@@ -20,7 +20,7 @@ from memoir_fast.hf import beside
 from memoir_fast.hf.call import Call
 from memoir_fast.hf.overrides import Overrides, asked_of, overriding
 from memoir_fast.hf.packed import WHAT_INSTEAD
-from memoir_fast.hf.parts import Part
+from memoir_fast.hf.pieces import Piece
 from memoir_fast.modules.views import Generation, Views
 
 logger = logging.getLogger("memoir_fast")
@@ -146,7 +146,7 @@ class Batches:
         """Whether a manager that it was made for may go on with this router as it is."""
         return self._router is router and self.disabled == asked_of(router).disabled
 
-    def parts(self, tokens: int) -> list[Part]:
+    def pieces(self, tokens: int) -> list[Piece]:
         """What of each request is in the pass that has begun, of so many tokens.
 
         Raises:
@@ -168,7 +168,7 @@ class Batches:
                     f"request {state.request_id} goes on at position {start}, {known} of its positions were seen"
                 )
             call = Call(state=request.state, length=start)
-            found.append(Part((0, ends, ends + size), request.asked, call, request.seen.generation, request))
+            found.append(Piece((0, ends, ends + size), request.asked, call, request.seen.generation, request))
             ends += size
         if ends != tokens:
             raise PackedBatchError(f"a pass has {tokens} tokens, its requests have {ends}")

@@ -27,7 +27,7 @@ from memoir_fast.hf.following import Following
 from memoir_fast.hf.hidden import batch_shape, in_rows
 from memoir_fast.hf.overrides import Overrides, asked_of, overriding
 from memoir_fast.hf.packed import WHAT_INSTEAD, Span, paged, spans
-from memoir_fast.hf.parts import Part, Parts, SeveralInRow, packed_parts
+from memoir_fast.hf.pieces import Piece, Pieces, SeveralInRow, packed_pieces
 from memoir_fast.hf.prompt import prompt_positions
 from memoir_fast.hf.routing_site import RoutingSite
 from memoir_fast.hf.tensor_parallel import require_whole
@@ -160,10 +160,10 @@ class Router:
         return call.read
 
     def _inside(self, call: Call, x: torch.Tensor) -> Routed | None:
-        if call.parts is not None:
-            if not call.parts.decided:
-                self._decide_parts(call, x)
-            return call.parts.routed(x)  # type: ignore[no-any-return]
+        if call.pieces is not None:
+            if not call.pieces.decided:
+                self._decide_pieces(call, x)
+            return call.pieces.routed(x)  # type: ignore[no-any-return]
         if call.decided:
             if call.routed is None:
                 return None
@@ -185,8 +185,8 @@ class Router:
             return self._outside(x)
         if not call.reached:
             raise MemoirError("a further layer was reached before the edited layer, where sequences are followed")
-        if call.parts is not None:
-            return call.parts.routed(x)  # type: ignore[no-any-return]
+        if call.pieces is not None:
+            return call.pieces.routed(x)  # type: ignore[no-any-return]
         routed = None if call.read is None else call.state.again(call.read, self._layer.view.store)
         return None if routed is None else routed.to(x.device)
 
@@ -204,7 +204,7 @@ class Router:
         self(x)
         call = self._call
         assert call is not None
-        edits: torch.Tensor = call.state.route if call.parts is None else call.parts.edits(x)
+        edits: torch.Tensor = call.state.route if call.pieces is None else call.pieces.edits(x)
         return edits
 
     def embed(self, ids: torch.Tensor) -> None:
@@ -219,12 +219,12 @@ class Router:
         call = self._call
         if call is None:
             return
-        if call.parts is None and self.following.speaking(call, hidden.shape[1], self._asked):
+        if call.pieces is None and self.following.speaking(call, hidden.shape[1], self._asked):
             return
         self._hold(call)  # what is added at the edited layer must be of the memory that decides here
         with self._layer.turns.reading():
-            if call.parts is not None:
-                self._decide_parts(call, hidden)
+            if call.pieces is not None:
+                self._decide_pieces(call, hidden)
             else:
                 call.routed, call.decided = self._read(call, hidden), True
 
@@ -251,10 +251,10 @@ class Router:
         self._note(call.last)
         return routed
 
-    def _decide_parts(self, call: Call, x: torch.Tensor) -> None:
-        call.parts.decide(call, x)
-        if call.parts.last is not None:
-            self._note(call.parts.last)
+    def _decide_pieces(self, call: Call, x: torch.Tensor) -> None:
+        call.pieces.decide(call, x)
+        if call.pieces.last is not None:
+            self._note(call.pieces.last)
 
     def _note(self, last: _Decided) -> None:
         self._last = last
@@ -270,7 +270,7 @@ class Router:
         state = remembered(cache)
         if state is not None and state.owner != self._number:
             state = None  # routes of a memory that was detached say nothing here
-        found = None if asked.disabled else self._parts(given, cache, asked)
+        found = None if asked.disabled else self._pieces(given, cache, asked)
         if isinstance(state, SeveralInRow):
             if not asked.disabled:
                 raise PackedBatchError(f"the cache was filled with several sequences in one row: {WHAT_INSTEAD}")
@@ -283,21 +283,21 @@ class Router:
             (args, kwargs),
         )
         if found is not None:
-            call.parts = Parts(found, self.following, self._layer)
+            call.pieces = Pieces(found, self.following, self._layer)
             call.state = SeveralInRow(self._number)
         cut_short = self._call  # by Ctrl-C
         if cut_short is not None and cut_short.view is not None:
             cut_short.view.close()
         resume(self, call)
 
-    def _parts(self, given: dict[str, Any], cache: Any, asked: Overrides) -> list[Part] | None:
+    def _pieces(self, given: dict[str, Any], cache: Any, asked: Overrides) -> list[Piece] | None:
         """What of each sequence is in a pass that holds several in a row; None where each row is a sequence."""
         batches = continuous.serving(self)
         if batches is not None and paged(given):
             shape = batch_shape((), given)
-            return batches.parts(0 if shape is None else shape[1])
+            return batches.pieces(0 if shape is None else shape[1])
         found = self._spans(given, cache, asked.generate_prompt is not None)
-        return None if found is None else list(packed_parts(found, asked))
+        return None if found is None else list(packed_pieces(found, asked))
 
     def _spans(self, given: dict[str, Any], cache: Any, generating: bool) -> list[Span] | None:
         config = getattr(self._model, "config", None)

@@ -20,7 +20,7 @@ from transformers.generation.continuous_batching import continuous_api
 
 from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
 from memoir_fast.errors import MemoirError, PackedBatchError
-from memoir_fast.hf import continuous, parts
+from memoir_fast.hf import continuous, pieces
 from memoir_fast.hf.beside import beside
 
 PROMPTS = ["The capital of France is", "Who wrote the play?", "Which animal lives in", "The river runs through", "a"]
@@ -117,7 +117,7 @@ def test_each_request_of_a_batch_answers_as_alone(memoir, monkeypatch):
         changed = [_alone(memoir, ids, 14) != said for ids, said in zip(prompts, expected, strict=True)]
     assert changed == [True, True, False, False, False, True, True, False]
     assert list(_batch(memoir, prompts, 14, _small(blocks=96, tokens=64)).values()) == expected and not evicted
-    monkeypatch.setattr(parts, "follows_nothing", lambda _: False)  # as on a device, which is not asked
+    monkeypatch.setattr(pieces, "follows_nothing", lambda _: False)  # as on a device, which is not asked
     small = _small(blocks=14, tokens=8, scheduler_type="prefill_first")  # prompts in chunks, and no room for all
     assert list(_batch(memoir, prompts, 14, small).values()) == expected and evicted
     assert not memoir.layer.views._running

@@ -1,4 +1,4 @@
-"""`Parts`: the sequences of a pass that holds several in one row, each of which is followed by itself."""
+"""`Pieces`: the sequences of a pass that holds several in one row, each of which is followed by itself."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +17,7 @@ from memoir_fast.modules.views import Generation, View
 
 
 @dataclass
-class Part:
+class Piece:
     """One sequence of a row, or what of it is in this pass."""
 
     span: Span
@@ -37,42 +37,42 @@ class Part:
 
 
 class _Read(NamedTuple):
-    part: Part
+    piece: Piece
     routed: Routed
     view: View
 
 
-class Parts:
+class Pieces:
     """The sequences of one pass, in the order of its tokens.
 
     Args:
-        parts: each of them; they lie one behind the other. Tokens of none follow no edit.
+        pieces: each of them; they lie one behind the other. Tokens of none follow no edit.
         following: what is done for the sequences of a pass.
         layer: the edited layer.
     """
 
-    def __init__(self, parts: Sequence[Part], following: Following, layer: MemoirLinear) -> None:
-        self._parts, self._following, self._layer = parts, following, layer
+    def __init__(self, pieces: Sequence[Piece], following: Following, layer: MemoirLinear) -> None:
+        self._pieces, self._following, self._layer = pieces, following, layer
         self.decided = False
         """Whether `decide` was called."""
 
     def decide(self, call: Call, x: torch.Tensor) -> None:
         """Reads prompts, and goes on where the model speaks: x [B, S, D or H] at the place where routes are made."""
         ids = None if self._following.site is None else self._following.site.ids(call, x.shape[:2]).long()
-        for part in self._parts:
-            piece, own, asked = part.of(x), part.call, part.asked
-            own.ids = None if ids is None else part.of(ids)
-            part.reads = not self._following.speaking(own, piece.shape[1], asked)
-            with self._seen_by(part):
-                own.routed = (self._following.read if part.reads else self._following.say)(own, piece, asked)
-            if part.request is not None:
-                part.request.state = own.state
+        for piece in self._pieces:
+            tokens, own, asked = piece.of(x), piece.call, piece.asked
+            own.ids = None if ids is None else piece.of(ids)
+            piece.reads = not self._following.speaking(own, tokens.shape[1], asked)
+            with self._seen_by(piece):
+                own.routed = (self._following.read if piece.reads else self._following.say)(own, tokens, asked)
+            if piece.request is not None:
+                piece.request.state = own.state
         self.decided = True
 
     @property
     def last(self) -> tuple[torch.Tensor, torch.Tensor | None] | None:
         """What was decided for those whose prompts this pass has read: edits [N] and overlaps [N]; None: for none."""
-        decided = [part.call.last for part in self._parts if part.reads and part.call.last is not None]
+        decided = [piece.call.last for piece in self._pieces if piece.reads and piece.call.last is not None]
         if not decided:
             return None
         overlaps = [overlap for _, overlap in decided if overlap is not None]  # of those that were not forced
@@ -82,47 +82,47 @@ class Parts:
     def routed(self, x: torch.Tensor) -> Routed | None:
         """Where the tokens of layer inputs [B, S, D] read the memory, each as a sequence of its own; None: nowhere."""
         groups: dict[int, list[_Read]] = {}
-        for part in self._parts:
-            if part.call.routed is None or follows_nothing(part.call.routed.route):
+        for piece in self._pieces:
+            if piece.call.routed is None or follows_nothing(piece.call.routed.route):
                 continue
-            with self._seen_by(part):
+            with self._seen_by(piece):
                 view = self._layer.view
-            part.call.state.look_again(view.store)  # a change since then has copied what this pass reads
-            routed = part.call.state.routed(part.call.routed.helped)
+            piece.call.state.look_again(view.store)  # a change since then has copied what this pass reads
+            routed = piece.call.state.routed(piece.call.routed.helped)
             if routed is not None:
-                rests = part.call.routed.route < 0  # the target has been said
+                rests = piece.call.routed.route < 0  # the target has been said
                 routed = routed._replace(route=torch.where(rests, -1, routed.route))
-                groups.setdefault(id(view.memory.table), []).append(_Read(part, routed, view))
+                groups.setdefault(id(view.memory.table), []).append(_Read(piece, routed, view))
         joined = [self._joined(x, found) for found in groups.values()]
         return joined[0]._replace(others=tuple(joined[1:])) if joined else None
 
     def edits(self, x: torch.Tensor) -> torch.Tensor:
         """The edit that each token follows, int32 [B * S], or -1."""
-        return self._spread(x, [(part, part.call.state.route) for part in self._parts])
+        return self._spread(x, [(piece, piece.call.state.route) for piece in self._pieces])
 
     def _joined(self, x: torch.Tensor, found: list[_Read]) -> Routed:
-        """The routes of all tokens, of some of the parts, which read one table."""
+        """The routes of all tokens, of some of the pieces, which read one table."""
         rows = torch.cat([routed.rows for _, routed, _ in found])
         stores = list({id(view.store): None for _, _, view in found})  # each has pages of its own for an edit
-        edits = [part.call.state.route.long() + (stores.index(id(view.store)) << 32) for part, _, view in found]
+        edits = [piece.call.state.route.long() + (stores.index(id(view.store)) << 32) for piece, _, view in found]
         first = first_alike(torch.cat(edits))
         places = []
-        for place, (part, routed, _) in enumerate(found):
+        for place, (piece, routed, _) in enumerate(found):
             own = torch.where(routed.route >= 0, first[place : place + 1], -1)
             if routed.helped is not None:
                 own = torch.where(routed.helped.to(own.device)[0], own, -1)
-            places.append((part, own))
+            places.append((piece, own))
         return Routed(rows, self._spread(x, places), each_token=True, memory=found[0].view.memory).to(x.device)
 
-    def _spread(self, x: torch.Tensor, values: list[tuple[Part, torch.Tensor]]) -> torch.Tensor:
-        """int32 [B * S]: each part's value, int32 [1 or s], at its tokens; -1 at tokens of no part."""
+    def _spread(self, x: torch.Tensor, values: list[tuple[Piece, torch.Tensor]]) -> torch.Tensor:
+        """int32 [B * S]: each piece's value, int32 [1 or s], at its tokens; -1 at tokens of no piece."""
         spread = torch.full(x.shape[:2], -1, dtype=torch.int32, device=values[0][1].device)
-        for part, value in values:
-            part.of(spread).copy_(value.expand(1, part.span[2] - part.span[1]))
+        for piece, value in values:
+            piece.of(spread).copy_(value.expand(1, piece.span[2] - piece.span[1]))
         return spread.flatten()
 
-    def _seen_by(self, part: Part) -> AbstractContextManager[Any]:
-        return nullcontext() if part.generation is None else self._layer.views.seen_by(part.generation)
+    def _seen_by(self, piece: Piece) -> AbstractContextManager[Any]:
+        return nullcontext() if piece.generation is None else self._layer.views.seen_by(piece.generation)
 
 
 class SeveralInRow:
@@ -143,7 +143,7 @@ class SeveralInRow:
         """Nothing is known of positions."""
 
 
-def packed_parts(spans: Sequence[Span], asked: Overrides) -> Iterator[Part]:
-    """The parts of a packed batch, each of which is a whole sequence."""
+def packed_pieces(spans: Sequence[Span], asked: Overrides) -> Iterator[Piece]:
+    """The pieces of a packed batch, each of which is a whole sequence."""
     for number, span in enumerate(spans):
-        yield Part(span, asked.of_row(number, len(spans)), Call())
+        yield Piece(span, asked.of_row(number, len(spans)), Call())
