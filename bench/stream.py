@@ -3,6 +3,7 @@
 `python bench/stream.py --data ZSRE.json --data COUNTERFACT.json --edits 5000 --folder RUN` teaches SmolLM2-135M the
 rows of the files in their order, each prompt once. It goes on where it was stopped: the memory is kept in RUN/memory
 by its journal. At each mark all edits so far are measured: RUN/stream.json has the figures, RUN/stream.png the plot.
+`--refresh` teaches again at the end what has faded, and measures once more.
 """
 
 import argparse
@@ -38,19 +39,21 @@ def stream(files: Sequence[Path], edits: int) -> list[Case]:
 def measured(memoir: Memoir, cases: Sequence[Case]) -> dict[str, Any]:
     """Figures of edits that were taught, as they are now.
 
-    Rel by routing, and with each prompt's own edit given; Gen of each first paraphrase with its edit given; Loc of
-    unrelated prompts; Rel of each hundred.
+    Rel, and Gen of each first paraphrase, by routing, and with each prompt's own edit given; Loc of unrelated prompts;
+    Rel of each hundred.
     """
     own = [(case.prompt, case.target) for case in cases]
     again = [case for case in cases if case.paraphrases]
     reliability = target_accuracy(memoir, own)
     given = _given(memoir, [(case, case.prompt) for case in cases])
+    reworded = target_accuracy(memoir, [(case.paraphrases[0], case.target) for case in again])
     generalization = _given(memoir, [(case, case.paraphrases[0]) for case in again])
     unrelated = [pair for case in cases for pair in case.locality if pair not in case.neighbours][:LOCALITY]
     return {
         "edits": len(cases),
         "reliability": _mean(reliability),
         "reliability_given": _mean(given),
+        "generalization": _mean(reworded),
         "generalization_given": _mean(generalization),
         "locality": _mean(locality(memoir, unrelated)) if unrelated else None,
         "hundreds": [_mean(reliability[start : start + 100]) for start in range(0, len(cases), 100)],
@@ -85,9 +88,21 @@ def run(memoir: Memoir, cases: Sequence[Case], marks: Sequence[int], file: Path,
         if mark in done:
             continue
         one = {**measured(memoir, cases[:mark]), "seconds_per_edit": seconds if wanted else None}
-        figures.append(one)
-        replace(file, json.dumps(figures, indent=1).encode())
-        say(json.dumps(one))
+        _note(figures, one, file, say)
+
+
+def refresh(memoir: Memoir, cases: Sequence[Case], file: Path, say: Callable[[str], None]) -> None:
+    """Teaches again what has faded, measures once more, and adds that to `file`, where it is not there yet."""
+    figures = json.loads(file.read_text(encoding="utf-8"))
+    if not any("refreshed" in one for one in figures):
+        again = memoir.refresh(progress=False)
+        _note(figures, {**measured(memoir, cases), "refreshed": len(again)}, file, say)
+
+
+def _note(figures: list[dict[str, Any]], one: dict[str, Any], file: Path, say: Callable[[str], None]) -> None:
+    figures.append(one)
+    replace(file, json.dumps(figures, indent=1).encode())
+    say(json.dumps(one))
 
 
 def plot(file: Path, image: Path) -> None:
@@ -100,7 +115,8 @@ def plot(file: Path, image: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
     for one in json.loads(file.read_text(encoding="utf-8")):
         places = [100 * number + 50 for number in range(len(one["hundreds"]))]
-        axes.plot(places, one["hundreds"], marker=".", label=f"after {one['edits']:,} edits")
+        name = "after refresh" if "refreshed" in one else f"after {one['edits']:,} edits"
+        axes.plot(places, one["hundreds"], marker=".", label=name)
     axes.set(xlabel="edit, by hundreds", ylabel="reliability", ylim=(0.8, 1.005), title="What is left of each hundred")
     axes.legend(fontsize=8, loc="lower left")
     figure.savefig(image, dpi=120)
@@ -114,6 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, required=True, help="where the memory and the figures are kept")
     parser.add_argument("--edits", type=int, default=5000)
     parser.add_argument("--marks", type=int, nargs="+", default=MARKS)
+    parser.add_argument("--refresh", action="store_true", help="teach again at the end what has faded")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", default="float32")
     given = parser.parse_args(arguments)
@@ -123,6 +140,8 @@ def main(arguments: list[str] | None = None) -> int:
     model, tokenizer = load_model(given.model, given.dtype, "auto")
     with Memoir.open(model, tokenizer, given.folder / "memory") as memoir:
         run(memoir, cases, given.marks, given.folder / "stream.json", print)
+        if given.refresh:
+            refresh(memoir, cases, given.folder / "stream.json", print)
     memoir.detach()
     plot(given.folder / "stream.json", given.folder / "stream.png")
     return 0

@@ -47,9 +47,11 @@ def test_it_goes_on_where_it_was_stopped(bench, files, monkeypatch):
         return edits(memoir, wanted, **options)
 
     monkeypatch.setattr(Memoir, "edit_stream", noted)
-    assert stream.main(arguments) == 0
+    assert stream.main([*arguments, "--refresh"]) == 0
     assert [edit.prompt for edit in taught] == [row["prompt"] for row in ROWS[4:6]], "the others are in the journal"
     found = json.loads((files / "run/stream.json").read_text())
-    assert [one["edits"] for one in found] == [2, 4, 6] and found[2]["pages"] == 1 and len(found[2]["hundreds"]) == 1
-    assert all(0 <= one["reliability"] <= 1 and one["generalization_given"] is not None for one in found)
+    assert [one["edits"] for one in found] == [2, 4, 6, 6] and found[2]["pages"] == 1 and len(found[2]["hundreds"]) == 1
+    assert ["refreshed" in one for one in found] == [False, False, False, True]
+    assert all(0 <= one["reliability"] <= 1 and 0 <= one["generalization"] <= 1 for one in found)
+    assert all(one["generalization_given"] is not None for one in found)
     assert (files / "run/stream.png").stat().st_size > 1000
