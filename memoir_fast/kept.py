@@ -3,7 +3,7 @@
 import os
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -261,15 +261,11 @@ class Kept(Upkeep):
             folder = self._source.folder
             if not discard and Files.at(folder) == self._source.files:
                 return Renewed()
-            saved, journal = durable.read_pair(folder)
-            with nullcontext(()) if journal is None else journal as records:
-                other = renewal.beside(self, saved, records)
+            other, files = durable.as_now(self, folder)
             found = self._renewed(renewal.take_over(self, other))
-            self._source = Source.of(self, folder, Files.of(saved.checksum, journal))
+            self._source = Source.of(self, folder, files)
             return found
 
     def _renewed(self, found: Renewed) -> Renewed:
-        """What is known of the memory for learning, which holds other edits now, is forgotten."""
-        assert self.config.page_edits is not None
-        self._teacher.forget_all(self.config.page_edits)
+        self._forget_learning()
         return found

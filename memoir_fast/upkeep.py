@@ -162,6 +162,10 @@ class Upkeep(EditedModel):
             try:
                 return self._durable.merge(saved, prefer, str(folder))
             except BaseException:
-                assert self.config.page_edits is not None
-                self._teacher.forget_all(self.config.page_edits)  # the memory was read anew
+                self._forget_learning()
                 raise
+
+    def _forget_learning(self) -> None:
+        """What is known of the memory for learning, which may hold other edits now, is forgotten."""
+        assert self.config.page_edits is not None
+        self._teacher.forget_all(self.config.page_edits)

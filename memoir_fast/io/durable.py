@@ -19,7 +19,7 @@ from memoir_fast.io import changes, checkpoint, history, pages, renewal, undo
 from memoir_fast.io.checkpoint import SavedMemory
 from memoir_fast.io.journal import Journal, JournalReader, journal_path, read
 from memoir_fast.io.merge import Merged, merge
-from memoir_fast.io.renewal import Renewed
+from memoir_fast.io.renewal import Files, Renewed
 from memoir_fast.io.writer_lock import LOCK_NAME, WriterLock
 
 _log = logging.getLogger("memoir_fast")
@@ -155,9 +155,7 @@ class Durable:
     def _take_back(self) -> None:
         """Makes the memory what the folder says; where that fails, nothing is put down any more."""
         try:
-            saved, journal = read_pair(self.folder)
-            with nullcontext(()) if journal is None else journal as records:
-                self._take_over(renewal.beside(self._memoir, saved, records))
+            self._take_over(as_now(self._memoir, self.folder)[0])
         except BaseException:
             self._journal.close("the memory is not what the folder says; open it again")
             raise
@@ -199,6 +197,16 @@ def read_pair(folder: str | os.PathLike, **hub: Any) -> tuple[SavedMemory, Journ
         if reader is not None:
             reader.close()
     raise CheckpointError(f"{folder} was renewed {_TRIES} times while it was read: try again")
+
+
+def as_now(memoir: EditedModel, folder: str | os.PathLike) -> tuple[Any, Files]:
+    """What a folder describes now, beside a memory that it may take the place of, and the state of its files.
+
+    Raises: as `read_pair` and `renewal.beside`.
+    """
+    saved, journal = read_pair(folder)
+    with nullcontext(()) if journal is None else journal as records:
+        return renewal.beside(memoir, saved, records), Files.of(saved.checksum, journal)
 
 
 def replay(memoir: EditedModel, reader: JournalReader | None) -> int:

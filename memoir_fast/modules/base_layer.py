@@ -7,6 +7,22 @@ import torch
 from memoir_fast.errors import MemoirError
 
 
+class AroundBase:
+    """A module around a base layer, whose weight and bias it has."""
+
+    base: Any
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The base layer's weight."""
+        return self.base.weight  # type: ignore[no-any-return]
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The base layer's bias."""
+        return self.base.bias  # type: ignore[no-any-return]
+
+
 def weight_of(layer: Any) -> torch.Tensor:
     """A linear layer's weight as it is stored; where it goes by another name, the largest tensor of the layer.
 

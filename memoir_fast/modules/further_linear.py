@@ -8,11 +8,11 @@ from torch import nn
 from memoir_fast.errors import MemoirError
 from memoir_fast.modules import compiled, model_state
 from memoir_fast.modules.adding import added
-from memoir_fast.modules.base_layer import offloaded
+from memoir_fast.modules.base_layer import AroundBase, offloaded
 from memoir_fast.modules.replaceable import Replaceable
 
 
-class FurtherLinear(Replaceable, nn.Module):
+class FurtherLinear(AroundBase, Replaceable, nn.Module):
     """Drop-in for a linear layer: its output, plus what the edits say here that the edited layer's sequences follow.
 
     It hashes nothing, decides nothing and holds no memory: where its sequences read W_m was decided at the edited
@@ -34,7 +34,6 @@ class FurtherLinear(Replaceable, nn.Module):
         (6, 4, 2)
     """
 
-    base: Any
     router = None
     """It has none of its own, and no part of a memory in its state."""
 
@@ -50,16 +49,6 @@ class FurtherLinear(Replaceable, nn.Module):
     def edited(self) -> Any:
         """The `MemoirLinear` whose decisions it goes by."""
         return self._edited[0]
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """The base layer's weight."""
-        return self.base.weight
-
-    @property
-    def bias(self) -> torch.Tensor | None:
-        """The base layer's bias."""
-        return self.base.bias
 
     @property
     def in_features(self) -> int:

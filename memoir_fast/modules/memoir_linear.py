@@ -13,7 +13,7 @@ from memoir_fast.distributed.row_parallel import Part
 from memoir_fast.errors import MemoirError
 from memoir_fast.modules import banks, compiled, model_state, tickets
 from memoir_fast.modules.adding import added
-from memoir_fast.modules.base_layer import device_beside, dtype_beside, offloaded
+from memoir_fast.modules.base_layer import AroundBase, device_beside, dtype_beside, offloaded
 from memoir_fast.modules.code_store import CodeStore
 from memoir_fast.modules.hashing import TopHash
 from memoir_fast.modules.mask_store import MaskStore
@@ -43,7 +43,7 @@ def min_overlap(tau: float, k: int) -> int:
     return max(1, math.ceil(round(tau * k, 6)))
 
 
-class MemoirLinear(Replaceable, tickets.Enrolled, nn.Module):
+class MemoirLinear(AroundBase, Replaceable, tickets.Enrolled, nn.Module):
     """Drop-in for a linear layer: its output, plus what the residual memory knows of the matched edit.
 
     Each sequence is routed on its own. Where no stored mask overlaps enough, the output is the base layer's, bit for
@@ -82,7 +82,6 @@ class MemoirLinear(Replaceable, tickets.Enrolled, nn.Module):
         (False, True)
     """
 
-    base: Any
     own = ("tophash", "store", "memory", "code", "codes")
     """What it has besides its base layer."""
     content = ("store", "memory", "codes", "_tau")
@@ -149,16 +148,6 @@ class MemoirLinear(Replaceable, tickets.Enrolled, nn.Module):
     def searched(self) -> MaskStore | CodeStore:
         """Where a prompt's edit is looked for: among the masks, or among the routing codes where there are such."""
         return self.store if self.codes is None else self.codes
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """The base layer's weight."""
-        return self.base.weight
-
-    @property
-    def bias(self) -> torch.Tensor | None:
-        """The base layer's bias."""
-        return self.base.bias
 
     @property
     def hashing(self) -> TopHash:
