@@ -3,7 +3,8 @@
 `python bench/stream.py --data ZSRE.json --data COUNTERFACT.json --edits 5000 --folder RUN` teaches SmolLM2-135M the
 rows of the files in their order, each prompt once. It goes on where it was stopped: the memory is kept in RUN/memory
 by its journal. At each mark all edits so far are measured: RUN/stream.json has the figures, RUN/stream.png the plot.
-`--refresh` teaches again at the end what has faded, and measures once more.
+`--first 3000` leaves out as many rows, so that two processes can teach: `memoir merge` joins their memories, which this
+measures then, with nothing left to teach. `--refresh` teaches again at the end what has faded, and measures once more.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from tqdm.auto import tqdm
 
 from memoir_fast import Memoir
 from memoir_fast.atomic import replace
-from memoir_fast.core.scoring import locality, target_accuracy
+from memoir_fast.core.scoring import locality, target_accuracy, teacher_forced
 from memoir_fast.hf.loading import load_model
 from memoir_fast.io.readers import Case, read_cases
 
@@ -40,35 +41,43 @@ def measured(memoir: Memoir, cases: Sequence[Case]) -> dict[str, Any]:
     """Figures of edits that were taught, as they are now.
 
     Rel, and Gen of each first paraphrase, by routing, and with each prompt's own edit given; Loc of unrelated prompts;
-    Rel of each hundred.
+    of each hundred, Rel by routing and Gen given, None where none of the hundred has a paraphrase.
     """
-    own = [(case.prompt, case.target) for case in cases]
-    again = [case for case in cases if case.paraphrases]
-    reliability = target_accuracy(memoir, own)
-    given = _given(memoir, [(case, case.prompt) for case in cases])
-    reworded = target_accuracy(memoir, [(case.paraphrases[0], case.target) for case in again])
-    generalization = _given(memoir, [(case, case.paraphrases[0]) for case in again])
+    own, own_given = _said(memoir, [(case, case.prompt) for case in cases])
+    again = [(place, case) for place, case in enumerate(cases) if case.paraphrases]
+    reworded, reworded_given = _said(memoir, [(case, case.paraphrases[0]) for _, case in again])
     unrelated = [pair for case in cases for pair in case.locality if pair not in case.neighbours][:LOCALITY]
+    starts = range(0, len(cases), 100)
+    kept = [
+        [one for (place, _), one in zip(again, reworded_given, strict=True) if place // 100 == start // 100]
+        for start in starts
+    ]
     return {
         "edits": len(cases),
-        "reliability": _mean(reliability),
-        "reliability_given": _mean(given),
+        "reliability": _mean(own),
+        "reliability_given": _mean(own_given),
         "generalization": _mean(reworded),
-        "generalization_given": _mean(generalization),
+        "generalization_given": _mean(reworded_given),
         "locality": _mean(locality(memoir, unrelated)) if unrelated else None,
-        "hundreds": [_mean(reliability[start : start + 100]) for start in range(0, len(cases), 100)],
+        "hundreds": [_mean(own[start : start + 100]) for start in starts],
+        "generalization_given_hundreds": [_mean(some) for some in kept],
         "pages": memoir.status().pages,
     }
 
 
-def _given(memoir: Memoir, asked: Sequence[tuple[Case, str]]) -> list[float]:
-    found = []
-    for case, prompt in asked:
+def _said(memoir: Memoir, asked: Sequence[tuple[Case, str]]) -> tuple[list[float], list[float]]:
+    """Share of each target's tokens that are said at these prompts: by routing, and with the case's own edit given."""
+    found = teacher_forced(memoir, [(prompt, case.target) for case, prompt in asked])
+    given = []
+    for (case, prompt), one in zip(asked, found, strict=True):
         edit_id = memoir.edits.id_of(case.prompt)
         assert edit_id is not None
-        with memoir.routed(edit_id):
-            found += target_accuracy(memoir, [(prompt, case.target)])
-    return found
+        if one.route.edit_id == edit_id:
+            given.append(one.accuracy)
+        else:
+            with memoir.routed(edit_id):
+                given += target_accuracy(memoir, [(prompt, case.target)])
+    return [one.accuracy for one in found], given
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -128,14 +137,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="smollm2", help="a hub id, a local folder, or smollm2")
     parser.add_argument("--data", type=Path, action="append", required=True, help="a file of edits; may be given again")
     parser.add_argument("--folder", type=Path, required=True, help="where the memory and the figures are kept")
-    parser.add_argument("--edits", type=int, default=5000)
+    parser.add_argument("--edits", type=int, default=5000, help="rows in all, those that are left out among them")
+    parser.add_argument("--first", type=int, default=0, help="rows that are left out")
     parser.add_argument("--marks", type=int, nargs="+", default=MARKS)
     parser.add_argument("--refresh", action="store_true", help="teach again at the end what has faded")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", default="float32")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
-    cases = stream(given.data, given.edits)
+    cases = stream(given.data, given.edits)[given.first :]
     given.folder.mkdir(parents=True, exist_ok=True)
     model, tokenizer = load_model(given.model, given.dtype, "auto")
     with Memoir.open(model, tokenizer, given.folder / "memory") as memoir:

@@ -220,6 +220,13 @@ def make_model(tool):
 
 
 @pytest.fixture
+def by_length(monkeypatch):
+    """Rows of each length are run by themselves, as if a call cost nothing: a tiny model takes all at once."""
+    monkeypatch.setattr("memoir_fast.hf.buckets._TOKENS", 0)
+    monkeypatch.setattr("memoir_fast.hf.buckets._OPERATIONS", 0)
+
+
+@pytest.fixture
 def untouched():
     """A function model -> its hooks, patched forwards and flags, to be compared before and after."""
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from memoir_fast.core.edit import Edit
 from memoir_fast.editing.alike import Alike
 from memoir_fast.editing.context import EditContext
+from memoir_fast.hf.buckets import Bucket
 from memoir_fast.hf.partial_forward import layer_inputs
 from memoir_fast.hf.presets import device_of
 from memoir_fast.hf.tokens import Row, context_length, pad, padding_id, prompt_ids
@@ -115,10 +116,10 @@ class Batch:
         chosen = torch.isin(self._owner, numbers)
         self._lower, real, labels = self._all.select(chosen), self._real[chosen], self._labels[chosen]
         self._shape, self._places = real.shape, real.flatten().nonzero()[:, 0]
-        self._sizes = [self.spans[edit].stop - self.spans[edit].start for edit in edits]
         self._positions = F.pad(labels != -100, (0, 1)).nonzero(as_tuple=True)
         self._targets = labels[labels != -100]
         of_row = torch.searchsorted(numbers, self._owner[chosen])
+        self._parts = [_Tokens.of(bucket, real, of_row, len(edits)) for bucket in self._lower.buckets]
         learned = (labels != -100).any(dim=1)
         rows = torch.bincount(of_row[learned], minlength=len(edits))
         per_row = ((labels != -100).sum(dim=1) + 1) * rows[of_row]
@@ -139,7 +140,7 @@ class Batch:
             residual (Tensor): what is added to the layer's output at the chosen edits' tokens, [tokens, O].
             further: of each further layer, the rows of W_m [k, its outputs] that each chosen edit reads there.
         """
-        added = [partial(self._added, rows) for rows in further]
+        added = [[partial(self._added, part, rows) for rows in further] for part in self._parts] if further else []
         logits = self._upper.logits(self._lower, self._padded(residual), self._asked, added).to(residual.dtype)
         said = len(self._targets)
         per_token = F.cross_entropy(logits[:said], self._targets, reduction="none") * self._weight
@@ -148,13 +149,33 @@ class Batch:
 
     def _padded(self, residual: torch.Tensor) -> torch.Tensor:
         """What is added at the chosen edits' tokens, [tokens, O], where they are in the batch: [B, S, O]."""
-        outputs = residual.shape[1]
-        padded = residual.new_zeros((self._shape.numel(), outputs)).index_copy(0, self._places, residual)
-        return padded.view(*self._shape, outputs)
+        return _spread(residual, self._places, self._shape)
 
-    def _added(self, rows: Sequence[torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def _added(self, part: "_Tokens", rows: Sequence[torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """The output of a further layer, whose inputs x depend on what the layers before it add."""
-        tokens = x.reshape(-1, x.shape[-1])[self._places].to(rows[0].dtype).split(self._sizes)
+        tokens = x.reshape(-1, x.shape[-1])[part.places].to(rows[0].dtype).split(part.sizes)
         chosen = zip(tokens, rows, self._chosen, strict=True)
         found = torch.cat([own.index_select(1, self.columns[edit].long()) @ weight for own, weight, edit in chosen])
-        return (y + self._padded(found).view(*y.shape)).to(y.dtype)
+        return (y + _spread(found, part.places, part.shape).view(*y.shape)).to(y.dtype)
+
+
+class _Tokens(NamedTuple):
+    """Where the real tokens of a bucket's rows are, edit by edit."""
+
+    places: torch.Tensor  # int64 [tokens], in the rows laid end to end
+    sizes: list[int]  # how many there are of each edit
+    shape: torch.Size  # of the rows, (b, width)
+
+    @classmethod
+    def of(cls, bucket: Bucket, real: torch.Tensor, of_row: torch.Tensor, edits: int) -> "_Tokens":
+        """Of rows whose real tokens are marked in bool [B, S], and which belong to the edits `of_row`, int64 [B]."""
+        inside = bucket.of(real)
+        lengths = torch.zeros(edits, dtype=torch.int64, device=real.device)
+        lengths.index_add_(0, of_row[bucket.rows], inside.sum(dim=1))
+        return cls(inside.flatten().nonzero()[:, 0], lengths.tolist(), inside.shape)
+
+
+def _spread(values: torch.Tensor, places: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Values [tokens, O] at their places in rows laid end to end, zeros elsewhere: [*shape, O]."""
+    found = values.new_zeros((shape.numel(), values.shape[1])).index_copy(0, places, values)
+    return found.view(*shape, -1)

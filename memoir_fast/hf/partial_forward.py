@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from memoir_fast.hf.buckets import Bucket, Positions, buckets, places
 from memoir_fast.hf.hidden import hidden_states, with_hidden_states
 from memoir_fast.hf.own_pass import OwnPass, uncompiled
 from memoir_fast.hf.presets import plain_model
@@ -21,10 +22,19 @@ class LowerStates(NamedTuple):
     attention_mask: torch.Tensor  # int64 [B, S]
     x: torch.Tensor  # [B, S, D], input of the edited layer
     hidden: torch.Tensor  # [B, S, H], output of its block without an edit; its input, where that block has to run
+    buckets: list[Bucket]  # the rows that the upper layers run together
 
     def select(self, rows: torch.Tensor) -> "LowerStates":
-        """Some of the rows."""
-        return LowerStates(*(part[rows] for part in self))
+        """Some of the rows, marked in bool [B]."""
+        mask = self.attention_mask[rows]
+        return self._of(lambda part: part[rows], buckets(mask, self.hidden.shape[-1]))
+
+    def only(self, bucket: Bucket) -> "LowerStates":
+        """The rows of a bucket."""
+        return self._of(bucket.of, [bucket])
+
+    def _of(self, part: Callable[[torch.Tensor], torch.Tensor], together: list[Bucket]) -> "LowerStates":
+        return LowerStates(part(self.input_ids), part(self.attention_mask), part(self.x), part(self.hidden), together)
 
 
 class _Reached(Exception):
@@ -107,7 +117,20 @@ class UpperLayers:
 
     @torch.no_grad()
     def lower(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> LowerStates:
-        """Runs a batch of rows, padded on the right, up to the edited block's end."""
+        """Runs a batch of rows, padded on the right, up to the edited block's end; what is at padding may be anything
+        finite."""
+        together = buckets(attention_mask, self._layer.out_features)
+        found = [self._lower(one.of(input_ids), one.of(attention_mask)) for one in together]
+        if len(found) == 1:
+            return LowerStates(input_ids, attention_mask, *found[0], together)
+        whole = [part.new_zeros((*input_ids.shape, part.shape[-1])) for part in found[0]]
+        for bucket, parts in zip(together, found, strict=True):
+            for values, part in zip(whole, parts, strict=True):
+                values[bucket.rows, : bucket.width] = part
+        return LowerStates(input_ids, attention_mask, whole[0], whole[1], together)
+
+    def _lower(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`LowerStates.x` and `hidden` of rows that are run together."""
         block = self._blocks[self._index]
         seen: dict[str, torch.Tensor] = {}
 
@@ -129,26 +152,45 @@ class UpperLayers:
             self._model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         if self._straight is None:
             self._straight = self._adds_up(input_ids[:1], attention_mask[:1], seen)
-        return LowerStates(input_ids, attention_mask, seen["x"], seen["output"] if self._straight else seen["input"])
+        return seen["x"], seen["output"] if self._straight else seen["input"]
 
     def logits(
         self,
         lower: LowerStates,
         residual: torch.Tensor,
-        positions: torch.Tensor | tuple[torch.Tensor, ...],
-        further: Sequence[Output] = (),
+        positions: Positions,
+        further: Sequence[Sequence[Output]] = (),
     ) -> torch.Tensor:
         """Logits [T, V] at T positions; `residual` [B, S, O] joins the layer's output. Differentiable in residual.
 
-        `further` gives the output of each further layer, of its input and its base layer's output; without it, they are
-        the base layers. `positions` are marked in bool [B, S], or given as rows and columns, int64 [T] each, which asks
-        nothing of the device.
+        `further` gives, for each bucket of `lower`, the output of each further layer, of its input and its base layer's
+        output; without it, they are the base layers. `positions` are marked in bool [B, S], or given as rows and
+        columns, int64 [T] each, which asks nothing of the device.
         """
+        asked, order = places(lower.buckets, positions)
+        chosen: list[torch.Tensor] = []
+        for number, (bucket, own) in enumerate(zip(lower.buckets, asked, strict=True)):
+
+            def select(hidden: torch.Tensor, own: Positions = own) -> torch.Tensor:
+                chosen.append(hidden[own])
+                if len(chosen) < len(asked):
+                    raise _Reached  # the head runs once, behind the last bucket: no weights are larger
+                return (chosen[0] if order is None else torch.cat(chosen)[order])[None]
+
+            part, added = (lower, residual) if order is None else (lower.only(bucket), bucket.of(residual))
+            with suppress(_Reached):
+                output = self._behind(part, added, further[number] if further else (), select)
+        return output.logits[0]
+
+    def _behind(
+        self,
+        lower: LowerStates,
+        residual: torch.Tensor,
+        further: Sequence[Output],
+        select: Callable[[torch.Tensor], torch.Tensor],
+    ) -> Any:
+        """The model's output for rows that are run together, of the hidden states that `select` finds in theirs."""
         first = self._index if self._straight else self._index - 1  # the last block that is passed over
-
-        def select(_: nn.Module, __: Any, output: Any) -> Any:
-            return with_hidden_states(output, lambda hidden: hidden[positions][None])
-
         with self._own_pass(lambda x, y: (y + residual).to(y.dtype)) as own, ExitStack() as replaced:
             for layer, output_of in zip(self._layer.further, further, strict=False):
                 replaced.enter_context(layer.replacing_output(output_of))
@@ -157,9 +199,8 @@ class UpperLayers:
             if first >= 0:
                 hidden = (lower.hidden + residual).to(lower.hidden.dtype) if self._straight else lower.hidden
                 own.instead(self._blocks[first], lambda *_, **__: self._returned(hidden))
-            own.after(self._decoder, select)
-            output = self._model(input_ids=lower.input_ids, attention_mask=lower.attention_mask, use_cache=False)
-        return output.logits[0]
+            own.after(self._decoder, lambda _, __, output: with_hidden_states(output, select))
+            return self._model(input_ids=lower.input_ids, attention_mask=lower.attention_mask, use_cache=False)
 
     def _adds_up(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, seen: dict[str, torch.Tensor]) -> bool:
         """Whether the layer's output is added to its block's unchanged, so that changing one changes both alike."""

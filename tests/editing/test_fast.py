@@ -94,6 +94,19 @@ def test_a_batch_that_shares_no_column_equals_one_edit_after_another(
     torch.testing.assert_close(together.layer.memory.weight, one_by_one.layer.memory.weight, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("further", [0, 1])
+def test_rows_run_by_their_length_teach_the_same(llama64, tiny_tokenizer, further, request):
+    other = copy.deepcopy(llama64)
+    whole, split = (_attach(one, tiny_tokenizer, RECIPES["fast"], 30, LAYER, further) for one in (llama64, other))
+    expected = whole.edit(EDITS[:6], batch=3, progress=False)
+    request.getfixturevalue("by_length")
+    found = split.edit(EDITS[:6], batch=3, progress=False)
+    assert [one.steps for one in found] == [one.steps for one in expected]
+    torch.testing.assert_close([one.loss for one in found], [one.loss for one in expected], rtol=0, atol=1e-9)
+    torch.testing.assert_close(split.layer.memory.weight, whole.layer.memory.weight, rtol=0, atol=1e-9)
+    assert whole.layer.memory.weight.abs().max() > 0.01
+
+
 @pytest.mark.parametrize(
     ("recipe", "further"), [(SGD, 0), (RECIPES["fast"], 0), (RECIPES["fast"], 1)], ids=["sgd", "adam", "two layers"]
 )

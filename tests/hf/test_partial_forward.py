@@ -58,6 +58,28 @@ def test_logits_equal_the_whole_models(architecture, attention, make_model, unto
     assert untouched(model) == before
 
 
+def test_rows_run_by_their_length_give_the_whole_models(architecture, make_model, by_length, untouched):
+    model = make_model(architecture, torch.float64)
+    layer, (ids, mask, positions) = _edited(model, 1), _inputs()
+    before, upper, headed = untouched(model), UpperLayers(model, layer), []
+    lower = upper.lower(ids, mask)
+    assert [one.width for one in lower.buckets] == sorted(LENGTHS, reverse=True)
+    residual = torch.randn(3, 12, layer.out_features, dtype=torch.float64, requires_grad=True)
+    assert untouched(model) == before
+    hook = model.get_output_embeddings().register_forward_hook(lambda *_: headed.append(1))
+    found = upper.logits(lower, residual, positions)
+    hook.remove()
+    assert headed == [1]  # once for all buckets
+    expected = _whole(model, layer, ids, mask, positions, residual.detach())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    fewer = lower.select(torch.tensor([True, False, True]))
+    chosen = upper.logits(fewer, residual[[0, 2]], positions[[0, 2]])
+    again = torch.cat([found[: int(positions[0].sum())], found[-int(positions[2].sum()) :]])
+    torch.testing.assert_close(chosen, again, rtol=1e-5, atol=1e-6)
+    (slope,) = torch.autograd.grad(found.sum(), residual)
+    assert slope[mask.bool()].any() and not slope[~mask.bool()].any()
+
+
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
 @pytest.mark.parametrize("block", [0, 2])
 def test_first_and_last_block(kind, block, make_model):
@@ -79,7 +101,10 @@ def test_it_knows_where_a_norm_follows_the_layer(architecture, make_model):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt2"])
-def test_gradients_equal_the_whole_models(kind, make_model):
+@pytest.mark.parametrize("split", [False, True])
+def test_gradients_equal_the_whole_models(kind, split, make_model, request):
+    if split:
+        request.getfixturevalue("by_length")
     model = make_model(kind, torch.float64)
     layer, (ids, mask, positions) = _edited(model, 1), _inputs()
     upper = UpperLayers(model, layer)
