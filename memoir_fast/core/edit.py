@@ -52,11 +52,12 @@ class Edit:
     def __post_init__(self) -> None:
         for name in ("paraphrases", "keep"):
             texts = getattr(self, name)
+            if isinstance(texts, tuple) and not texts:
+                continue
             if isinstance(texts, str) or not all(isinstance(one, str) and one.strip() for one in texts):
                 raise ValueError(f"an edit's {name} must be a list of texts that are not empty, got {texts!r}")
             object.__setattr__(self, name, tuple(dict.fromkeys(texts)))
-        both = {self.prompt, *self.paraphrases}.intersection(self.keep)
-        if both:
+        if self.keep and (both := {self.prompt, *self.paraphrases}.intersection(self.keep)):
             raise ValueError(f"an edit cannot change and keep the answer to one prompt: {sorted(both)[0]!r}")
         for name in ("prompt", "target"):
             text = getattr(self, name)
@@ -65,7 +66,8 @@ class Edit:
             if not text.strip():
                 raise ValueError(f"an edit's {name} must not be empty, got {text!r}")
         for name in _LONGEST:
-            require_line(name, getattr(self, name))
+            if (text := getattr(self, name)) != "":
+                require_line(name, text)
         if self.taught_at is not None:
             object.__setattr__(self, "taught_at", _moment(self.taught_at))
 

@@ -223,12 +223,12 @@ class LiveEdits(Mapping[int, Edit]):
     def restore(self, edits: Mapping[int, Edit]) -> None:
         """Takes the saved edits of a store that was filled with their rows."""
         self._edits, self._ids, self.reads = {}, {}, {}
-        first: dict[str, int] = {}
         for edit_id, edit in edits.items():
             self._note(edit_id, edit)
-            first.setdefault(edit.prompt, edit_id)
-        of = {edit_id: edit.bank for edit_id, edit in edits.items()}
-        banks.restore(self._layer.store, of, {edit_id: first[edit.prompt] for edit_id, edit in edits.items()})
+        if any(edit.bank for edit in edits.values()):
+            of = {edit_id: edit.bank for edit_id, edit in edits.items()}
+            first = {prompt: next(iter(same.values())) for prompt, same in self._ids.items()}
+            banks.restore(self._layer.store, of, {edit_id: first[edit.prompt] for edit_id, edit in edits.items()})
 
     def uncounted(self, page: int) -> dict[int, Edit]:
         """The live edits of a page that the interference does not count yet, as those of a loaded memory."""

@@ -1,6 +1,7 @@
 """An edit's texts as plain values, and the file with a memory's texts: one JSON object per live edit."""
 
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,10 @@ def edit_of(values: Mapping[str, Any]) -> Edit:
 
     KeyError, TypeError, ValueError where they are of none.
     """
-    lists = {name: values.get(name, []) for name in ("paraphrases", "keep")}
+    lists = {name: values[name] for name in ("paraphrases", "keep") if name in values}
     if not all(isinstance(texts, list) for texts in lists.values()):
         raise ValueError("paraphrases and keep are lists of texts")
-    lines = {name: values.get(name, "") for name in ("bank", "author", "source")}
+    lines = {name: values[name] for name in ("bank", "author", "source") if name in values}
     further: dict[str, Any] = {**lists, **lines}
     return Edit(values["prompt"], values["target"], **further, taught_at=values.get("taught_at"))
 
@@ -58,7 +59,9 @@ def read_edits(path: Path) -> dict[int, Edit]:
     """The edits of a file by id. CheckpointError, naming the line, where it holds anything else."""
     edits = {}
     prompts: set[tuple[str, str]] = set()
-    for number, line in enumerate(read_file(path).split(b"\n")[:-1], start=1):
+    for number, line in enumerate(BytesIO(read_file(path)), start=1):
+        if not line.endswith(b"\n"):
+            break
         try:
             edit_id, edit = _parse_edit(strict_json.loads(line))
             if edit_id in edits or (edit.bank, edit.prompt) in prompts:

@@ -2,6 +2,7 @@
 
 import torch
 
+from memoir_fast.io.mapped import pieces
 from memoir_fast.modules import MemoirLinear
 
 
@@ -36,7 +37,10 @@ def fill(layer: MemoirLinear, saved: dict[str, torch.Tensor]) -> None:
     """Gives a layer, whose memory is empty, the saved pages; `MaskStore.restore` takes where each edit lives."""
     memory = layer.memory
     memory.empty(max(1, _count(saved, layer.in_features)))
-    memory.take(saved["memory_rows"], saved["memory_values"])
+    done = 0
+    for values in pieces(saved["memory_values"]):
+        memory.take(saved["memory_rows"][done : done + len(values)], values)
+        done += len(values)
 
 
 def require_consistent(saved: dict[str, torch.Tensor], width: int, max_pages: int | None) -> None:

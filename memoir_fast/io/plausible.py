@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from memoir_fast.core.calibration import Calibration
+from memoir_fast.io.mapped import pieces
 from memoir_fast.mask_format import BITS, pack
 from memoir_fast.modules.search import shared_bits
 
@@ -44,11 +45,16 @@ def require_numbers(tensors: dict[str, torch.Tensor]) -> None:
             continue
         if tensor.dim() != count or not tensor.is_floating_point() or name != "memory_values" and not tensor.numel():
             raise ValueError(f"{name} must be floats of {count} sides, got {tensor.dtype} {list(tensor.shape)}")
-        if not tensor.isfinite().all() or name == "code_weights" and bool((tensor < 0).any()):
+        if not _finite(tensor) or name == "code_weights" and bool((tensor < 0).any()):
             raise ValueError(f"{name} must be finite, and weights at least 0")
     for name, least in (("target_tokens", 0), ("min_overlap", 1)):
         if name in tensors and len(tensors[name]) and int(tensors[name].min()) < least:
             raise ValueError(f"{name} must be at least {least}")
+
+
+def _finite(values: torch.Tensor) -> bool:
+    """Whether all of a tensor are numbers; without a copy of it, or of what is looked at."""
+    return all(bool(torch.stack(torch.aminmax(piece)).isfinite().all()) for piece in pieces(values) if piece.numel())
 
 
 def layers_in(tensors: dict[str, torch.Tensor], fingerprint: dict[str, Any]) -> tuple[int, int]:

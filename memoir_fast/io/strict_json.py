@@ -33,7 +33,7 @@ def loads(text: bytes) -> Any:
     if len(text) > LONGEST:
         raise ValueError(f"expected at most {LONGEST:,} bytes of JSON, got {len(text):,}")
     try:
-        value = json.loads(text.decode(), object_pairs_hook=_without_twins, parse_int=_whole)
+        value = _DECODER.decode(text.decode())
     except RecursionError:
         raise ValueError(f"lists and objects lie more than {DEEPEST} deep") from None
     _require_plain(value)
@@ -68,6 +68,9 @@ def _whole(digits: str) -> int:
     return int(digits)
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_twins, parse_int=_whole)
+
+
 def _require_plain(value: Any) -> None:
     """ValueError where something is not plain; looks at one level after the other, since depth is a stranger's too."""
     level = [value]
@@ -81,7 +84,7 @@ def _require_plain(value: Any) -> None:
                 inner.extend(one.values())
             elif isinstance(one, (list, tuple)):
                 inner.extend(one)
-            else:
+            elif not (isinstance(one, str) and one.isascii()):
                 _require_plain_leaf(one)
         if not inner:
             return

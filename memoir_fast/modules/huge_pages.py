@@ -24,20 +24,23 @@ def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str |
         0
     """
     found = torch.empty(shape, dtype=dtype, device=device)
-    advise = _advise()
     on_host = type(found) is torch.Tensor and found.device.type == "cpu"
-    if advise is not None and on_host and found.nbytes >= LEAST_BYTES:
+    if on_host and found.nbytes >= LEAST_BYTES:
         begin = -(-found.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-        advise(begin, found.data_ptr() + found.nbytes - begin)
+        advise("MADV_HUGEPAGE", begin, found.data_ptr() + found.nbytes - begin)
     return found.zero_()
 
 
+def advise(name: str, address: int, size: int) -> None:
+    """`madvise(address, size, name)`, e.g. of "MADV_HUGEPAGE"; nothing where the system has no such thing."""
+    advice, call = getattr(mmap, name, None), _madvise()
+    if advice is not None and call is not None and size > 0:
+        call(address, size, advice)
+
+
 @functools.cache
-def _advise() -> Callable[[int, int], object] | None:
-    """`madvise(address, bytes, MADV_HUGEPAGE)`; None where the system has no such thing."""
-    advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    if advice is None:
-        return None
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return lambda address, size: madvise(address, size, advice)
+def _madvise() -> Callable[[int, int, int], int] | None:
+    found = getattr(ctypes.CDLL(None), "madvise", None) if hasattr(mmap, "MADV_NORMAL") else None
+    if found is not None:
+        found.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return found

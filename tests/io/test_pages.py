@@ -7,7 +7,7 @@ import torch
 
 from memoir_fast import RECIPES, Memoir, MemoirConfig
 from memoir_fast.errors import CheckpointError
-from memoir_fast.io import checkpoint, pages
+from memoir_fast.io import checkpoint, pages, plausible
 
 FACTS = [(f"The number {number} is", ["Rome", "camel", "Greek"][number % 3]) for number in range(5)]
 RECIPE = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, questions=0, steps=3)
@@ -85,3 +85,17 @@ def test_pages_that_cannot_be_are_refused(memoir, tmp_path, change, reason):
     change(saved.tensors)
     with pytest.raises(CheckpointError, match=reason):
         checkpoint._require_consistent(saved, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [0, 700, 999])
+def test_a_number_that_is_none_is_found_in_any_piece(dtype, value, place, monkeypatch):
+    monkeypatch.setattr("memoir_fast.io.mapped.pieces.__defaults__", (128,))
+    largest = torch.full((1000, 3), torch.finfo(dtype).max, dtype=dtype)
+    tensors = {"memory_values": largest}
+    plausible.require_numbers(tensors)
+    plausible.require_numbers({"memory_values": largest[:0]})
+    largest[place, 1] = value
+    with pytest.raises(ValueError, match="memory_values must be finite"):
+        plausible.require_numbers(tensors)

@@ -46,15 +46,23 @@ def test_a_large_store_is_before_and_after_it_grows() -> None:
 
 
 def test_small_tables_and_other_devices_are_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huge_pages, "_advise", lambda: lambda *_: pytest.fail("asked for a table of 16 bytes"))
+    monkeypatch.setattr(huge_pages, "advise", lambda *_: pytest.fail("asked for a table of 16 bytes"))
     assert torch.equal(huge_pages.zeros((2, 2), torch.int32), torch.zeros(2, 2, dtype=torch.int32))
     assert huge_pages.zeros((1 << 22, 16), torch.int32, "meta").shape == (1 << 22, 16)
 
 
 def test_a_system_without_huge_pages_gives_ordinary_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
-    huge_pages._advise.cache_clear()
-    try:
-        assert not huge_pages.zeros((9 << 20,), torch.uint8).any()
-    finally:
-        huge_pages._advise.cache_clear()
+    assert not huge_pages.zeros((9 << 20,), torch.uint8).any()
+
+
+def test_advice_is_passed_on_where_the_system_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+    monkeypatch.setattr(huge_pages, "_madvise", lambda: lambda *given: asked.append(given))
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 14, raising=False)
+    huge_pages.advise("MADV_HUGEPAGE", 4096, 8192)
+    huge_pages.advise("MADV_HUGEPAGE", 4096, -4096)  # of a tensor within one page
+    huge_pages.advise("MADV_OF_ANOTHER_SYSTEM", 4096, 8192)
+    monkeypatch.setattr(huge_pages, "_madvise", lambda: None)
+    huge_pages.advise("MADV_HUGEPAGE", 4096, 8192)
+    assert asked == [(4096, 8192, 14)]
