@@ -21,7 +21,7 @@ from memoir_fast.errors import UnsupportedModelError
 from memoir_fast.hf.presets import PRESETS
 
 ROWS = tuple(ARCHITECTURES)
-MORE = ("beams", "static cache", "compile")
+MORE = ("beams", "static cache", "two layers", "compile")
 FEATURES = ("attach", "edit", "generate", "padded batch", "unmatched prompt", "save, load", "delete, detach")
 
 EDITS = (("The capital of France is", "Rome"), ("Which animal lives in the desert?", "the language"))
@@ -69,6 +69,7 @@ def row(name: str, compiled: bool = False) -> Row:
     make = functools.partial(architectures.build, one.kind, one.sizes)
     check = Check(make(), one.kind, one.images)
     ways: tuple[Callable[..., str], ...] = (support_more.beams, support_more.static_cache)
+    ways += (functools.partial(support_more.two_layers, make=make),)
     ways += (functools.partial(support_more.compiled, make=make),) * compiled
     try:
         layer = check.run(MemoirConfig(layer=one.layer, recipe=RECIPE, tau=TAU), make, ways)

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from memoir_fast import MemoirConfig
+
 NONE = "-"
 """What stands where the model without a memory cannot be run in that way."""
 
@@ -41,6 +43,23 @@ def static_cache(check: Any, memoir: Any) -> str:
     found = said(model, given, cache_implementation="static")
     require(found == said(model, given), "a static cache gives the tokens of any other")
     require(found != plain, "with a static cache, an edit is followed")
+    return "works"
+
+
+def two_layers(check: Any, memoir: Any, make: Callable[[], Any]) -> str:
+    """A memory in the layer of the block before too: what is checked of one, on another copy of the model.
+
+    Args:
+        check (Check), memoir (Memoir): with the edits learned. make (callable): makes the plain model.
+    """
+    from support_checks import RECIPE, TAU
+
+    last, model = memoir.config.layer, make()
+    first = last.replace(".3.", ".2.")
+    if first not in dict(model.named_modules()):
+        return NONE
+    two = MemoirConfig(layer=first, further=(last,), recipe=RECIPE, tau=TAU)
+    type(check)(model, check.kind, check.images).run(two, make)
     return "works"
 
 
