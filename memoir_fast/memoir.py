@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -173,10 +174,7 @@ class Memoir(Kept):
         """
         with self.layer.learning():
             self.layer.store.require(edit_id)
-            if self._durable is not None:
-                self._durable.deleted([edit_id])
-            with self.layer.changing(rows=True):
-                self.edits.delete(edit_id)
+            self._delete_all([edit_id])
 
     def calibrate(self, irrelevant_prompts: Sequence[str] | None = None, false_match_rate: float = 1e-3) -> Calibration:
         """Sets tau so that no more than `false_match_rate` of irrelevant prompts match an edit.
@@ -254,7 +252,10 @@ class Memoir(Kept):
     def _teacher(self) -> Teacher:
         assert self.config.page_edits is not None
         prepare = partial(threshold.prepare, self)
-        return Teacher(self._context, self.edits, self.config.page_edits, prepare, self._put_down)
+        return Teacher(self._context, self.edits, self.config.page_edits, prepare, self._put_down, self._all_or_nothing)
+
+    def _all_or_nothing(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._durable is None else self._durable.all_or_nothing()
 
     def _put_down(self, written: Written) -> None:
         with threshold.following(self):

@@ -55,11 +55,15 @@ class Upkeep(EditedModel):
             ids = self.edits.in_bank(name)
             if not ids:
                 raise UnknownEditError(f"no live edit is in the bank {name!r}")
-            if self._durable is not None:
-                self._durable.deleted(ids)
-            with self.layer.changing(rows=True):
-                self.edits.delete_all(ids)
+            self._delete_all(ids)
             return ids
+
+    def _delete_all(self, edit_ids: list[int]) -> None:
+        """Deletes live edits, once that is put down; what might keep it from being done comes before."""
+        with self.layer.changing(rows=True):
+            if self._durable is not None:
+                self._durable.deleted(edit_ids)
+            self.edits.delete_all(edit_ids)
 
     def faded(self, batch: int = 8) -> list[int]:
         """Ids of the edits that others have overwritten: the target is no longer what the model says, token by token.

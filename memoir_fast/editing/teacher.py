@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -83,6 +84,8 @@ class Teacher:
         prepare (callable, optional): called before an edit is written.
         put_down (callable, optional): called as the last part of writing an edit, during which other threads wait; if
             it raises, the edit is not made.
+        all_or_nothing (callable, optional): gives what an edit is written in; where that ends by an exception, the edit
+            is not made, and what was put down is to be taken back.
     """
 
     def __init__(
@@ -92,11 +95,13 @@ class Teacher:
         page_edits: int,
         prepare: Callable[[], None] = lambda: None,
         put_down: Callable[[Written], None] = lambda _: None,
+        all_or_nothing: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._context, self._edits, self._page_edits = context, edits, page_edits
         self.leaving: frozenset[int] = frozenset()
         """Pages whose edits, taught again, go to others."""
-        self._before, self._put_down, self._fresh = prepare, put_down, set[int]()
+        self._before, self._put_down, self._all_or_nothing = prepare, put_down, all_or_nothing
+        self._fresh = set[int]()
 
     def prepare(self, edit: Edit, recipe: Recipe) -> Prepared:
         """An edit with its token rows. ValueError where it cannot be learned."""
@@ -276,6 +281,7 @@ class Teacher:
         changed = learned.rows()
         with (
             layer.changing(page=page, rows=replaced),
+            self._all_or_nothing(),
             layer.memory.changing(page, changed) as memory,
             torch.no_grad(),
             self._edits.put(edit, learned.mask, page, codes) as edit_id,

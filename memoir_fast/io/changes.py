@@ -2,8 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -74,17 +73,17 @@ class PageNumbers:
     def __init__(self, known: list[int]) -> None:
         self._numbers = {page: number for number, page in enumerate(known)}
 
-    @contextmanager
-    def numbered(self, page: int) -> Iterator[int]:
-        """The number of a page; one that has none gets the next, and keeps it unless the block raises."""
-        new = page not in self._numbers
-        number = self._numbers.setdefault(page, len(self._numbers))
-        try:
-            yield number
-        except BaseException:
-            if new:
-                del self._numbers[page]
-            raise
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def number(self, page: int) -> int:
+        """The number of a page; one that has none gets the next."""
+        return self._numbers.setdefault(page, len(self._numbers))
+
+    def truncate(self, count: int) -> None:
+        """Forgets those that got a number last, but for the first `count`."""
+        while len(self._numbers) > count:
+            self._numbers.popitem()
 
 
 def apply(memoir: EditedModel, record: Record) -> None:

@@ -62,14 +62,25 @@ class Durable:
         """What has been written since the snapshot."""
         return self._journal
 
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """What is put down within the block is taken back if it raises; see `Journal.all_or_nothing`."""
+        calibration, numbered = self._calibration, len(self._pages)
+        try:
+            with self._journal.all_or_nothing():
+                yield
+        except BaseException:
+            self._calibration = calibration
+            self._pages.truncate(numbered)
+            raise
+
     def edited(self, written: Written) -> None:
-        """Puts down an edit that was written, and the threshold where that changed with it."""
-        with self._pages.numbered(written.page) as number:
-            entry = changes.edited(self._memoir, written, number)
-            now = self._memoir.calibration
-            same = _same(now, self._calibration)
-            self._journal.append_all([entry] if same else [entry, changes.calibrated(self._memoir)])
-            self._calibration = now
+        """Puts down an edit that was written, and the threshold where that changed with it; in `all_or_nothing`."""
+        entry = changes.edited(self._memoir, written, self._pages.number(written.page))
+        now = self._memoir.calibration
+        same = _same(now, self._calibration)
+        self._journal.append_all([entry] if same else [entry, changes.calibrated(self._memoir)])
+        self._calibration = now
 
     def deleted(self, edit_ids: list[int]) -> None:
         """Puts down that edits are deleted; before they are."""

@@ -68,6 +68,7 @@ class Journal:
         """What was cut off when the journal was opened."""
         self._lock, self._one_at_a_time = lock, threading.Lock()
         self._unusable: str | None = None
+        self._end = self._sequence = 0
         lock.require_held()
         try:
             if not os.path.lexists(self.path):
@@ -129,6 +130,23 @@ class Journal:
                 self._require_usable()
                 self._write([frames.pack(self.header.salt, first, len(packed), body), *body], len(packed))
             return range(first, first + len(packed))
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """What is appended within the block is taken back if it raises, as where an interrupt comes behind an append.
+
+        CheckpointError where it cannot be: nothing more is appended then.
+        """
+        end, sequence = self._end, self._sequence
+        try:
+            yield
+        except BaseException as error:
+            with self._one_at_a_time:
+                if self._end > end and not self._file.closed:
+                    self._end, self._sequence = end, sequence
+                    with _settled(self._file.fileno(), shared=False):
+                        self._take_back(error)
+            raise
 
     def close(self, why: str = "it was closed") -> None:
         """Closes the file; the lock stays held. Nothing can be appended afterwards, and `why` is what is said then."""

@@ -157,6 +157,59 @@ def test_what_cannot_be_put_down_does_not_happen(opened, config, monkeypatch):
     assert same(state(opened()), before)
 
 
+@pytest.mark.parametrize("fault", ["in a pass", "no memory", "interrupt"])
+def test_a_deletion_that_is_not_made_is_not_put_down(opened, config, monkeypatch, fault):
+    memoir = opened(config)
+    memoir.edit([Edit(*FACTS[0], bank="acme"), Edit(*FACTS[1])], progress=False)
+    before, errors = state(memoir), []
+
+    def delete():
+        for change in (lambda: memoir.delete(0), lambda: memoir.delete_bank("acme")):
+            with pytest.raises((MemoirError, MemoryError, KeyboardInterrupt)) as error:
+                change()
+            errors.append(error.type)
+
+    def fails(*_, **__):
+        raise MemoryError if fault == "no memory" else KeyboardInterrupt
+
+    if fault == "in a pass":
+        with memoir.layer.turns.reading():
+            delete()
+    else:  # while it waits for passes, or copies what generations read
+        with monkeypatch.context() as patch:
+            patch.setattr(memoir.layer.views, "keep", fails)
+            delete()
+    assert len(set(errors)) == 1 and len(errors) == 2
+    assert same(state(memoir), before)
+    memoir.edit(*FACTS[2])
+    before = state(memoir)
+    assert same(state(opened()), before) and sorted(opened().edits) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("prompt", [FACTS[2][0], FACTS[0][0]], ids=["new", "taught again"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_an_edit_that_is_broken_off_behind_its_record_is_not_in_the_journal(opened, config, monkeypatch, error, prompt):
+    memoir = opened(config)
+    memoir.edit(FACTS[:2], progress=False)
+    before, size = state(memoir), memoir._durable.journal.size
+
+    def interrupted(written):
+        edited(written)
+        assert memoir._durable.journal.size > size
+        raise error
+
+    edited = memoir._durable.edited
+    with monkeypatch.context() as patch:
+        patch.setattr(memoir._durable, "edited", interrupted)
+        with pytest.raises(error):
+            memoir.edit(prompt, "Bob")
+    assert memoir._durable.journal.size == size and same(state(memoir), before)
+    assert [one.values["prompt"] for one in read(memoir._durable.journal.path)] == PROMPTS[:2]
+    memoir.edit(*FACTS[3])
+    before = state(memoir)
+    assert same(state(opened()), before)
+
+
 def test_a_record_that_does_not_fit_is_refused(opened, config, tmp_path):
     memoir = opened(config)
     memoir.edit(*FACTS[0])
