@@ -82,6 +82,7 @@ class Batch:
         self.spans = [slice(sum(lengths[:index]), sum(lengths[: index + 1])) for index in range(len(lengths))]
         self.plain = [len(one.rows[0].ids) for one in wanted]  # tokens of each edit's plain row, its first
         self._chosen: list[int] = []
+        self._several = bool(context.layer.further)
         self.outputs = [context.layer.outputs or slice(None), *(one.outputs for one in context.layer.further)]
         """Which outputs of W_m are each layer's."""
         self.masks, self.columns = self._hash(context, wanted)
@@ -119,7 +120,8 @@ class Batch:
         self._positions = F.pad(labels != -100, (0, 1)).nonzero(as_tuple=True)
         self._targets = labels[labels != -100]
         of_row = torch.searchsorted(numbers, self._owner[chosen])
-        self._parts = [_Tokens.of(bucket, real, of_row, len(edits)) for bucket in self._lower.buckets]
+        buckets = self._lower.buckets if self._several else ()  # each look waits for the device
+        self._parts = [_Tokens.of(bucket, real, of_row, len(edits)) for bucket in buckets]
         learned = (labels != -100).any(dim=1)
         rows = torch.bincount(of_row[learned], minlength=len(edits))
         per_row = ((labels != -100).sum(dim=1) + 1) * rows[of_row]
@@ -140,16 +142,13 @@ class Batch:
             residual (Tensor): what is added to the layer's output at the chosen edits' tokens, [tokens, O].
             further: of each further layer, the rows of W_m [k, its outputs] that each chosen edit reads there.
         """
-        added = [[partial(self._added, part, rows) for rows in further] for part in self._parts] if further else []
-        logits = self._upper.logits(self._lower, self._padded(residual), self._asked, added).to(residual.dtype)
+        added = [[partial(self._added, part, rows) for rows in further] for part in self._parts]
+        padded = _spread(residual, self._places, self._shape)
+        logits = self._upper.logits(self._lower, padded, self._asked, added).to(residual.dtype)
         said = len(self._targets)
         per_token = F.cross_entropy(logits[:said], self._targets, reduction="none") * self._weight
         own = per_token.new_zeros(self._count).index_add(0, self._edit, per_token)
         return own, self._alike.losses(logits[said:])
-
-    def _padded(self, residual: torch.Tensor) -> torch.Tensor:
-        """What is added at the chosen edits' tokens, [tokens, O], where they are in the batch: [B, S, O]."""
-        return _spread(residual, self._places, self._shape)
 
     def _added(self, part: "_Tokens", rows: Sequence[torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """The output of a further layer, whose inputs x depend on what the layers before it add."""
