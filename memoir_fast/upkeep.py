@@ -15,6 +15,7 @@ from memoir_fast.editing.teacher import EditResult, Teacher
 from memoir_fast.errors import MemoirError, UnknownEditError
 from memoir_fast.io.durable import Durable, current_edits
 from memoir_fast.io.merge import Merged, merge
+from memoir_fast.io.renewal import state
 from memoir_fast.recipe import Recipe
 
 
@@ -161,13 +162,14 @@ class Upkeep(EditedModel):
                     f"the journal of {folder} has {records} records that its snapshot lacks: open that memory with "
                     "Memoir.open, and save it to the same folder, before it is merged"
                 )
-            if self._durable is None:
-                return merge(self, saved, prefer)
+            before = state(self)
             try:
+                if self._durable is None:
+                    return merge(self, saved, prefer)
                 return self._durable.merge(saved, prefer, str(folder))
-            except BaseException:
-                self._forget_learning()
-                raise
+            finally:
+                if state(self) != before:
+                    self._forget_learning()
 
     def _forget_learning(self) -> None:
         """What is known of the memory for learning, which may hold other edits now, is forgotten."""

@@ -241,6 +241,10 @@ class LiveEdits(Mapping[int, Edit]):
         """Notes that the interference counts an edit, by rows with or without the end token."""
         self._counted[edit_id] = stop
 
+    def uncount_all(self) -> None:
+        """Notes that nothing is counted any more."""
+        self._counted, self.gone = {}, []
+
     def uncount(self, page: int) -> None:
         """Notes that nothing of a page is counted any more."""
         for edit_id in self._layer.store.on_page(page):

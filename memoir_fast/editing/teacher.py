@@ -176,6 +176,7 @@ class Teacher:
     def forget_all(self, page_edits: int) -> None:
         """Counts nothing any more: the memory holds other edits, on other pages, that take so many."""
         self._context.interference = self._context.interference.empty()
+        self._edits.uncount_all()
         self._fresh.clear()
         self._page_edits = page_edits
 

@@ -71,7 +71,7 @@ class Source(NamedTuple):
     @classmethod
     def of(cls, memoir: EditedModel, folder: str | os.PathLike, files: Files) -> "Source":
         """That of a memory that is as these files say."""
-        return cls(Path(folder), files, _state(memoir))
+        return cls(Path(folder), files, state(memoir))
 
     @classmethod
     def now(cls, memoir: EditedModel, folder: str | os.PathLike) -> "Source | None":
@@ -86,7 +86,7 @@ class Source(NamedTuple):
 
     def require_unchanged(self, memoir: EditedModel) -> None:
         """MemoirError where the memory has been changed since."""
-        if _state(memoir) != self.own:
+        if state(memoir) != self.own:
             raise MemoirError(
                 f"this memory was changed since it was loaded from {self.folder}, and that is not in the folder: save "
                 "it elsewhere, and merge it there, or let it go by reload(discard=True)"
@@ -102,7 +102,8 @@ class Source(NamedTuple):
                 )
 
 
-def _state(memoir: EditedModel) -> tuple[Any, ...]:
+def state(memoir: EditedModel) -> tuple[Any, ...]:
+    """What is another whenever a memory has changed."""
     layer = memoir.layer
     return layer.written, layer.store.stamp, len(layer.store), layer.tau, memoir.calibration
 

@@ -19,15 +19,18 @@ THEIRS = [("The river is", "wide"), OURS[1], ("Who wrote the play?", "Eve"), ("T
 @pytest.fixture(params=["early", "paper"])
 def folders(tiny_llama, tiny_tokenizer, tmp_path, request):
     """Two memories of one model, saved; their answers to their own prompts."""
-    settings = {"tau": 0.9, "k": 16, "background": 8, "page_edits": 2, "routing": request.param}
     answers = []
     for name, facts in (("ours", OURS), ("theirs", THEIRS)):
-        memoir = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(recipe=RECIPE, **settings))
+        memoir = Memoir.attach(tiny_llama, tiny_tokenizer, _config(request.param))
         memoir.edit(facts, progress=False)
         memoir.save_pretrained(tmp_path / name)
         answers.append({prompt: _answer(memoir, prompt) for prompt, _ in facts})
         memoir.detach()
     return tmp_path, answers
+
+
+def _config(routing, page_edits=2):
+    return MemoirConfig(tau=0.9, k=16, background=8, page_edits=page_edits, routing=routing, recipe=RECIPE)
 
 
 def _answer(memoir, prompt):
@@ -131,3 +134,35 @@ def test_the_history_tells_of_a_merge(folders, tiny_llama, tiny_tokenizer):
     assert told[1].items() >= {"added": 3, "same": 1, "conflicts": 1, "source": str(folders[0] / "theirs")}.items()
     assert words(told[1]) == f"3 edits of {folders[0] / 'theirs'} taken over, 1 were here, 1 conflicts"
     assert told[0]["journal"] != told[1]["journal"] == told[2]["journal"]
+
+
+def test_a_page_that_was_given_back_keeps_what_is_merged_to_it(folders, tiny_llama, tiny_tokenizer):
+    """The record of the next edit there must not say that the page was empty."""
+    folder = folders[0] / "ours"
+    memoir = Memoir.open(tiny_llama, tiny_tokenizer, folder)
+    memoir.delete(0)
+    memoir.compact(progress=False)
+    assert memoir.status().pages == 1
+    memoir.merge(folders[0] / "theirs", prefer="this")
+    memoir.edit([("One more", "Rome"), ("And another", "camel")], progress=False)
+    assert memoir.status().pages == 3
+    answers = {edit.prompt: _answer(memoir, edit.prompt) for edit in memoir.edits.values()}
+    again = Memoir.open(memoir.detach(), tiny_tokenizer, folder)
+    assert all(torch.equal(_answer(again, prompt), logits) for prompt, logits in answers.items())
+    again.close()
+
+
+def test_a_refused_merge_leaves_what_is_known_for_learning(folders, tiny_llama, tiny_tokenizer):
+    """Else what is taught next is not held back where earlier edits read."""
+    answers = []
+    for refused in (False, True):
+        folder = folders[0] / f"one {refused}"
+        with Memoir.open(tiny_llama, tiny_tokenizer, folder, _config("paper", page_edits=9)) as memoir:
+            memoir.edit(OURS[:2], progress=False)
+            if refused:
+                with pytest.raises(ValueError, match="prefer"):
+                    memoir.merge(folders[0] / "theirs", prefer="newer")
+            memoir.edit(*OURS[2])
+            answers.append([_answer(memoir, prompt) for prompt, _ in OURS])
+        memoir.detach()
+    assert all(map(torch.equal, *answers))
