@@ -111,11 +111,13 @@ def search(
         rows.setdefault(known, []).append(row)
     if len(rows) < 2:
         return _match(store, codes, query, seen(store, next(iter(rows), frozenset())))
-    edit, overlap = (torch.empty(len(query), dtype=torch.int32, device=query.device) for _ in range(2))
-    for banks, some in rows.items():
-        own = torch.tensor(some, device=query.device)
-        edit[own], overlap[own] = _match(store, codes, query[own], seen(store, banks))
-    return edit, overlap
+    each, found = query.unbind(), []
+    for banks, some in rows.items():  # stacked, not indexed: numbers of rows would have to be sent to a device
+        found.append(_match(store, codes, torch.stack([each[row] for row in some]), seen(store, banks)))
+    places = [row for some in rows.values() for row in some]
+    back = sorted(range(len(places)), key=places.__getitem__)
+    edit, overlap = (torch.cat(parts).unbind() for parts in zip(*found, strict=True))
+    return torch.stack([edit[place] for place in back]), torch.stack([overlap[place] for place in back])
 
 
 def _match(

@@ -97,7 +97,10 @@ def test_tophash_of_rows_apart(tophash_library):
     ("batch", "tokens", "width"), [(1, 1, 8), (2, 31, 64), (1, 33, 136), (1, 70, 1032), (1, 300, 72), (1, 1100, 20)]
 )
 def test_prompt_feature(library, pieces, dtype, batch, tokens, width):
-    x, mu = (torch.randn(batch, tokens, width) + 0.3).to(dtype), torch.randn(width)
+    apart = -(-width // 8) * 8  # each token begins on a 16-byte boundary, which the op asks for
+    wide = torch.full((batch, tokens, apart), float("nan"), dtype=dtype)
+    x, mu = wide[..., :width], torch.randn(width)
+    x.copy_(torch.randn(batch, tokens, width) + 0.3)
     masks = {
         "all": torch.ones(batch, tokens, dtype=torch.bool),
         "holes": torch.rand(batch, tokens) > 0.3,
@@ -110,7 +113,7 @@ def test_prompt_feature(library, pieces, dtype, batch, tokens, width):
         out = torch.full((batch, width), float(UNWRITTEN))
         library.run_feature(
             [torch.float32, torch.float16, torch.bfloat16].index(dtype), pieces, pointer(x), pointer(marked),
-            pointer(mu), pointer(out), batch, tokens, width, width, 1,
+            pointer(mu), pointer(out), batch, tokens, width, apart, 1,
         )  # fmt: skip
         expected = prompt_feature(x, marked, mu)
         assert torch.equal(out.nan_to_num(1.5), expected.nan_to_num(1.5)), name

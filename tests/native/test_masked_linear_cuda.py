@@ -5,7 +5,7 @@ import torch
 
 from memoir_fast import backends
 from memoir_fast.errors import BackendError
-from memoir_fast.ops import masked_linear, masked_linear_add_
+from memoir_fast.ops import linear_limits, masked_linear, masked_linear_add_
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -106,3 +106,38 @@ def test_tensors_of_another_device_are_refused(linear_inputs):
     assert backends.limits("masked_linear", "cpu") is None
     arguments = linear_inputs(1, 1, 8, 8, 2, 1, torch.float32)
     assert backends.limits("masked_linear", "cuda")(*arguments) == "needs cuda tensors, got cpu"
+
+
+class _OnGpu:
+    """A CPU tensor that says it lies on a GPU."""
+
+    is_cuda, device = True, torch.device("cuda", 0)
+
+    def __init__(self, tensor):
+        self._tensor = tensor
+
+    def __getattr__(self, name):
+        return getattr(self._tensor, name)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "outputs", "first", "taken"),
+    [
+        (torch.bfloat16, 576, 0, True),
+        (torch.bfloat16, 576, 576, True),
+        (torch.bfloat16, 576, 4, False),
+        (torch.float32, 576, 4, True),
+        (torch.bfloat16, 100, 0, False),
+        (torch.float32, 100, 100, True),
+        (torch.float32, 65, 65, False),
+    ],
+)
+def test_which_slices_of_several_layers_rows_it_takes(monkeypatch, linear_inputs, dtype, outputs, first, taken):
+    """Loads are of 16 bytes: where a layer's outputs begin or end elsewhere, a device would fault."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    linear_limits._too_old.cache_clear()
+    x, memory, *rest = linear_inputs(1, 1, 8, 3 * outputs, 2, 1, dtype)
+    part = memory[:, first : first + outputs]
+    reason = backends.limits("masked_linear", "cuda")(*map(_OnGpu, (x, part, *rest)))
+    linear_limits._too_old.cache_clear()
+    assert (reason is None) == taken, reason

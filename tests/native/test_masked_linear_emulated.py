@@ -1,10 +1,15 @@
 """masked_linear's CUDA kernels without a GPU: compiled for the CPU, where every CUDA thread is a fiber."""
 
 import ctypes
+import mmap
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 
+from memoir_fast.distributed.row_parallel import NO_ROW
 from memoir_fast.reference import masked_linear as reference
 
 KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -34,6 +39,25 @@ def run(emulated):
         return out
 
     return call
+
+
+@pytest.mark.parametrize("rows", [1, -16])
+def test_a_load_that_a_device_would_fault_on_ends_the_process(emulated, rows):
+    """So a call whose rows of memory begin elsewhere than the op's checks ask for cannot pass in any test here."""
+    script = """
+import ctypes, sys
+library, room = ctypes.CDLL(sys.argv[1]), ctypes.create_string_buffer(1 << 12)
+first = ctypes.addressof(room) + 15 & ~15
+places = [ctypes.c_void_p(first + off) for off in (0, 512, 1024 + int(sys.argv[3]), 2048, 2048)]
+strides, sizes = (ctypes.c_int64 * 10)(8, 8, 1, 8, 1, 1, 1, 8, 8, 1), (ctypes.c_int * 7)(1, 1, 8, 8, 1, 1, 8)
+library.run_linear(2, int(sys.argv[2]), 1, 0, *places, strides, sizes)
+"""
+    for off in (0, 8):
+        command = [sys.executable, "-c", script, emulated("linear")._name, str(rows), str(off)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, "misaligned address" in done.stderr) == (
+            (-signal.SIGABRT, True) if off else (0, False)
+        )
 
 
 @pytest.fixture
@@ -115,6 +139,41 @@ def test_tiles(assert_right, linear_inputs, dtype, rows, shape):
 def test_edits_on_several_pages(assert_right, linear_inputs, on_pages, rows, shape, dtype):
     """The bits of one page, wherever edits live, and no page is read on which none of the batch's does."""
     assert_right(rows, on_pages(linear_inputs(*shape, dtype), pages=5))
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "dtype"), [(1, 1, torch.float32), (4, 3, torch.bfloat16), (-16, 5, torch.bfloat16)]
+)
+def test_layers_beside_one_another_on_several_pages(
+    run, linear_inputs, on_pages, assert_rounded_once, rows, tokens, dtype
+):
+    """A layer's slice of wider rows, and lists of rows that end with what is none, as where layers are split."""
+    x, memory, columns, route = on_pages(linear_inputs(1, tokens, 70, 40, 33, 3, dtype), pages=4, only=[3])
+    wide = torch.full((len(memory), 120), float("nan"), dtype=dtype)
+    wide[:, 40:80] = memory
+    kept = columns[:, :21].clone()
+    columns[:, 21:] = NO_ROW
+    y = run(rows, x, wide[:, 40:80], columns, route)
+    assert_rounded_once(y, (x, memory, kept, route))
+    assert torch.equal(run(rows, x, memory, columns, route), y)
+
+
+@pytest.mark.parametrize(("rows", "dtype"), [(1, torch.float32), (-16, torch.bfloat16)])
+def test_rows_beyond_two_billion_pieces(run, linear_inputs, rows, dtype):
+    """Addresses that nothing was written to take no memory: the table has 48 GB of them."""
+    width, outputs, apart = 64, 16, 1 << 28
+    x, memory, columns, route = linear_inputs(1, 1, width, outputs, 20, 1, dtype)
+    size, last = memory.element_size(), 2 * width
+    row = apart // size  # so many values from one row to the next
+    unreserved = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python has the name from 3.13 on
+    try:
+        reserved = mmap.mmap(-1, 3 * width * apart, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | unreserved)
+    except OSError as error:
+        pytest.skip(f"the system gives no such range of addresses: {error}")
+    table = torch.frombuffer(reserved, dtype=dtype).as_strided((3 * width, outputs), (row, 1))
+    assert last * apart >= 2**31 * 16
+    table[last:] = memory
+    assert torch.equal(run(rows, x, table, columns + last, route), run(rows, x, memory, columns, route))
 
 
 @pytest.mark.parametrize(("rows", "dtype"), [(1, torch.float32), (-16, torch.bfloat16)])

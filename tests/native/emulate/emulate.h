@@ -6,6 +6,8 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -18,7 +20,7 @@
 #include "fibers.h"
 #endif
 
-struct uint4 {
+struct alignas(16) uint4 {
   unsigned int x, y, z, w;
 };
 struct Index {
@@ -92,8 +94,18 @@ inline void prefetch_line(const uint4* from) {  // a sanitizer sees where
   static_cast<void>(*reinterpret_cast<const volatile unsigned int*>(from));
 }
 
-inline uint4 load_streaming(const uint4* from) { return *from; }
-inline uint4 load_cached(const uint4* from) { return *from; }
+// A device faults on an instruction of 16 bytes whose address is no multiple of 16.
+template <class T>
+T* on_piece(T* address) {
+  if (reinterpret_cast<uintptr_t>(address) % 16 != 0) {
+    std::fputs("misaligned address of 16 bytes\n", stderr);
+    std::abort();
+  }
+  return address;
+}
+
+inline uint4 load_streaming(const uint4* from) { return *on_piece(from); }
+inline uint4 load_cached(const uint4* from) { return *on_piece(from); }
 inline int count_bits(unsigned int word) { return __builtin_popcount(word); }
 
 template <class T>
@@ -133,7 +145,8 @@ inline unsigned long long atomic_max(unsigned long long* at, unsigned long long 
 inline unsigned int atomic_increment(unsigned int* at) { return std::atomic_ref<unsigned int>(*at).fetch_add(1); }
 
 inline void copy_async(uint4* to, const uint4* from, bool inside) {
-  self().pending.back().push_back({to, inside ? *from : uint4{}});
+  on_piece(from);  // also where nothing is read
+  self().pending.back().push_back({on_piece(to), inside ? *from : uint4{}});
 }
 inline void commit_copies() { self().pending.emplace_back(); }
 template <int kPending>
@@ -146,7 +159,7 @@ void wait_for_copies() {
 }
 
 inline void load_matrices(unsigned int (&word)[4], const uint4* row) {
-  const auto words = warp().exchange(lane(), {reinterpret_cast<uint64_t>(row)}, [&](const auto& slots) {
+  const auto words = warp().exchange(lane(), {reinterpret_cast<uint64_t>(on_piece(row))}, [&](const auto& slots) {
     std::array<unsigned int, 4> mine{};
     for (int i = 0; i < 4; ++i) {
       mine[i] = reinterpret_cast<const unsigned int*>(slots[i * 8 + lane() / 4][0])[lane() % 4];

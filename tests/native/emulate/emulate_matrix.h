@@ -33,7 +33,7 @@ inline int load_written(const int* from) { return *from; }
 inline unsigned char* dynamic_shared() { return self().shared; }
 inline void cluster_barrier() { self().cluster->barrier.arrive_and_wait(); }
 inline float4 load_from_block(const float4* own, int rank) {
-  const auto offset = reinterpret_cast<const unsigned char*>(own) - self().shared;
+  const auto offset = reinterpret_cast<const unsigned char*>(on_piece(own)) - self().shared;
   float4 value;
   std::memcpy(&value, self().cluster->shared[rank].get() + offset, sizeof value);
   return value;
@@ -42,7 +42,7 @@ inline float4 load_from_block(const float4* own, int rank) {
 inline void load_fragments(unsigned int (&word)[4], const uint4* row) { load_matrices(word, row); }
 
 inline void load_fragments_transposed(unsigned int (&word)[4], const uint4* row) {
-  const auto words = warp().exchange(lane(), {reinterpret_cast<uint64_t>(row)}, [&](const auto& slots) {
+  const auto words = warp().exchange(lane(), {reinterpret_cast<uint64_t>(on_piece(row))}, [&](const auto& slots) {
     std::array<unsigned int, 4> mine{};
     for (int i = 0; i < 4; ++i) {
       for (int half = 0; half < 2; ++half) {

@@ -1,0 +1,99 @@
+"""What a pass on a device would wait for, and what it launches: on the meta device, where there is nothing to read."""
+
+import collections
+import copy
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache
+
+from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
+from memoir_fast.hf.banks import asked
+
+FACTS = ("The capital of France is", "Who wrote the play? The author", "Which animal lives in the desert?")
+ADDED = "memoir_fast.masked_linear_add_.default"
+
+
+class NothingSent(TorchFunctionMode):
+    """Raises where numbers go from the host to the device, or a tensor from one to the other: both wait for it."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.tensor, torch.as_tensor, torch.asarray) and result.is_meta and result.numel():
+            raise AssertionError(f"{args[0]} is sent to the device")
+        if func in (torch.Tensor.to, torch.Tensor.copy_, torch.Tensor.__setitem__, torch.Tensor.cpu):
+            devices = {one.device.type for one in (*args, result) if isinstance(one, torch.Tensor)}
+            if len(devices) > 1:
+                raise AssertionError(f"{func.__name__} between {devices}")
+        return result
+
+
+class Launched(TorchDispatchMode):
+    """Counts operations, views left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.counted = collections.Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view and "reshape" not in str(func):
+            self.counted[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(params=[("paper", 1), ("early", 0), ("early", 1)], ids=str)
+def on_meta(request, tiny_llama, tiny_tokenizer):
+    """A memory of one or two layers, several pages and two banks, whose model has gone to the meta device."""
+    plain = copy.deepcopy(tiny_llama).to("meta")
+    routing, further = request.param
+    recipe = dataclasses.replace(RECIPES["paper"], steps=1, prefixes=0)
+    config = MemoirConfig(
+        routing=routing,
+        layer="model.layers.1.mlp.down_proj",
+        further=further,
+        k=20,
+        tau=0.7,
+        page_edits=2,
+        recipe=recipe,
+    )
+    memoir = Memoir.attach(tiny_llama, tiny_tokenizer, config)
+    memoir.edit(
+        [Edit(fact, "x", bank=bank) for fact, bank in zip(FACTS, ("", "acme", "emea"), strict=True)], progress=False
+    )
+    assert memoir.layer.memory.pages > 1
+    return SimpleNamespace(model=tiny_llama.to("meta"), plain=plain, memoir=memoir, layers=1 + further, routing=routing)
+
+
+def _ids(tokens):
+    return torch.zeros(3, tokens, dtype=torch.int64, device="meta")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("which", ["", ("acme", None, ("emea", "acme"))], ids=["none", "of each row"])
+def test_nothing_is_read_and_nothing_is_sent(on_meta, which):
+    cache, router = DynamicCache(), on_meta.memoir.layer.router
+    for tokens in (5, 3, 1, 1):
+        with router.overridden(asked_banks=asked(which)), NothingSent():
+            output = on_meta.model(_ids(tokens), past_key_values=cache)
+        assert output.logits.shape == (3, tokens, 384)
+    assert cache.memoir_state.route.device.type == "meta"
+
+
+@torch.no_grad()
+def test_what_a_decode_step_launches_beside_the_model(on_meta):
+    """One kernel for each layer; by masks, the running mean's few operations too."""
+    counts = []
+    for model in (on_meta.model, on_meta.plain):
+        cache = DynamicCache()
+        for tokens in (5, 1):
+            model(_ids(tokens), past_key_values=cache)
+        with Launched() as launched:
+            model(_ids(1), past_key_values=cache)
+        counts.append(launched.counted)
+    beside = counts[0] - counts[1]
+    assert beside.pop(ADDED) == on_meta.layers and not counts[1] - counts[0]
+    assert beside.total() == {"paper": 4, "early": 0}[on_meta.routing], beside
