@@ -13,15 +13,16 @@ import functools
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from statistics import median
 from typing import Any
 from unittest import mock
 
 import torch
-from benchmark import Benchmark, told
+from benchmark import Benchmark, Predicted, told
 from cases import Settings
 from models import llama_8b, sharing
+from predict import Row, Work
 
 from memoir_fast import Memoir
 from memoir_fast.editing.active_rows import ActiveRows
@@ -48,27 +49,40 @@ STEPS = 8
 
 
 @contextmanager
-def clocks(synchronize: Callable[[], Any]) -> Iterator[dict[str, float]]:
-    """Seconds that each phase takes within the block; the device is waited for at both ends of every call."""
-    spent = dict.fromkeys(PHASES, 0.0)
+def within_phases(block: Callable[[str], AbstractContextManager[None]]) -> Iterator[None]:
+    """Within the block, every call of a phase's functions runs within `block(phase)`."""
 
-    def timed(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            synchronize()
-            start = time.perf_counter()
-            try:
+            with block(phase):
                 return function(*args, **kwargs)
-            finally:
-                synchronize()
-                spent[phase] += time.perf_counter() - start
 
         return call
 
     with ExitStack() as patches:
         for phase, functions in PHASES.items():
             for owner, name in functions:
-                patches.enter_context(mock.patch.object(owner, name, timed(phase, getattr(owner, name))))
+                patches.enter_context(mock.patch.object(owner, name, wrapped(phase, getattr(owner, name))))
+        yield
+
+
+@contextmanager
+def clocks(synchronize: Callable[[], Any]) -> Iterator[dict[str, float]]:
+    """Seconds that each phase takes within the block; the device is waited for at both ends of every call."""
+    spent = dict.fromkeys(PHASES, 0.0)
+
+    @contextmanager
+    def clock(phase: str) -> Iterator[None]:
+        synchronize()
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            synchronize()
+            spent[phase] += time.perf_counter() - start
+
+    with within_phases(clock):
         yield spent
 
 
@@ -149,11 +163,55 @@ def summary(figures: dict[str, Any]) -> str:
     return ", ".join(parts) + ": " + ", ".join(f"{phase} {share:.0%}" for phase, share in shares)
 
 
+def counted(edits: int, issued: dict[str, int]) -> tuple[Work, ...]:
+    """An edit of STEPS steps on LLaMA-3-8B's shape, in batches of so many; `issued`: torch's calls, by issued.py.
+
+    The slab of 4,096 x 4,096 is in float32, 67 MB, whose products take 15 times as long as those of 16 bits, by what
+    the run says of the card. 28 blocks of 218 million numbers below, 4 and the head of 525 above; 5 rows of some 45
+    tokens.
+    Passes of a step over the slab: 1 by the residual, 4 by the slope and its clip, 8 by Adam, 2 by the damping's
+    product and its casts, 5 by the change and the rows.
+    """
+    slab, square, tokens, float32 = 4 * 4096.0 * 4096, 4096.0 * 4096, 5 * 45, 771 / 51.5
+    third = 2 * 4096.0**3 / 6  # of a Cholesky factor; twice as many invert it by halves, six times as many square it
+    below, above = 28 * 218e6, 4 * 218e6 + 525e6
+    tail = Work(
+        trips=0, streamed=STEPS * 4 * above / edits, operations=STEPS * 4 * above * tokens, issued=issued["tail"]
+    )
+    return (
+        Work(trips=0, streamed=2 * below / edits, operations=2 * below * tokens, issued=issued["trunk"]),
+        Work(trips=0, streamed=8 * slab, operations=third * (3 * float32 + 6), issued=issued["damping"]),
+        tail,
+        Work(trips=0, streamed=STEPS * 20 * slab, issued=issued["optimizer"]),
+        Work(trips=0, operations=STEPS * square * (2 * 4096 + 4 * tokens * float32)),
+        Work(trips=0, issued=issued["rest"]),
+    )
+
+
+_AS_MEASURED = (
+    "an H200's machine took {} ms: shapes of rows that are new load kernels for tens of ms, which is not counted"
+)
+PLANNED = [
+    Row(
+        "edit_phases",
+        f"LLaMA-3-8B's shape, bfloat16, {way}",
+        counted(edits, issued),
+        1e3 * GPU_TARGETS[way],
+        _AS_MEASURED.format(measured),
+    )
+    for way, edits, measured, issued in (
+        ("sequential", 1, 361, {"trunk": 1487, "damping": 21, "tail": 4608, "optimizer": 122, "rest": 762}),
+        ("batched", 8, 123, {"trunk": 200, "damping": 21, "tail": 576, "optimizer": 133, "rest": 683}),
+    )
+]
+
+
 BENCHMARK = Benchmark(
     "edit_phases",
     ("memoir_fast/editing/*.py", "memoir_fast/hf/*.py"),
     rows=rows,
     most_seconds=75.0,
+    predicted=Predicted(planned=PLANNED),
     gist=summary,
 )
 

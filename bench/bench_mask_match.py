@@ -1,9 +1,9 @@
 """`mask_match`: one query and many, over one thousand to one million stored masks."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,16 +25,12 @@ from cases import (
     some_rows,
 )
 from figure import floors, microseconds, own_seconds, plain, share, timed, times
-from predict import CLEAR, Row, Work
+from predict import CLEAR, SMS, Row, Seen, Work
 from shapes import EDITS, LLAMA, SMOLLM, Layer, Token, count_of, masks, meta, queries_name, thresholds_of
 
 from memoir_fast import ops
 from memoir_fast.reference import mask_match as reference
 from memoir_fast.reference.popcount import popcount
-
-if TYPE_CHECKING:
-    from machine_code import MachineCode
-    from static_scan import Prediction
 
 SOURCES = ("kernels/*mask_match*.py", "csrc/overlap*", "csrc/scan*", "csrc/clear_scratch*")
 _ROWS_AT_ONCE = 512  # with the reference's temporaries in the cache
@@ -229,63 +225,17 @@ def calls(layer: Layer, dtype: torch.dtype) -> list[Call]:
 
     arguments = meta(1, layer.words), meta(EDITS, layer.words), meta(), meta(EDITS)
     run, moved = partial(mask_match.mask_match, *arguments), 4 * layer.words * EDITS
-    return [Call("mask_match, 7,000 edits", run, moved, target=_ON_PAPER[1, 7_000])]
-
-
-_ON_PAPER = {
-    (1, 7_000): "3 us after the kernel before",
-    (1, 100_000): "92 % of copy bandwidth, 45.3 us",
-    (1, 1_000_000): "95 % of copy bandwidth, 438.7 us",
-    (16, 7_000): "",
-    (16, 100_000): "",
-    (64, 7_000): "",
-    (64, 100_000): "",
-    (2048, 7_000): "70 us",
-    (2048, 100_000): "",
-}
-"""Queries, stored masks, and the target in words."""
-
-
-def _on_paper(queries: int, rows: int, kernels: "dict[str, MachineCode]") -> "Prediction":
-    """The kernel that the extension chooses on compute capability 9.0."""
-    import static_scan  # needs triton
-
-    if queries == 1:
-        return static_scan.popc(next(code for name, code in kernels.items() if "popc_scanILi1ELb1E" in name), rows)
-    tiled = {}
-    for name, code in kernels.items():
-        if found := re.search(r"mma_scanINS_6TilingILi(\d)ELi(\d)ELi(\d)ELi(\d)EEELb1E", name):
-            tiled[tuple(map(int, found.groups()))] = code
-    small, large = sorted(tiled, key=lambda tiling: tiling[0] * tiling[2])
-    tiling = small if queries <= small[0] * small[2] * 16 else large
-    return static_scan.mma(tiled[tiling], tiling, queries, rows)
+    return [Call("mask_match, 7,000 edits", run, moved)]
 
 
 def paper() -> list[str]:
-    """Paragraphs and a table in Markdown; the reason why not, where the extension has no CUDA kernels."""
-    import machine_code  # needs triton
-    import static_scan
+    """What bounds the extension's kernels; see static_scan.py."""
+    import static_scan  # needs triton
 
-    title = "## mask_match of the CUDA extension, predicted for an H200"
-    try:
-        kernels = machine_code.built_kernels(90)
-    except LookupError as error:
-        return [title, f"Not predicted: {error}."]
-    rows = [
-        "| queries | N | kernel | bounds, us | gaps | predicted us | bound by | target |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for queries, stored in _ON_PAPER:
-        found = _on_paper(queries, stored, kernels)
-        bounds = ", ".join(f"{name} {seconds * 1e6:.1f}" for name, seconds in found.bounds.items())
-        rows.append(
-            f"| {queries:,} | {stored:,} | {found.kernel} | {bounds} | {found.gaps} | {found.seconds * 1e6:.1f} "
-            f"| {max(found.bounds, key=found.bounds.__getitem__)} | {_ON_PAPER[queries, stored]} |"
-        )
+    title = "## mask_match of the CUDA extension: bounds on an H200"
     return [
         title,
-        static_scan.ASSUMED,
-        "\n".join(rows),
+        *static_scan.paper([(1, 7_000), (1, 100_000), (1, 1_000_000), (16, 7_000), (16, 100_000), (2048, 7_000)]),
     ]
 
 
@@ -307,10 +257,22 @@ def counted_tiles(queries: int, rows: int, tile_queries: int, tile_rows: int, bu
     return CLEAR, Work(trips=4, streamed=(rows + queries) * _MASK, cached=moved, busy=busy)
 
 
-def _row(queries: int, stored: int, kernels: tuple[Work, ...], layer: Layer = LLAMA) -> Row:
-    return Row("mask_match", queries_name(queries, stored, layer), kernels)
+def _row(queries: int, stored: int, kernels: tuple[Work, ...], layer: Layer = LLAMA, seen: Seen | None = None) -> Row:
+    return Row("mask_match", queries_name(queries, stored, layer), kernels, seen=seen)
 
 
+def counted_now(queries: int, rows: int, threshold: float = 4.0) -> tuple[Work, ...]:
+    """Its kernels as at bf69bd7, and the bytes of a threshold for every row, asked for together with the mask."""
+    if queries == 1:
+        return counted(rows, _MASK + threshold)
+    tile_queries = 32 if queries <= 32 else 128
+    blocks = -(-rows // 128) * -(-queries // tile_queries)
+    clear, scan = counted_tiles(queries, rows, tile_queries, 128, min(1.0, blocks / SMS))
+    return clear, replace(scan, streamed=scan.streamed + threshold * rows)
+
+
+_SIZES = [(1, 1_000), (1, 7_000), (1, 100_000), (1, 1_000_000), (16, 7_000), (16, 100_000), (2048, 7_000)]
+_SINCE = "every row has a threshold of its own"
 PREDICTED = Predicted(
     fitted=[
         *(_row(1, stored, counted(stored)) for stored in (1_000, 7_000, 100_000, 1_000_000)),
@@ -319,6 +281,10 @@ PREDICTED = Predicted(
         _row(2048, 7_000, counted_tiles(2048, 7_000, 128, 128, 1.0)),
     ],
     shown=[_row(16, 100_000, counted_tiles(16, 100_000, 32, 128, 1.0))],
+    planned=[
+        _row(*size, counted_now(*size), seen=Seen(since=_SINCE, kernels=counted_now(*size, threshold=0)))
+        for size in _SIZES
+    ],
 )
 
 _PEERS_COLOURS = [f"tab:{name}" for name in ("blue", "orange", "green", "purple", "brown", "pink")]  # not the op's red

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from benchmark import Benchmark, Call, Predicted, Roofline, Target
 from cases import Absent, Case, Peer, Prepared, Settings, Wrong, compiled, most_rows, require_close, rotated, some_rows
 from figure import floors, microseconds, over, own_seconds, plain, times
-from predict import Row, Work
+from predict import SMS, Row, Seen, Work
 from shapes import (
     EDITS,
     LLAMA,
@@ -134,17 +134,17 @@ def calls(layer: Layer, dtype: torch.dtype) -> list[Call]:
     memory, own = meta(layer.width, layer.outputs, dtype=dtype), meta(EDITS, layer.k)
     slab = layer.k * layer.outputs
 
-    def call(name: str, batch: int, tokens: int, target: str = "") -> Call:
+    def call(name: str, batch: int, tokens: int) -> Call:
         x, base = meta(batch, tokens, layer.width, dtype=dtype), meta(batch, tokens, layer.outputs, dtype=dtype)
         moved = dtype.itemsize * (slab + batch * tokens * (layer.k + 2 * layer.outputs)) + 4 * layer.k
         run = partial(masked_linear.masked_linear_add_, base, x, memory, own, meta(batch))
-        return Call(f"masked_linear, {name}", run, moved, 2 * batch * tokens * slab, target)
+        return Call(f"masked_linear, {name}", run, moved, 2 * batch * tokens * slab)
 
     return [
-        call("1 token", 1, 1, "9.2 us"),
+        call("1 token", 1, 1),
         call("4 sequences of one route", 4, 1),
         call(f"{TOKENS_OF_CHUNK} tokens", 1, TOKENS_OF_CHUNK),
-        call(f"{TOKENS_OF_PREFILL} tokens", 1, TOKENS_OF_PREFILL, "0.40 of the dense layer, 122 us"),
+        call(f"{TOKENS_OF_PREFILL} tokens", 1, TOKENS_OF_PREFILL),
     ]
 
 
@@ -165,6 +165,101 @@ def counted_dense(rows: int, size: int = 2) -> tuple[Work, ...]:
     return (Work(streamed=size * (DENSE + rows * (14336 + 4096.0)), operations=2 * rows * DENSE),)
 
 
+# Its kernels as they are, in csrc/masked_linear*.cuh and kernels/_masked_linear_packed.py, at the same sizes.
+
+
+def counted_streamed(size: int, pages: bool = True) -> tuple[Work, ...]:
+    """One token, `size` bytes a number: 16 clusters of 8 blocks.
+
+    Trips: route, columns, rows, the sums of the cluster's other blocks; since there are pages, also the page before the
+    columns, and in the machine code for sm_90 the second of a thread's two columns after the first.
+    """
+    return (Work(trips=6 if pages else 4, gathered=size * SLAB, early=True),)
+
+
+def counted_tiles(batch: int, tokens: int, pages: bool = True) -> tuple[Work, ...]:
+    """3 to 128 tokens of one route: inputs are packed, then 16 clusters of 8 blocks walk 16 steps of 32 rows each.
+
+    Packing reads nearly every sector of the inputs. Its trips: the route (twice where there are several sequences),
+    columns, inputs; since there are pages, also the page, and for each of a thread's 8 positions a column and then an
+    input, one after another, in the machine code for sm_90.
+    The product starts early and has route, columns and the first 3 of its 16 steps' rows when packing ends. Its trips:
+    packed inputs, and the cluster's sums, 1,024 of them a block and turn. Slots of a warp, by the same code: 600 before
+    the loop, 191, 208 or 235 a step for tiles of 16, 32 or 64 rows, 200 to put the sums down, 400 for each turn of
+    adding them up.
+    """
+    rows = batch * tokens
+    tile, step = (16, 191) if rows <= 16 else (32, 208) if rows <= 32 else (64, 235)
+    tiles, turns = -(-rows // tile), -(-min(rows, tile) // 32)
+    pack = Work(trips=(batch > 1) + (18 if pages else 3), streamed=rows * 2.0 * (14336 + 4096))
+    multiply = Work(
+        trips=tiles * (1 + turns),
+        gathered=tiles * 2 * SLAB * 13 / 16,
+        cached=16 * rows * 2.0 * 4096,
+        operations=2 * tiles * tile * SLAB,
+        slots=tiles * 8 * (600 + 16 * step + 200 + 400 * turns),
+        early=True,
+    )
+    return pack, multiply
+
+
+def counted_packed() -> tuple[Work, ...]:
+    """2,048 tokens, by Triton, as the launch table has it for this GPU: tiles of 128 x 256, of which an SM holds one.
+
+    Trips: route, columns and page together, rows; of the product twice, since an SM takes 2 of 256 programs. As of
+    torch's product, what tiles read again from the second-level cache is not counted.
+    """
+    pack = Work(trips=3, streamed=2048 * 2.0 * (14336 + 4096))
+    operations = 2 * 2048 * SLAB * (2 * SMS) / 256
+    return pack, Work(trips=6, gathered=2 * SLAB, operations=operations, alone=True)
+
+
+NOTHING = (Work(), Work(early=True))  # of 3 to 128 tokens without a route: packing and product read it and end
+_PAGES = "memory has pages"
+
+
+_WAITS = "an SM has one block of 8 warps, which wait for each other in every step: likely less overlaps than is counted"
+
+
+def _planned(
+    batch: int, tokens: int, kernels: tuple[Work, ...], seen: Seen, note: str = "", dtype: torch.dtype = torch.bfloat16
+) -> Row:
+    dense = counted_dense(batch * tokens, dtype.itemsize)
+    name = _name(batch, tokens, dtype)
+    return Row("masked_linear", name, kernels, note=note, peers=(("dense product", dense),), seen=seen)
+
+
+PLANNED = [
+    _planned(1, 1, counted_streamed(2), Seen(r"own/dense: 1: ([\d.]+)/", _PAGES, counted_streamed(2, False))),
+    _planned(
+        1,
+        1,
+        counted_streamed(4),
+        Seen(r"float32 1 token: ([\d.]+)", _PAGES, counted_streamed(4, False)),
+        dtype=torch.float32,
+    ),
+    _planned(
+        4,
+        1,
+        counted_tiles(4, 1),
+        Seen(r"4 tokens, tiles: base/8 ([\d.]+)", _PAGES, counted_tiles(1, 4, False)),
+        "measured: 4 tokens of one sequence",
+    ),
+    _planned(
+        1,
+        64,
+        counted_tiles(1, 64),
+        Seen(r"own/dense: .* 64: ([\d.]+)/", _PAGES, counted_tiles(1, 64, False)),
+        _WAITS,
+    ),
+    _planned(
+        1,
+        2048,
+        counted_packed(),
+        Seen(r"2048 shipped ([\d.]+)", f"{_PAGES}, and packing alone takes 30 us in place of 47", counted_packed()),
+    ),
+]
+
 _SMALL = Row("masked_linear", _name(1, 1, torch.float32, SMOLLM), (Work(trips=3, gathered=440 * 576 * 4.0),))
 PREDICTED = Predicted(
     fitted=[
@@ -182,6 +277,7 @@ PREDICTED = Predicted(
         ("dense product", Row("masked_linear", _name(1, 1, torch.float32), counted_dense(1, 4))),
         *(("dense product", Row("masked_linear", _name(1, rows), counted_dense(rows))) for rows in (1, 64, 2048)),
     ],
+    planned=PLANNED,
 )
 
 

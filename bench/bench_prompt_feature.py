@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from benchmark import Benchmark, Call, Roofline
+from benchmark import Benchmark, Call, Predicted, Roofline
 from cases import Absent, Case, Peer, Prepared, Settings, compiled, require_close
-from predict import Work
+from predict import Row, Seen, Work
 from shapes import LLAMA, SMOLLM, TOKENS_OF_PROMPT, Layer, Token, dtype_name, meta
 
 from memoir_fast import ops
@@ -59,9 +59,13 @@ def cases(settings: Settings) -> Iterator[Case]:
     wanted = [(LLAMA, 1, 512, torch.bfloat16), (LLAMA, 1, 2048, torch.bfloat16), (LLAMA, 1, 512, torch.float32)]
     wanted += [(SMOLLM, 1, 64, torch.float32), (LLAMA, 8, 64, torch.bfloat16)]
     for layer, batch, tokens, dtype in [(SMOLLM, 1, 64, torch.float32)] if settings.quick else wanted:
-        name = f"{batch} x {tokens} tokens, D={layer.width}, {dtype_name(dtype)}"
+        name = _name(batch, tokens, dtype, layer)
         numbers = layer.sizes | {"B": batch, "S": tokens, "dtype": dtype_name(dtype)}
         yield Case("prompt_feature", name, numbers, partial(make, layer, batch, tokens, dtype))
+
+
+def _name(batch: int, tokens: int, dtype: torch.dtype = torch.bfloat16, layer: Layer = LLAMA) -> str:
+    return f"{batch} x {tokens} tokens, D={layer.width}, {dtype_name(dtype)}"
 
 
 def growing() -> Iterator[Case]:
@@ -91,11 +95,44 @@ def counted(tokens: int) -> tuple[Work, ...]:
     return (Work(trips=2 + tokens // 64, streamed=tokens * 14336 * 2.0),)
 
 
+def counted_now(batch: int, tokens: int) -> tuple[Work, ...]:
+    """The CUDA kernel of bfloat16, csrc/prompt_feature_kernel.cuh.
+
+    Trips: the marks, for each 8 of a thread's 32 tokens their inputs, mu; a block takes 1,024 tokens at a time.
+    Slots, by the machine code for sm_90: 610 instructions of a warp for 2,048 values, 300 of each warp beside. The
+    busiest SM has two blocks of 64 columns of a prompt, or one of 1,024 where 8 prompts are short.
+    """
+    columns, blocks = (1024, 1) if batch > 1 else (2 * 64, 2)
+    return (
+        Work(
+            trips=2 + 4 * -(-tokens // 1024),
+            streamed=batch * (tokens * 14336 * 2.0 + 14336 * 4),
+            slots=610 * tokens * columns / 2048 + blocks * 8 * 300,
+            early=True,
+        ),
+    )
+
+
+PLANNED = [
+    Row(
+        "prompt_feature",
+        _name(batch, tokens),
+        counted_now(batch, tokens),
+        seen=Seen(
+            rf"cuda feature {batch} {tokens} ([\d.]+) us",
+            "a thread may have more registers",
+            counted_now(batch, tokens),
+        ),
+    )
+    for batch, tokens in ((1, 512), (1, 2048), (8, 64))
+]
+
 BENCHMARK = Benchmark(
     "prompt_feature",
     SOURCES,
     cases,
     calls=calls,
+    predicted=Predicted(planned=PLANNED),
     roofline=Roofline("C0"),
     listed=(("prompt_feature, 512 tokens, bf16", "1 x 512 tokens, D=14336, bfloat16"),),
 )

@@ -43,8 +43,6 @@ class Call(NamedTuple):
     run: Callable[[], object]
     floor_bytes: int
     operations: int = 0
-    target: str = ""
-    """In words, for the page of predictions."""
     bounds: "Callable[[Sequence[Launch]], dict[str, float]]" = lambda _: {}
     """Seconds that other resources take, by name, given what was launched."""
 

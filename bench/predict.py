@@ -8,17 +8,20 @@ is a `Costs`, fitted by `fit` to rows of a result file. A kernel takes
 where the resources are bytes from memory (in order, or gathered by rows), bytes from the second-level cache, matrix
 products and issue slots, all at once. Kernels of one call follow each other: their times add.
 
-To add a prediction, put a row into `planned` of the op's benchmark; `python bench/static.py` writes it to
-bench/results/static.md, beside its target:
+To add a prediction, put a row into `planned` of the op's benchmark, under the name of one of its cases:
 
-    Row("op", "1 row, D=14336, k=4096", (Work(trips=2, streamed=131_072, slots=3_000, busy=1 / 132),), target=5.5)
+    Row("op", "1 row, D=14336, k=4096", (Work(trips=2, streamed=131_072, slots=3_000, busy=1 / 132),))
+
+`python bench/static.py` writes it to bench/results/static.md, beside the targets of that case and what was measured;
+see planned.py.
 
 How to count: `trips` are loads or atomics that wait for the result of the one before (route -> columns -> rows are 3);
 `slots` are instructions that the busiest SM issues, over all of its warps and rows (a warp's instructions x warps);
 `busy` is the share of memory's bandwidth that the blocks can draw: that of the SMs that have one, up to four times as
 much where they ask for all that they can at once; an `early` kernel is launched before the
 one ahead of it has ended (programmatic dependent launch). A kernel whose registers or shared memory let an SM hold
-one block is `alone`: its `trips` are those of one block times the blocks that an SM takes in turn.
+one block is `alone`: its `trips` are those of one block times the blocks that an SM takes in turn. Outside of a graph
+the host issues each call, and a GPU that is quicker waits for it: `issued` are the calls of a phase, not of one kernel.
 """
 
 from collections.abc import Sequence
@@ -31,6 +34,7 @@ import numpy as np
 SMS, ISSUE, CLOCK = 132, 4, 1.98e9
 PULL = 0.1
 IN_FLIGHT = 8e6  # bytes: 132 SMs with 60 KB each asked for
+ISSUED = 7.6e-6  # seconds: torch.add issued from Python on that host
 
 
 class H200:
@@ -68,6 +72,8 @@ class Work:
     """Whether it starts while the kernel ahead of it ends."""
     alone: bool = False
     """Whether an SM holds one block at a time: then nothing overlaps, and what the resources take adds up."""
+    issued: float = 0.0
+    """Calls that the host issues one by one meanwhile; 0 within a graph."""
 
 
 CLEAR = Work(trips=1)
@@ -94,26 +100,46 @@ class Costs:
     slots: float
 
     def seconds(self, kernels: Sequence[Work]) -> float:
-        """The predicted time of kernels that follow each other in a graph."""
-        return sum(float(np.dot(_counts(work, self), astuple(self))) for work in kernels)
+        """The predicted time of kernels that follow each other: of each the GPU's or the host's, if longer."""
+        return sum(max(self._on_gpu(work), work.issued * ISSUED) for work in kernels)
+
+    def _on_gpu(self, work: Work) -> float:
+        return float(np.dot(_counts(work, self), astuple(self)))
 
     def bound(self, kernels: Sequence[Work]) -> str:
-        """What the longest kernel is bound by: a resource, or `latency`."""
+        """What the longest kernel is bound by: a resource, `latency`, or `issuing`."""
         longest = max(kernels, key=lambda work: self.seconds([work]))
+        if longest.issued * ISSUED > self._on_gpu(longest):
+            return "issuing"
         counts = _counts(longest, self)
         parts = dict(zip(_NAMES, np.multiply(counts, astuple(self)), strict=True))
         resource = max(_RESOURCES, key=parts.__getitem__)
         return resource if parts[resource] > sum(parts.values()) / 2 else "latency"
 
 
+class Seen(NamedTuple):
+    """Where the kernels of a planned row, or those that they came from, were measured on that card."""
+
+    pattern: str = ""
+    """A regular expression with one group, the microseconds, in what the probes printed; "": the row of the run."""
+    since: str = ""
+    """What has changed in them since; "": nothing."""
+    kernels: tuple[Work, ...] = ()
+    """What they did then, where something has changed."""
+
+
 class Row(NamedTuple):
-    """A benchmark's case, what its kernels do, and the microseconds that it shall take, where that is said."""
+    """A benchmark's case, and what its kernels do."""
 
     bench: str
     case: str
     kernels: tuple[Work, ...]
     target: float | None = None
+    """The microseconds that it shall take, where no `Target` of its benchmark says so."""
     note: str = ""
+    peers: tuple[tuple[str, tuple[Work, ...]], ...] = ()
+    """What the case's peers do, of those that are counted; of the others, the run's times are taken."""
+    seen: Seen | None = None
 
 
 class Measured(NamedTuple):

@@ -62,13 +62,9 @@ def test_every_fitted_row_was_measured_and_is_predicted_well(bench):
             assert costs.seconds(one.row.kernels) == pytest.approx(one.seconds, rel=0.25), one.row.case
 
 
-def test_page_has_a_line_for_every_planned_kernel(bench, predict, monkeypatch):
-    static_time = bench("static_time")
-    rows = (
-        predict.Row("tophash", "a", (predict.Work(),), target=5.0),
-        predict.Row("tophash", "b", (predict.Work(streamed=1e9),), target=5.0, note="too many bytes"),
-    )
-    monkeypatch.setattr(static_time, "PLANNED", rows)
-    text = static_time.planned(predict.FIRST)
-    assert "| tophash, a | 1 | 2.3 | latency | 5 | reached |" in text
-    assert "not reached; too many bytes |" in text
+def test_host_that_issues_more_slowly_than_the_gpu_works_is_waited_for(predict):
+    costs, work = predict.FIRST, predict.Work(streamed=1e9)
+    alone = costs.seconds([work])
+    few, many = (predict.Work(streamed=1e9, issued=calls) for calls in (1, 1e3))
+    assert costs.seconds([few, many]) == pytest.approx(alone + 1e3 * predict.ISSUED)
+    assert costs.bound([few]) == "streamed" and costs.bound([few, many]) == "issuing"
