@@ -39,6 +39,8 @@ SOURCES = (
     *bench_prompt_feature.SOURCES,
     *bench_mask_match.SOURCES,
     *bench_masked_linear.SOURCES,
+    "kernels/*mask_columns*.py",
+    "csrc/mask_columns*",
     "memoir_fast/modules/*.py",
 )
 

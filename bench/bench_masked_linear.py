@@ -26,7 +26,7 @@ from shapes import (
 
 from memoir_fast import ops
 
-SOURCES = ("kernels/*masked_linear*.py", "csrc/masked_linear*", "csrc/row_sums*")
+SOURCES = ("kernels/*masked_linear*.py", "kernels/_pages.py", "csrc/masked_linear*", "csrc/matrix*", "csrc/row_sums*")
 
 
 def gathered(x: torch.Tensor, memory: torch.Tensor, columns: torch.Tensor, route: torch.Tensor) -> torch.Tensor:

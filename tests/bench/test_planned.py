@@ -87,6 +87,12 @@ def test_page_says_of_each_target_whether_it_is_reached(planned, predict, monkey
     assert planned.times_table(predict.FIRST).endswith("| tophash, b | 1 | 325.9 | streamed |  |  | too many bytes |")
 
 
+def test_page_in_the_tree_is_of_these_counts(planned, costs):
+    page = (planned.RESULTS / "static.md").read_text(encoding="utf-8")
+    again = "`python bench/static.py` writes it anew"
+    assert planned.targets_table(costs) in page and planned.times_table(costs) in page, again
+
+
 def test_error_is_of_the_kernels_as_they_were(planned, predict):
     then, now = (predict.Work(streamed=1e9),), (predict.Work(streamed=5e8),)
     seconds = predict.FIRST.seconds(then)
