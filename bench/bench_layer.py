@@ -39,8 +39,7 @@ SOURCES = (
     *bench_prompt_feature.SOURCES,
     *bench_mask_match.SOURCES,
     *bench_masked_linear.SOURCES,
-    "kernels/*mask_columns*.py",
-    "csrc/mask_columns*",
+    *bench_mask_columns.SOURCES,
     "memoir_fast/modules/*.py",
 )
 
