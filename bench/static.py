@@ -69,7 +69,7 @@ def report(quick: bool) -> str:
         "Written by `python bench/static.py`; no GPU was used but for the figures that are called measured.",
         f"Triton {triton.__version__}, torch {torch.__version__.split('+')[0]}, bfloat16 unless an op says otherwise.",
         *static_time.section(),
-        "# Bounds and machine code",
+        "## Bounds and machine code",
         "What follows are no predictions, but what the kernels cannot fall below on an H200, whose memory is faster, "
         "and what they are compiled to.",
         "## Triton: calls at Llama-3-8B's layer, bounds on an H200",
