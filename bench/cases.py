@@ -12,7 +12,7 @@ import measure
 import torch
 from bandwidth import share
 
-from memoir_fast import backends
+from memoir_fast import backends, native
 
 OWN = "memoir_fast"
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -131,6 +131,7 @@ def row_of(case: Case, settings: Settings, timer: measure.Timer) -> dict[str, An
     return blank(
         case,
         backend=backend,
+        ways=_ways() if backend == "cpu" else {},
         headline=headline,
         input_sets=len(sets),
         **figures,
@@ -139,6 +140,11 @@ def row_of(case: Case, settings: Settings, timer: measure.Timer) -> dict[str, An
             for name, peer in peers.items()
         },
     )
+
+
+def _ways() -> dict[str, str]:
+    """What the CPU's kernels chose among so far in this process: what it is about, and the way that serves."""
+    return {what: trial["taken"] for what, trial in native.extension().cpu_trials().items() if trial["taken"]}
 
 
 def _on_set(run: Callable[..., Any], sets: list[tuple]) -> Callable[[int], Any]:

@@ -58,8 +58,10 @@ def source(name: str, machine: dict[str, Any], folder: str = "bench/results") ->
     """A line of Markdown: what a result file was measured on, and a link to it."""
     threads = ""
     if machine["device"] == "cpu":
-        load, cores = machine["load"], machine["processor"].get("cores", "?")
-        threads = f", {machine['threads']} thread(s), load {load} on {cores} cores when it began"
+        processor = machine["processor"]
+        load, cores = machine["load"], processor.get("cores", "?")
+        kind = f", family {processor['family']}, model {processor['model']}" if processor.get("family") else ""
+        threads = f"{kind}, {machine['threads']} thread(s), load {load} on {cores} cores when it began"
     return (
         f"{place(machine)}{threads}, torch {machine['packages']['torch']}, {machine['date']}: "
         f"[bench/results/{name}]({folder}/{name})."

@@ -9,17 +9,12 @@ namespace {
 
 constexpr CpuPath kPaths[] = {CpuPath::avx512, CpuPath::avx2, CpuPath::portable};
 
-CpuPath widest() {
-  for (CpuPath path : kPaths) {
-    if (cpu_supports(path)) return path;
-  }
-  return CpuPath::portable;
-}
-
 std::atomic<CpuPath>& current() {
-  static std::atomic<CpuPath> path{widest()};
+  static std::atomic<CpuPath> path{widest_cpu_path()};
   return path;
 }
+
+std::atomic<bool> forced{false};
 
 }  // namespace
 
@@ -38,7 +33,16 @@ bool cpu_supports(CpuPath path) {
   return path == CpuPath::portable;
 }
 
+CpuPath widest_cpu_path() {
+  for (CpuPath path : kPaths) {
+    if (cpu_supports(path)) return path;
+  }
+  return CpuPath::portable;
+}
+
 CpuPath cpu_path() { return current().load(std::memory_order_relaxed); }
+
+bool cpu_path_is_forced() { return forced.load(std::memory_order_relaxed); }
 
 const char* name_of(CpuPath path) {
   switch (path) {
@@ -55,13 +59,15 @@ const char* name_of(CpuPath path) {
 void set_cpu_path(const char* name) {
   const std::string wanted = name;
   if (wanted == "auto") {
-    current() = widest();
+    current() = widest_cpu_path();
+    forced = false;
     return;
   }
   for (CpuPath path : kPaths) {
     if (wanted != name_of(path)) continue;
     if (!cpu_supports(path)) throw std::runtime_error("this CPU lacks the instructions of the path " + wanted);
     current() = path;
+    forced = true;
     return;
   }
   throw std::invalid_argument("a CPU path is auto, avx512, avx2 or portable, got " + wanted);

@@ -8,8 +8,14 @@ enum class CpuPath { portable, avx2, avx512 };
 // Whether this CPU and its operating system can run `path`.
 bool cpu_supports(CpuPath path);
 
-// The path in force: the one set last, else the widest that this CPU supports.
+// The path of the widest instructions that this CPU supports.
+CpuPath widest_cpu_path();
+
+// The path in force: the one set last, else the widest.
 CpuPath cpu_path();
+
+// Whether it was set, by another name than "auto".
+bool cpu_path_is_forced();
 
 // Sets the path for this process; its names: "auto", "avx512", "avx2", "portable".
 // Throws std::invalid_argument for another name, std::runtime_error where the CPU lacks the instructions.

@@ -1,6 +1,11 @@
 #include "masked_linear_cpu.h"
 
+#include <algorithm>
+#include <string>
+#include <vector>
+
 #include "cpu_path.h"
+#include "trial.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -117,14 +122,76 @@ struct Lanes<double> {
 #pragma GCC pop_options
 #endif
 
+namespace {
+
 template <class T>
-RowSums<T> row_sums() {
-  return OF_CPU_PATH(sums<T, typename Wide<T>::type>);
+using RowSums = void (*)(const T*, int64_t, const int32_t*, int64_t, const typename Wide<T>::type*, int64_t, int64_t,
+                         typename Wide<T>::type*, int64_t);
+
+template <class T>
+constexpr const char* kName = "";
+template <>
+constexpr const char* kName<double> = "float64";
+template <>
+constexpr const char* kName<float> = "float32";
+template <>
+constexpr const char* kName<BFloat16> = "bfloat16";
+template <>
+constexpr const char* kName<Half> = "float16";
+
+constexpr int64_t kLeastWork = 1 << 16;  // of columns times outputs: less is too short to be timed
+
+// The paths to choose among, the widest first, and how far that is: for one token, which waits for memory, and for more.
+template <class T>
+struct Paths {
+  Paths() {
+    using S = typename Wide<T>::type;
+    std::vector<std::string> names;
+    const auto add = [&](CpuPath path, RowSums<T> sums) {
+      if (!cpu_supports(path)) return;
+      functions.push_back(sums);
+      names.push_back(name_of(path));
+    };
+#if defined(__x86_64__)
+    add(CpuPath::avx512, avx512::sums<T, S>);
+    add(CpuPath::avx2, avx2::sums<T, S>);
+#endif
+    if (names.empty()) add(CpuPath::portable, portable::sums<T, S>);
+    const std::string what = std::string("product with an edit's rows, ") + kName<T>;
+    one = new Trial(what + ", one token", names);
+    more = new Trial(what + ", more tokens", names);
+  }
+
+  std::vector<RowSums<T>> functions;
+  Trial *one, *more;
+};
+
+}  // namespace
+
+template <class T>
+void row_sums(const T* memory, int64_t stride, const int32_t* columns, int64_t k, const typename Wide<T>::type* scale,
+              int64_t tokens, int64_t outputs, typename Wide<T>::type* sum, int64_t sum_stride) {
+  const auto by = [&](RowSums<T> sums) {
+    sums(memory, stride, columns, k, scale, tokens, outputs, sum, sum_stride);
+  };
+  if (cpu_path_is_forced()) return by(OF_CPU_PATH(sums<T, typename Wide<T>::type>));
+  static const Paths<T> known;
+  Trial& trial = tokens == 1 ? *known.one : *known.more;
+  const int winner = trial.winner();
+  if (winner >= 0 || k * outputs < kLeastWork) return by(known.functions[std::max(winner, 0)]);
+  const int way = trial.turn();
+  const Stopwatch watch;
+  by(known.functions[way]);
+  trial.record(way, static_cast<double>(k * outputs * static_cast<int64_t>(sizeof(T))), watch.seconds());
 }
 
-template RowSums<double> row_sums<double>();
-template RowSums<float> row_sums<float>();
-template RowSums<BFloat16> row_sums<BFloat16>();
-template RowSums<Half> row_sums<Half>();
+#define MEMOIR_ROW_SUMS(T)                                                                                          \
+  template void row_sums<T>(const T*, int64_t, const int32_t*, int64_t, const Wide<T>::type*, int64_t, int64_t,     \
+                            Wide<T>::type*, int64_t)
+MEMOIR_ROW_SUMS(double);
+MEMOIR_ROW_SUMS(float);
+MEMOIR_ROW_SUMS(BFloat16);
+MEMOIR_ROW_SUMS(Half);
+#undef MEMOIR_ROW_SUMS
 
 }  // namespace memoir

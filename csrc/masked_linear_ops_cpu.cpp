@@ -83,12 +83,11 @@ struct Problem {
   }
 
   void chunk(const Group& group, const std::vector<S>& scale, int64_t begin, int64_t end) const {
-    const RowSums<T> add_rows = row_sums<T>();
     const int64_t count = static_cast<int64_t>(group.rows.size()) * tokens, length = end - begin;
     std::vector<S> sum(kTokens * length);
     for (int64_t first = 0; first < count; first += kTokens) {
       const int64_t used = std::min(kTokens, count - first);
-      add_rows(memory + begin, memory_stride, group.columns, k, scale.data() + first * k, used, length, sum.data(),
+      row_sums(memory + begin, memory_stride, group.columns, k, scale.data() + first * k, used, length, sum.data(),
                length);
       for (int64_t t = 0; t < used; ++t) {
         T* to = out(group, first + t) + begin * y_stride[2];

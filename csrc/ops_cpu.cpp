@@ -47,7 +47,7 @@ std::tuple<Tensor, Tensor> mask_match(const Tensor& query_in, const Tensor& stor
   require(0 <= used && used <= store_in.size(0), "count must lie in [0, ", store_in.size(0), "], got ", used);
 
   const Tensor query = with_dense_rows(query_in), store = with_dense_rows(store_in);
-  const Masks queries = masks_of(query), rows = masks_of(store);
+  const Masks queries = masks_of(query), rows = masks_of(store).slice(0, used);
   const Thresholds least = {static_cast<const int32_t*>(min_overlap.const_data_ptr()), min_overlap.stride(0)};
   std::vector<uint64_t> best(queries.rows, 0);
   std::mutex merging;

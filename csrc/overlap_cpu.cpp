@@ -1,9 +1,15 @@
 #include "overlap_cpu.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <map>
+#include <mutex>
+#include <stdexcept>
+#include <vector>
 
 #include "cpu_path.h"
+#include "trial.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -17,7 +23,7 @@ namespace {
 struct Bits {
   using Word = uint64_t;
   using Sum = uint64_t;
-  static constexpr int kWords = 2, kTileRows = 2, kTileQueries = 2, kAhead = 4096;
+  static constexpr int kWords = 2, kTileRows = 2, kTileQueries = 2;
 
   static Sum zero() { return 0; }
   static Word load(const int32_t* from) {
@@ -52,7 +58,7 @@ namespace {
 struct Bits {
   using Word = __m256i;
   using Sum = __m256i;  // four 64-bit counts
-  static constexpr int kWords = 8, kTileRows = 2, kTileQueries = 2, kAhead = 8192;
+  static constexpr int kWords = 8, kTileRows = 2, kTileQueries = 2;
 
   static inline Sum zero() { return _mm256_setzero_si256(); }
   static inline Word load(const int32_t* from) {
@@ -92,7 +98,7 @@ namespace {
 struct Bits {
   using Word = __m512i;
   using Sum = __m512i;  // eight 64-bit counts
-  static constexpr int kWords = 16, kTileRows = 4, kTileQueries = 4, kAhead = 8192;
+  static constexpr int kWords = 16, kTileRows = 4, kTileQueries = 4;
 
   static inline Sum zero() { return _mm512_setzero_si512(); }
   static inline Word load(const int32_t* from) { return _mm512_loadu_si512(from); }
@@ -112,37 +118,127 @@ struct Bits {
 #pragma GCC pop_options
 #endif
 
-OverlapBlock overlap_block() { return OF_CPU_PATH(block); }
+namespace {
 
-void mask_overlap_rows(const Masks& query, const Masks& store, int64_t begin, int64_t end, int32_t* overlap) {
-  const OverlapBlock block = overlap_block();
-  for (int64_t row = begin; row < end; row += kBlockRows) {
-    const Masks rows = store.slice(row, std::min(kBlockRows, end - row));
-    block(query, rows, overlap + row, store.rows);
+using Scan = uint64_t (*)(const Masks&, const Masks&, const Thresholds&, int64_t, uint64_t);
+
+struct ScanWay {
+  const char* name;
+  CpuPath path;
+  Scan scan;
+};
+
+// The first of a path serves until one is known to be quicker, and stores that are too small to tell.
+constexpr ScanWay kWays[] = {
+#if defined(__x86_64__)
+    {"avx512 in 4 streams", CpuPath::avx512, avx512::scan_streams<4>},
+    {"avx512 in 2 streams", CpuPath::avx512, avx512::scan_streams<2>},
+    {"avx512 prefetched 8 KiB ahead", CpuPath::avx512, avx512::scan_rows<8192>},
+    {"avx512 row by row", CpuPath::avx512, avx512::scan_rows<0>},
+    {"avx2 in 4 streams", CpuPath::avx2, avx2::scan_streams<4>},
+    {"avx2 prefetched 8 KiB ahead", CpuPath::avx2, avx2::scan_rows<8192>},
+#endif
+    {"portable row by row", CpuPath::portable, portable::scan_rows<0>},
+    {"portable prefetched 4 KiB ahead", CpuPath::portable, portable::scan_rows<4096>},
+    {"portable in 4 streams", CpuPath::portable, portable::scan_streams<4>},
+};
+
+// The ways of one path; of `any`, those of every path but the portable one, where there is another.
+std::vector<ScanWay> ways_of(CpuPath path, bool any) {
+  std::vector<ScanWay> found;
+  for (const ScanWay& way : kWays) {
+    const bool wanted = any && path != CpuPath::portable ? way.path != CpuPath::portable : way.path == path;
+    if (wanted && cpu_supports(way.path)) found.push_back(way);
   }
+  return found;
+}
+
+std::atomic<Scan> forced_scan{nullptr};
+
+// A search is tried out from kLeastBytes on, in pieces; from kMemoryBytes on a store is taken to lie in memory.
+constexpr int64_t kLeastBytes = 1 << 20, kMemoryBytes = 16 << 20;
+constexpr int64_t kCachePiece = 512 << 10, kMemoryPiece = 2 << 20;
+
+// What is chosen among, and by size of the store how far that is.
+struct Ways {
+  Ways(const std::string& which, std::vector<ScanWay> of) : ways(std::move(of)) {
+    std::vector<std::string> names;
+    for (const ScanWay& way : ways) names.push_back(way.name);
+    cache = new Trial("search for one query in a cache" + which, names);
+    memory = new Trial("search for one query in memory" + which, names);
+  }
+
+  std::vector<ScanWay> ways;
+  Trial *cache, *memory;
+};
+
+const Ways& ways_in_force() {
+  if (!cpu_path_is_forced()) {
+    static const Ways any("", ways_of(widest_cpu_path(), true));
+    return any;
+  }
+  static std::map<CpuPath, Ways> forced;
+  static std::mutex making;
+  const std::lock_guard<std::mutex> lock(making);
+  const CpuPath path = cpu_path();
+  const auto found = forced.find(path);
+  if (found != forced.end()) return found->second;
+  return forced.emplace(path, Ways(std::string(", ") + name_of(path) + " alone", ways_of(path, false))).first->second;
+}
+
+uint64_t scan(const Masks& query, const Masks& store, const Thresholds& least, int64_t begin, int64_t end,
+              uint64_t best) {
+  if (const Scan forced = forced_scan.load(std::memory_order_relaxed)) {
+    return forced(query, store.slice(begin, end - begin), least, begin, best);
+  }
+  const Ways& known = ways_in_force();
+  const int64_t row_bytes = store.words * 4, bytes = store.rows * row_bytes;
+  Trial& trial = bytes < kMemoryBytes ? *known.cache : *known.memory;
+  const int winner = trial.winner();
+  if (winner >= 0 || bytes < kLeastBytes) {
+    return known.ways[std::max(winner, 0)].scan(query, store.slice(begin, end - begin), least, begin, best);
+  }
+  const int64_t piece = std::max<int64_t>(1, (bytes < kMemoryBytes ? kCachePiece : kMemoryPiece) / row_bytes);
+  for (int64_t row = begin; row < end; row += piece) {
+    const Masks rows = store.slice(row, std::min(piece, end - row));
+    const int way = trial.turn();
+    const Stopwatch watch;
+    best = known.ways[way].scan(query, rows, least, row, best);
+    if (rows.rows == piece) trial.record(way, static_cast<double>(piece * row_bytes), watch.seconds());
+  }
+  return best;
+}
+
+}  // namespace
+
+void force_scan(const std::string& way) {
+  Scan found = nullptr;
+  for (const ScanWay& one : kWays) {
+    if (way == one.name && cpu_supports(one.path)) found = one.scan;
+  }
+  if (!way.empty() && found == nullptr) throw std::invalid_argument("this CPU has no search that is called " + way);
+  forced_scan = found;
 }
 
 void mask_match_rows(const Masks& query, const Masks& store, const Thresholds& least, int64_t begin, int64_t end,
                      uint64_t* best) {
   if (query.rows == 1) {
-    best[0] = OF_CPU_PATH(scan)(query, store.slice(begin, end - begin), least, begin, best[0]);
+    best[0] = scan(query, store, least, begin, end, best[0]);
     return;
   }
-  const OverlapBlock block = overlap_block();
-  int32_t overlap[kBlockQueries * kBlockRows];
-  for (int64_t row = begin; row < end; row += kBlockRows) {
-    const Masks rows = store.slice(row, std::min(kBlockRows, end - row));
-    for (int64_t first = 0; first < query.rows; first += kBlockQueries) {
-      const Masks queries = query.slice(first, std::min(kBlockQueries, query.rows - first));
-      block(queries, rows, overlap, kBlockRows);
-      for (int64_t q = 0; q < queries.rows; ++q) {
-        uint64_t most = best[first + q];
-        for (int64_t r = 0; r < rows.rows; ++r) {
-          most = std::max(most, match_key(overlap[q * kBlockRows + r], least[row + r], row + r));
-        }
-        best[first + q] = most;
-      }
-    }
+  const auto match = OF_CPU_PATH(match);
+  const Masks rows = store.slice(begin, end - begin);
+  for (int64_t q = 0; q < query.rows; q += kQueriesAtOnce) {
+    match(query.slice(q, std::min(kQueriesAtOnce, query.rows - q)), rows, least, begin, best + q);
+  }
+}
+
+void mask_overlap_rows(const Masks& query, const Masks& store, int64_t begin, int64_t end, int32_t* overlap) {
+  const auto overlaps = OF_CPU_PATH(overlaps);
+  const Masks rows = store.slice(begin, end - begin);
+  for (int64_t q = 0; q < query.rows; q += kQueriesAtOnce) {
+    const Masks queries = query.slice(q, std::min(kQueriesAtOnce, query.rows - q));
+    overlaps(queries, rows, overlap + q * store.rows + begin, store.rows);
   }
 }
 

@@ -1,7 +1,8 @@
-// popcount(query AND row) for a block of queries and a block of store rows: the arithmetic of every search.
+// popcount(query AND row) for queries and rows of a store: the arithmetic of every search.
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace memoir {
 
@@ -15,16 +16,8 @@ struct Masks {
   Masks slice(int64_t begin, int64_t count) const { return {data + begin * stride, count, stride, words}; }
 };
 
-// overlap[q * overlap_stride + r] = bits that query q shares with row r.
-using OverlapBlock = void (*)(const Masks& query, const Masks& store, int32_t* overlap, int64_t overlap_stride);
-
-// The kernel of the CPU path in force.
-OverlapBlock overlap_block();
-
-// Rows and queries of one block: rows stay in the first-level cache while every query passes over them, so that memory
-// is read once for a batch of queries.
-constexpr int64_t kBlockRows = 16;
-constexpr int64_t kBlockQueries = 32;
+// Queries that pass over the rows together: they stay in the second-level cache.
+constexpr int64_t kQueriesAtOnce = 64;
 
 // Every overlap with store rows [begin, end): overlap is int32 [query.rows, store.rows], contiguous.
 void mask_overlap_rows(const Masks& query, const Masks& store, int64_t begin, int64_t end, int32_t* overlap);
@@ -40,9 +33,15 @@ struct Thresholds {
   }
 };
 
-// The best of store rows [begin, end): raises best[q] to the key of the best of these rows.
+// The best of store rows [begin, end): raises best[q] to the key of the best of these rows. `store` has the rows of the
+// whole search, which tell whether it lies in a cache.
 void mask_match_rows(const Masks& query, const Masks& store, const Thresholds& least, int64_t begin, int64_t end,
                      uint64_t* best);
+
+// One query goes over the store in one of a few ways, with one result; the first searches of a process tell the quickest
+// (trial.h). This lets every such search go the way of this name, until another is named; "" ends that.
+// Throws std::invalid_argument where this CPU has no way of that name.
+void force_scan(const std::string& way);
 
 // A match as one number: a row that reaches its threshold wins, then more bits, then the lower row. 0: no row at all.
 constexpr uint64_t kReached = 1ull << 63;

@@ -1,7 +1,8 @@
 """Finds the compiled extension, built from csrc/, and the kernels in it.
 
 A kernel is `torch.ops.memoir_fast_native.<op>`, with the signature of the op's reference. `MEMOIR_FAST_CPU` (avx512,
-avx2, portable or auto) names the instruction set of the CPU kernels; the default is the widest that this machine has.
+avx2, portable or auto) names the instruction set of the CPU kernels; by default the first calls of a process find out
+which of this machine's is the quickest, all with one result: `extension().cpu_trials()`.
 """
 
 import functools

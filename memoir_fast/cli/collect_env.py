@@ -77,20 +77,23 @@ def _version(name: str) -> str | None:
 
 def _processor() -> dict[str, Any]:
     return {
-        "name": _guarded(_processor_name),
+        "name": _guarded(lambda: _cpuinfo("model name")) or platform.processor() or platform.machine(),
+        "family": _guarded(lambda: _cpuinfo("cpu family")),
+        "model": _guarded(lambda: _cpuinfo("model")),
         "cores": os.cpu_count(),
         "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "torch_threads": _guarded(_torch_threads),
     }
 
 
-def _processor_name() -> str:
+def _cpuinfo(key: str) -> str | None:
+    """What Linux says of the first core; None where it does not."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.is_file() else ():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return None
 
 
 def _torch_threads() -> int:
@@ -108,6 +111,39 @@ def _extension() -> dict[str, Any]:
         "build": _guarded(extension.build_info),
         "cpu_features": _guarded(extension.cpu_features),
         "cpu_path": _guarded(extension.cpu_path),
+        "cpu_trials": _guarded(lambda: _trials(extension)),
+    }
+
+
+def _trials(extension: Any) -> dict[str, Any]:
+    """Which of several ways is quickest on this machine, as the first calls of a process find it out by themselves."""
+    import torch
+
+    from memoir_fast import backends
+    from memoir_fast.modules.residual_memory import ResidualMemory
+    from memoir_fast.modules.search import best_row
+
+    def search(rows: int) -> None:
+        store, count = torch.ones(rows, 448, dtype=torch.int32), torch.tensor(rows, dtype=torch.int32)
+        for _ in range(40):
+            best_row(store[:1], store, count, 1)
+
+    def product(tokens: int) -> None:
+        memory, rows = ResidualMemory(2_048, 2_048), torch.arange(2_048, dtype=torch.int32)[None]
+        for _ in range(80):
+            memory(torch.ones(1, tokens, 2_048), rows, torch.zeros(1, dtype=torch.int32))
+
+    with backends.use("cpu"):
+        search(2_048)  # 3.7 MB, which lie in a cache
+        search(49_152)  # 88 MB
+        product(1)
+        product(4)
+    return {
+        what: {
+            "taken": trial["taken"],
+            "reached": [f"{way} {rate:.1f} GB/s" for way, rate in trial["reached"].items() if rate],
+        }
+        for what, trial in extension.cpu_trials().items()
     }
 
 

@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 import torch
 
+from memoir_fast import backends, native
+
 
 @pytest.fixture
 def settings(bench):
@@ -24,6 +26,18 @@ def test_right_case_has_times_and_figures(bench, doubling, timer, settings):
     assert row["times_floor"] == pytest.approx(own / (8000 / row["ceiling_bytes_per_second"]))
     assert row["ceilings"]["cold"]["bytes"] == timer.cold_bytes and row["ceilings"]["hot"]["bytes"] == 8000
     assert all(ceiling["kernel"] and ceiling["blocks"] >= 2 for ceiling in row["ceilings"].values())
+
+
+def test_a_row_of_the_extension_says_which_way_served(bench, timer, settings):
+    """Of eight megabytes searched again and again the first calls find out the quickest way."""
+    if isinstance(reason := backends.load("mask_match", "cpu"), str):
+        pytest.skip(reason)
+    shapes, search = bench("shapes"), bench("bench_mask_match")
+    case = bench("cases").Case("mask_match", "1 query", {}, lambda asked: search.make(shapes.LLAMA, 1, 5_000, asked))
+    (row,) = bench("cases").rows_of([case], dataclasses.replace(settings, peers=False, seconds=0.3), timer)
+    assert row["backend"] == "cpu"
+    (served,) = [way for what, way in row["ways"].items() if what.startswith("search for one query in a cache")]
+    assert served.split()[0] in native.extension().cpu_features()
 
 
 def test_wrong_kernel_gets_no_time(bench, doubling, timer, settings):

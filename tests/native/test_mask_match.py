@@ -46,7 +46,7 @@ def test_kinds(raw, masks, cpu_path, kind, stored):
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7, 1000])
-@pytest.mark.parametrize("batch", [0, 1, 2, 3, 4, 5, 31, 32, 33, 300])
+@pytest.mark.parametrize("batch", [0, 1, 2, 3, 4, 5, 63, 64, 65, 300])
 def test_sizes(raw, masks, cpu_path, threads, rows, batch):
     query, store = masks("random", batch, 520), masks("duplicated", rows, 520)
     assert torch.equal(raw.mask_overlap(query, store), mask_overlap(query, store))
@@ -59,6 +59,34 @@ def test_count_below_capacity(raw, masks, cpu_path, count):
     store = masks("random", 100, 640)
     assert_match(raw, store[99:], store, count, 50)  # the best row, the last, counts only where count is 100
     assert_match(raw, store[:3], store, count, 641)
+
+
+WAYS = (
+    *(f"avx512 {how}" for how in ("in 4 streams", "in 2 streams", "prefetched 8 KiB ahead", "row by row")),
+    *(f"avx2 {how}" for how in ("in 4 streams", "prefetched 8 KiB ahead")),
+    *(f"portable {how}" for how in ("row by row", "prefetched 4 KiB ahead", "in 4 streams")),
+)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("width", [1, 129, 1536, 14336])
+def test_every_way_of_one_query(raw, extension, masks, way, width):
+    """Row counts around the number of streams; the best row in each stream, and tied across them."""
+    if not extension.cpu_features()[way.split()[0]]:
+        pytest.skip(f"this CPU lacks the instructions of {way}")
+    extension.force_cpu_search(way)
+    try:
+        for rows in (0, 1, 2, 3, 4, 5, 7, 9, 63):
+            query, store = masks("random", 1, width), masks("tied", rows, width)
+            least = torch.randint(-5, width // 3 + 2, (2 * rows,), dtype=torch.int32)[::2]
+            assert_match(raw, query, store, rows, least)
+            for row in range(rows):
+                store[row] = query[0]
+                assert_match(raw, query, store[row:], rows - row, 1)
+    finally:
+        extension.force_cpu_search("")
+    with pytest.raises(ValueError, match="no search that is called sideways"):
+        extension.force_cpu_search("sideways")
 
 
 @pytest.mark.parametrize("min_overlap", [1, 3, 4, (1 << 31) - 1])
