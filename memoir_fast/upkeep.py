@@ -152,8 +152,8 @@ class Upkeep(EditedModel):
                 has records that its snapshot lacks.
             StoreFullError: there is no room for its edits or pages.
 
-        Everything is checked before the first edit is taken over. A memory that was opened is saved with them, or is
-        what its folder says.
+        All of them are taken over or, whatever stops it, none: the memory is then as before, to the bit. A memory that
+        was opened is saved with them, or is what its folder says.
         """
         with self.layer.learning():
             saved, _, records = current_edits(folder, **hub)

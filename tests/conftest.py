@@ -4,16 +4,20 @@ import copy
 import hashlib
 import importlib
 import importlib.util
+import linecache
 import os
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+
+import memoir_fast
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -271,6 +275,38 @@ def llama64(tiny_llama):
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, PureRMSNorm(module))
     return model
+
+
+@pytest.fixture
+def stopped_at():
+    """A context manager (line, error, files): raises at the so-manyth line that is run of these files of the package.
+
+    It gives a list of what was run; line 0 raises nothing. Further lines run on, as those that clean up. Lines with
+    `with` are left out: they are run once more when the block is left, and what is raised there keeps a lock held.
+    """
+    return _stopped_at
+
+
+@contextmanager
+def _stopped_at(line, error, files):
+    names = {str(Path(memoir_fast.__file__).parent / file) for file in files}
+    run, before = [], sys.gettrace()
+
+    def trace(frame, event, _):
+        if frame.f_code.co_filename not in names:
+            return None
+        code = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        if event == "line" and not code.lstrip().startswith("with "):
+            run.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}")
+            if len(run) == line:
+                raise error
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield run
+    finally:
+        sys.settrace(before)
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """`LiveEdits`: which edits a memory holds, and the only way to add, replace and delete one."""
 
+import copy
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
@@ -144,6 +146,81 @@ class LiveEdits(Mapping[int, Edit]):
             if self._layer.codes is not None:
                 self._layer.codes.remove(edit_id, first)
             self._leave(edit_id, before)
+
+    @contextmanager
+    def all_or_nothing(self, replaced: Collection[int]) -> Iterator[None]:
+        """Within the block, edits are added, `replaced` ones replaced, and pages opened; all is as before if it raises.
+
+        To the bit, in the layer and here. Nobody else may be reading or changing either.
+        """
+        layer = self._layer
+        undo = [self._undo_from_here(), layer.store.undo_from_here(replaced), layer.memory.undo_from_here()]
+        if layer.codes is not None:
+            undo.append(layer.codes.undo_from_here(replaced))
+        try:
+            yield
+        except BaseException:
+            for one in undo:
+                one()
+            raise
+
+    def _undo_from_here(self) -> Callable[[], None]:
+        kept = {name: copy.copy(getattr(self, name)) for name in self.content}
+        kept["_ids"] = {prompt: dict(same) for prompt, same in self._ids.items()}
+        return lambda: self.__dict__.update(kept)
+
+    def put_all(
+        self,
+        edits: Sequence[Edit],
+        masks: torch.Tensor,
+        page: torch.Tensor,
+        codes: Codes | None = None,
+        rows: Sequence[int] = (),
+    ) -> list[int]:
+        """Adds edits of another memory, or replaces those of the same prompts in their banks; their ids.
+
+        Thresholds of edits that are here are raised as `put` does it for each; those of the new ones stay as they are.
+        It belongs in `all_or_nothing`.
+
+        Args:
+            edits, masks, page: n edits, no two of one prompt and bank; their masks int32 [n, W], and pages int32 [n].
+            codes (Codes, optional): their routing codes, those of the first edit first, where the layer has a store of
+                such; `rows`: how many each edit has.
+        """
+        store = self._layer.store
+        found = [self.id_of(edit.prompt, edit.bank) for edit in edits]
+        new = [place for place, edit_id in enumerate(found) if edit_id is None]
+        given = iter(store.extend(masks[new], page=page[new]))
+        ids = [next(given) if edit_id is None else edit_id for edit_id in found]
+        pages = page.tolist()
+        for place, (edit, edit_id) in enumerate(zip(edits, ids, strict=True)):
+            if found[place] is None:
+                banks.put(store, edit_id, edit.bank, next(iter(self.namesakes(edit)), None))
+            else:
+                before = self._before(edit_id)
+                store.replace(edit_id, masks[place], pages[place])
+                self._leave(edit_id, before)
+            self._note(edit_id, _timed(edit))
+        if self._layer.codes is not None:
+            if codes is None:
+                raise ValueError("an edit needs routing codes here, got none")
+            self._raise_for(ids, codes.codes.split([*rows]))
+            self._layer.codes.remove([edit_id for edit_id in found if edit_id is not None])
+            owner = torch.tensor(ids, dtype=torch.int32).repeat_interleave(torch.tensor([*rows], dtype=torch.int64))
+            self._layer.codes.add(owner.to(codes.codes.device), codes.codes, codes.min_overlap, codes.room)
+        return ids
+
+    def _raise_for(self, edit_ids: Sequence[int], codes: Sequence[torch.Tensor]) -> None:
+        """Raises thresholds of rows that there are for edits that come: one search for all that may raise the same."""
+        layer, together = self._layer, defaultdict[tuple[str, int], list[int]](list)
+        for place, edit_id in enumerate(edit_ids):
+            edit = self._edits[edit_id]
+            together[edit.bank, edit_id if self.namesakes(edit) else -1].append(place)
+        assert layer.codes is not None
+        for places in together.values():
+            first = edit_ids[places[0]]
+            every = torch.cat([codes[place] for place in places])
+            layer.codes.raise_where(every, first, banks.bound(layer.store, first))
 
     def _add_codes(self, edit_id: int, codes: Codes | None) -> int:
         """Adds an edit's rows behind those that there are, and gives the number of the first."""

@@ -130,11 +130,13 @@ class Durable:
             CheckpointError: the snapshot cannot be written. The memory is then what the folder says.
             Others as `merge.merge`.
         """
-        found = merge(self._memoir, saved, prefer)
+        before = renewal.state(self._memoir)
         try:
+            found = merge(self._memoir, saved, prefer)
             self.snapshot()
         except BaseException:
-            self._take_back()
+            if renewal.state(self._memoir) != before:
+                self._take_back()
             raise
         told = {"source": source, "time": time.time()}
         told |= {"added": len(found.added), "same": len(found.same), "conflicts": len(found.conflicts)}

@@ -11,6 +11,7 @@ from memoir_fast.errors import MemoirError, StoreFullError
 from memoir_fast.io import codes, reads
 from memoir_fast.io.checkpoint import SavedMemory
 from memoir_fast.io.fingerprint import require_same_model
+from memoir_fast.io.mapped import pieces
 
 PREFER = ("other", "this")
 
@@ -46,25 +47,34 @@ def merge(memoir: EditedModel, saved: SavedMemory, prefer: str = "other") -> Mer
         raise ValueError(f"prefer must be one of {', '.join(PREFER)}, got {prefer!r}")
     require_same_model(saved.folder, saved.fingerprint, memoir.model)
     _require_alike(memoir, saved)
-    same, conflicts, wanted = [], [], []
+    same, conflicts, wanted, new = [], [], [], 0
     for edit_id, edit in saved.edits.items():
         own = memoir.edits.id_of(edit.prompt, edit.bank)
         if own is None:
             wanted.append(edit_id)
+            new += 1
         elif memoir.edits[own].target == edit.target:
             same.append(own)
         else:
-            conflicts.append((memoir.edits[own], edit))
+            conflicts.append((own, edit))
             if prefer == "other":
                 wanted.append(edit_id)
-    _require_room(memoir, saved, wanted)
-    layer = memoir.layer
+    lives = saved.tensors.get("page", torch.zeros(len(saved.tensors["masks"]), dtype=torch.int32))[wanted]
+    pages = lives.unique().tolist()
+    _require_room(memoir, new, len(pages))
+    found = [(memoir.edits[own], edit) for own, edit in conflicts]
+    layer, replaced = memoir.layer, {own for own, _ in conflicts} if prefer == "other" else set[int]()
     read = reads.read(saved.tensors, layer)
-    with layer.learning(), torch.inference_mode(False), layer.changing(rows=True):
-        pages = _take_pages(memoir, saved, wanted)
-        added = [_take(memoir, saved, edit_id, pages) for edit_id in wanted]
+    with (
+        layer.learning(),
+        torch.inference_mode(False),
+        layer.changing(rows=True),
+        memoir.edits.all_or_nothing(replaced),
+    ):
+        number = _take_pages(memoir, saved, pages)
+        added = _take(memoir, saved, wanted, number[lives.long()])
         memoir.edits.reads |= {new: read[old] for old, new in zip(wanted, added, strict=True) if old in read}
-    return Merged(added, same, conflicts)
+    return Merged(added, same, found)
 
 
 def _require_alike(memoir: EditedModel, saved: SavedMemory) -> None:
@@ -91,49 +101,49 @@ def _require_alike(memoir: EditedModel, saved: SavedMemory) -> None:
         )
 
 
-def _require_room(memoir: EditedModel, saved: SavedMemory, wanted: list[int]) -> None:
+def _require_room(memoir: EditedModel, new: int, pages: int) -> None:
     store, memory = memoir.layer.store, memoir.layer.memory
-    if store.max_edits is not None and len(store) + len(wanted) > store.max_edits:
+    if store.max_edits is not None and len(store) + new > store.max_edits:
+        raise StoreFullError(f"the store holds {len(store)} of max_edits = {store.max_edits}, {new} more do not fit")
+    if memory.max_pages is not None and len(memory.numbers) + pages > memory.max_pages:
         raise StoreFullError(
-            f"the store holds {len(store)} of max_edits = {store.max_edits}, {len(wanted)} more do not fit"
-        )
-    needed = len(_pages_of(saved, wanted))
-    if memory.max_pages is not None and len(memory.numbers) + needed > memory.max_pages:
-        raise StoreFullError(
-            f"the memory has {len(memory.numbers)} of max_pages = {memory.max_pages}, {needed} more do not fit"
+            f"the memory has {len(memory.numbers)} of max_pages = {memory.max_pages}, {pages} more do not fit"
         )
 
 
-def _pages_of(saved: SavedMemory, wanted: list[int]) -> list[int]:
-    place = saved.tensors.get("page")
-    return sorted({0 if place is None else int(place[edit_id]) for edit_id in wanted})
-
-
-def _take_pages(memoir: EditedModel, saved: SavedMemory, wanted: list[int]) -> dict[int, int]:
-    """Opens a page for each of the saved memory that a wanted edit lives on, and fills it; the new numbers."""
+def _take_pages(memoir: EditedModel, saved: SavedMemory, pages: list[int]) -> torch.Tensor:
+    """Opens a page for each of some of the saved memory, and fills it; the new numbers int32 by the old ones."""
     memory, width = memoir.layer.memory, memoir.layer.in_features
-    rows, values = saved.tensors["memory_rows"].long(), saved.tensors["memory_values"]
-    found = {}
-    for page in _pages_of(saved, wanted):
-        found[page] = memory.open()
-        own = rows // width == page
-        memory.take(rows[own] % width + width * found[page], values[own])
-    return found
+    rows, done = saved.tensors["memory_rows"], 0
+    number = torch.full((1 + max([*pages, int(rows.max()) // width if len(rows) else 0]),), -1, dtype=torch.int32)
+    for page in pages:
+        number[page] = memory.open()
+    for values in pieces(saved.tensors["memory_values"]):
+        some = rows[done : done + len(values)].long()
+        there = number[some // width]
+        own = there >= 0
+        memory.take(some[own] % width + width * there[own], values[own])
+        done += len(values)
+    return number
 
 
-def _take(memoir: EditedModel, saved: SavedMemory, edit_id: int, pages: dict[int, int]) -> int:
-    """Adds one edit with its rows as they are; its id here."""
+def _take(memoir: EditedModel, saved: SavedMemory, wanted: list[int], page: torch.Tensor) -> list[int]:
+    """Adds edits with their rows as they are, on pages int32 [wanted]; their ids here."""
     tensors, store = saved.tensors, memoir.layer.store
-    device = store.masks.device
-    place = tensors.get("page")
-    page = pages[0 if place is None else int(place[edit_id])]
-    own = None
+    device, place = store.masks.device, torch.tensor(wanted, dtype=torch.int64)
+    own, count = None, torch.zeros(0, dtype=torch.int64)
     if "rows_owner" in tensors:
-        rows = tensors["rows_owner"] == edit_id
-        own = codes.Rows(*(tensors[f"rows_{name}"][rows].to(device) for name in codes.Rows._fields))
-    with memoir.edits.put(saved.edits[edit_id], tensors["masks"][edit_id].to(device), page, own) as new:
-        if "min_overlap" in tensors:
-            store.set_min_overlap(int(tensors["min_overlap"][edit_id]), new)
-        if "target_tokens" in tensors:
-            store.rest_after(new, tuple(tensors["target_tokens"][edit_id].tolist()))
-    return new
+        order = torch.full((len(tensors["masks"]),), len(wanted))
+        order[place] = torch.arange(len(wanted))
+        order, rows = order[tensors["rows_owner"].long()].sort(stable=True)
+        count = order.bincount(minlength=len(wanted))[: len(wanted)]
+        own = codes.Rows(*(tensors[f"rows_{name}"][rows[: count.sum()]].to(device) for name in codes.Rows._fields))
+    edits = [saved.edits[edit_id] for edit_id in wanted]
+    found = memoir.edits.put_all(edits, tensors["masks"][place].to(device), page.to(device), own, count.tolist())
+    here = torch.tensor(found, dtype=torch.int64, device=device)
+    if "min_overlap" in tensors:
+        store.min_overlap[here] = tensors["min_overlap"][place].to(device)
+    tokens = tensors["target_tokens"][place] if "target_tokens" in tensors else torch.zeros((len(place), 2)).int()
+    store.target_tokens[here] = tokens.to(device)
+    store.rests = store.rests or bool(tokens.any())
+    return found

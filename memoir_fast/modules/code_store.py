@@ -1,5 +1,7 @@
 """`CodeStore`: the routing codes of all edits, each with its edit and its own threshold."""
 
+from collections.abc import Callable, Collection
+
 import torch
 from torch import nn
 
@@ -9,6 +11,7 @@ from memoir_fast.modules import growing
 from memoir_fast.modules.search import best_row, shared_bits
 
 _FIRST_CAPACITY = 64
+_AT_ONCE, _TOGETHER = 1 << 20, 64  # numbers of shared bits, codes: so many stay in a processor's cache
 
 
 class CodeStore(nn.Module):
@@ -68,11 +71,13 @@ class CodeStore(nn.Module):
         self.min_overlap.copy_(torch.where(raised, self.min_overlap.clamp(min=bits), bits))
         self.least = bits
 
-    def add(self, edit_id: int, codes: torch.Tensor, min_overlap: torch.Tensor, room: torch.Tensor) -> None:
-        """Adds rows of an edit.
+    def add(
+        self, edit_id: int | torch.Tensor, codes: torch.Tensor, min_overlap: torch.Tensor, room: torch.Tensor
+    ) -> None:
+        """Adds rows of an edit, or of several.
 
         Args:
-            edit_id (int): whose they are.
+            edit_id (int or Tensor): whose they are; int32 [n], each row's.
             codes (Tensor): int32 [n, W].
             min_overlap (Tensor): int32 [n], their thresholds in bits.
             room (Tensor): int32 [n], up to where `raise_where` may raise each threshold, in bits.
@@ -87,15 +92,31 @@ class CodeStore(nn.Module):
         self.count.fill_(last)
         self._rows = last
 
-    def remove(self, edit_id: int, before: int | None = None) -> None:
-        """Takes an edit's rows out, or only those with a number below `before`."""
-        rows = self.owner == edit_id
+    def remove(self, edit_id: int | Collection[int], before: int | None = None) -> None:
+        """Takes the rows of an edit, or of several, out, or only those with a number below `before`."""
+        rows = self._rows_of(edit_id)
         if before is not None:
             rows[before:] = False
         self.codes[rows], self.owner[rows] = 0, -1
         self._dead += int(rows.sum())
         if self._dead > max(_FIRST_CAPACITY, self._rows // 2):
             self._close_ranks()
+
+    def undo_from_here(self, replaced: Collection[int] = ()) -> Callable[[], None]:
+        """What makes it as it is now, to the bit, after rows were added, and those of `replaced` edits taken out."""
+        tables, given = dict(self._buffers), self._rows_of(replaced)
+        codes, rows, dead, least = self.codes[given], self._rows, self._dead, self.least
+        kept = {name: one.clone() for name, one in tables.items() if one is not None and name != "codes"}
+
+        def undo() -> None:
+            self._buffers.update(tables)
+            for name, values in kept.items():
+                getattr(self, name).copy_(values)
+            self.codes[given] = codes
+            self.codes[rows:] = 0
+            self._rows, self._dead, self.least = rows, dead, least
+
+        return undo
 
     def truncate(self, rows: int) -> None:
         """Forgets the rows after the first `rows`: undoes an `add`."""
@@ -113,9 +134,9 @@ class CodeStore(nn.Module):
 
         `among` bool [edits]: only rows of these edits. Default: of all.
         """
-        if not self._rows:
+        if not self._rows or not len(codes):
             return
-        shared = shared_bits(codes, self.codes[: self._rows]).amax(dim=0)
+        shared = _most_shared(codes, self.codes[: self._rows])
         least, owner = self.min_overlap[: self._rows], self.owner[: self._rows]
         wanted = torch.minimum(shared + 1, self.room[: self._rows])
         stays = owner == edit_id if among is None else (owner == edit_id) | ~self._owned(among)[: self._rows]
@@ -135,6 +156,12 @@ class CodeStore(nn.Module):
         best = rank.max(dim=1, keepdim=True).indices
         row, overlap = row.gather(1, best)[:, 0], overlap.gather(1, best)[:, 0]
         return torch.where(row >= 0, self.owner[row.clamp(min=0).long()], -1), overlap
+
+    def _rows_of(self, edit_id: int | Collection[int]) -> torch.Tensor:
+        """The rows of an edit, or of several, bool [C]."""
+        if isinstance(edit_id, int):
+            return self.owner == edit_id
+        return torch.isin(self.owner, torch.tensor([*edit_id], dtype=torch.int32, device=self.owner.device))
 
     def _owned(self, edits: torch.Tensor) -> torch.Tensor:
         """The rows of some edits, bool [edits] -> bool [C]. What rows that are not in use give means nothing."""
@@ -183,3 +210,15 @@ class CodeStore(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rows={self._rows}, width={self.width}, k={self.k}"
+
+
+def _most_shared(codes: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The most bits that each of the rows int32 [R, W] shares with one of the codes int32 [n, W], int32 [R]."""
+    some = codes.split(_TOGETHER)
+    found = []
+    for part in rows.split(_AT_ONCE // len(some[0])):
+        most = shared_bits(some[0], part).amax(dim=0)
+        for more in some[1:]:
+            most = torch.maximum(most, shared_bits(more, part).amax(dim=0))
+        found.append(most)
+    return torch.cat(found)

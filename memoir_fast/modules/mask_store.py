@@ -1,7 +1,7 @@
 """`MaskStore`: the masks, pages and thresholds of all edits, and the search among them."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import nn
@@ -303,6 +303,23 @@ class MaskStore(nn.Module):
         self.count.fill_(rows)
         self._rows = rows
         self._deleted = {row for row in self._deleted if row < rows}
+
+    def undo_from_here(self, replaced: Collection[int] = ()) -> Callable[[], None]:
+        """What makes it as it is now, to the bit, after edits were added and `replaced` ones were replaced."""
+        tables, given = dict(self._buffers), torch.tensor([*replaced], dtype=torch.int64, device=self.masks.device)
+        masks, rows, banks = self.masks[given], self._rows, dict(self.bank_numbers)
+        kept = {name: one.clone() for name, one in tables.items() if one is not None and name != "masks"}
+        stamp, rests = self.stamp, self.rests
+
+        def undo() -> None:
+            self._buffers.update(tables)
+            for name, values in kept.items():
+                getattr(self, name).copy_(values)
+            self.masks[given] = masks
+            self.masks[rows:] = 0
+            self._rows, self.stamp, self.rests, self.bank_numbers = rows, stamp, rests, banks
+
+        return undo
 
     def require(self, edit_id: int) -> None:
         """Raises UnknownEditError where `edit_id` is no live edit."""

@@ -1,7 +1,7 @@
 """`ResidualMemory`: W_m, in pages, of which each edit owns k columns of one."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -117,6 +117,19 @@ class ResidualMemory(nn.Module):
         with _giving:
             self._copies.discard(number)
             self._free.append(number)
+
+    def undo_from_here(self) -> Callable[[], None]:
+        """What gives back the pages that are opened from now on; others must not be changed."""
+        table, pages, free = self.table, self.pages, list(self._free)
+
+        def undo() -> None:
+            with _giving:
+                self.table, self.pages = table, pages
+                self._free = free + [number for number in self._free if number not in free]
+            for number in free:
+                self.page(number).zero_()
+
+        return undo
 
     def read(self, outputs: slice | None) -> torch.Tensor:
         """The table, or those of its outputs alone, [capacity * D, outputs], where they lie."""
