@@ -156,7 +156,7 @@ def issue(token: Token) -> dict[str, Callable[[], object]]:
     return {"base layer": lambda: edited.base(token.x), "layer, routed": lambda: edited(token.x)}
 
 
-ROUTING_CALLS = 13
+ROUTING_CALLS = 5
 """Small kernels of torch's own between the search and the product: `MaskStore.rows` and `first_alike`."""
 
 

@@ -98,11 +98,13 @@ class SequenceState(ABC):
             return self.routed()
         if self.left.is_inference() and not torch.is_inference_mode_enabled():
             self.left = self.left.clone()
-        helped = self.left > 0
         inside = None if tokens == 1 else torch.arange(tokens, device=self.left.device) < self.left[:, None]
-        self.left -= tokens
+        self.left -= 1
+        rests = self.left >> 31  # the sign: -1 where the target has been said before this pass, otherwise 0
+        if tokens > 1:
+            self.left -= tokens - 1
         routed = self.routed(inside)
-        return None if routed is None else routed._replace(route=torch.where(helped, routed.route, -1))
+        return None if routed is None else routed._replace(route=routed.route | rests)
 
     @abstractmethod
     def _summary(self) -> Any:
@@ -154,7 +156,7 @@ class TokenMean(SequenceState):
         self._said = _Said(self.length, self.mean.clone(), self.count.clone(), x) if tokens > 1 else None
         for token in range(tokens):
             self.count += 1
-            self.mean += (x[:, token] - self.mean) / self.count
+            self.mean.addcdiv_(x[:, token] - self.mean, self.count)
         self.length += tokens
 
     def read(self, mean: torch.Tensor, count: torch.Tensor) -> None:

@@ -152,10 +152,11 @@ class CodeStore(nn.Module):
         rows = None if among is None else self._owned(among)
         row, overlap = best_row(query.flatten(0, 1), self.codes, self.count, self.min_overlap, rows)
         row, overlap = row.view(query.shape[:2]), overlap.view(query.shape[:2])
-        rank = torch.where(row >= 0, overlap + self.k + 1, overlap)  # one that matches comes before all that do not
+        rank = torch.add(overlap, row >= 0, alpha=self.k + 1)  # one that matches comes before all that do not
         best = rank.max(dim=1, keepdim=True).indices
         row, overlap = row.gather(1, best)[:, 0], overlap.gather(1, best)[:, 0]
-        return torch.where(row >= 0, self.owner[row.clamp(min=0).long()], -1), overlap
+        owner = self.owner.index_select(0, row.clamp(min=0))
+        return torch.where(row >= 0, owner, row), overlap
 
     def _rows_of(self, edit_id: int | Collection[int]) -> torch.Tensor:
         """The rows of an edit, or of several, bool [C]."""

@@ -15,7 +15,7 @@ from memoir_fast.modules import growing, huge_pages
 from memoir_fast.modules.search import best_row, shared_bits
 
 _FIRST_CAPACITY = 64
-_MOST_TOKENS = 2**30  # more than any sequence has
+_MOST_TOKENS = 2**30  # more than any sequence has, and than any target
 _MOST_SUCCESSIONS = 8
 _stamps = itertools.count(1)
 
@@ -138,9 +138,10 @@ class MaskStore(nn.Module):
         Of a route -1 they are any edit's; of a deleted edit, they are below D * page. See `Part.rows` where there is a
         part.
         """
-        edit = route.clamp(min=0).long()
-        columns, page = ops.mask_columns(self.masks[edit], self.k), self.page[edit, None]
-        return columns + self.width * page if self.part is None else self.part.rows(columns, page)
+        edit = route.to(self.masks.device).clamp(min=0)
+        columns = ops.mask_columns(self.masks.index_select(0, edit), self.k)
+        page = self.page.index_select(0, edit)[:, None]
+        return torch.add(columns, page, alpha=self.width) if self.part is None else self.part.rows(columns, page)
 
     def on_page(self, page: int) -> list[int]:
         """Ids of the live edits that live on a page."""
@@ -258,9 +259,10 @@ class MaskStore(nn.Module):
         """
         if not self.rests:
             return None
-        tokens = self.target_tokens[route.clamp(min=0).long()]
+        route = route.to(self.target_tokens.device)
+        tokens = self.target_tokens.index_select(0, route.clamp(min=0))
         own = tokens[:, 0] if chat is None else torch.where(chat.to(tokens.device), tokens[:, 1], tokens[:, 0])
-        return torch.where((own > 0) & (route >= 0), own - 1, _MOST_TOKENS)
+        return (own * (route >= 0) - 1).remainder(_MOST_TOKENS)  # 0 less one: as many as there may be
 
     def restore(
         self, masks: torch.Tensor, min_overlap: torch.Tensor | None = None, page: torch.Tensor | int = 0

@@ -36,10 +36,10 @@ class Routed(NamedTuple):
 
 def first_alike(edit: torch.Tensor) -> torch.Tensor:
     """Per sequence that follows an edit, int32 [B], the first of the batch that follows the same; -1 where it is -1."""
-    if not len(edit):
-        return edit
-    first = (edit[:, None] == edit).int().argmax(dim=1).int()
-    return torch.where(edit >= 0, first, -1)
+    if len(edit) < 2:
+        return edit.clamp(max=0).int()
+    first = (edit[:, None] == edit).max(dim=1).indices  # of equal ones, the first is told
+    return torch.where(edit >= 0, first.int(), edit.int())
 
 
 def follows_nothing(route: torch.Tensor) -> bool:

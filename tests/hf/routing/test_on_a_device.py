@@ -96,4 +96,4 @@ def test_what_a_decode_step_launches_beside_the_model(on_meta):
         counts.append(launched.counted)
     beside = counts[0] - counts[1]
     assert beside.pop(ADDED) == on_meta.layers and not counts[1] - counts[0]
-    assert beside.total() == {"paper": 4, "early": 0}[on_meta.routing], beside
+    assert beside.total() == {"paper": 3, "early": 0}[on_meta.routing], beside
