@@ -115,14 +115,16 @@ def _is_pair(value: Any) -> bool:
 def _search(value: Any, depth: int) -> Any:
     if isinstance(value, (torch.Tensor, nn.Module, str, bytes, int, float)) or value is None:
         return None
-    if is_cache(value):
+    kind = type(value)
+    plain = kind is tuple or kind is dict  # every pass has these, and is looked at in every decode step
+    if not plain and is_cache(value):
         return value
     if depth == 0:
         return None
     inner: Iterable[Any]
-    if isinstance(value, Mapping):
+    if kind is dict or not plain and isinstance(value, Mapping):
         inner = value.values()
-    elif isinstance(value, (list, tuple)):
+    elif plain or isinstance(value, (list, tuple)):
         inner = value
     else:  # an output of its own kind; what lies in other objects is their own affair
         inner = getattr(value, "__dict__", {}).values() if depth == _DEPTH else ()

@@ -37,7 +37,7 @@ class Following:
     def say(self, call: Call, x: torch.Tensor, asked: Overrides) -> Routed | None:
         """Goes on where the model speaks: inputs x [B, S, D]."""
         state = call.state
-        _require_batch(state, len(x))
+        _require_batch(state, x.shape[0])
         state.look_again(self._layer.view.store)
         state.say(self._spoken(call, x))
         routed: Routed | None = state.help(x.shape[1])
@@ -134,5 +134,5 @@ class Following:
 
 
 def _require_batch(state: SequenceState | None, batch: int) -> None:
-    if state is not None and len(state.route) != batch:
-        raise ValueError(f"the cache holds {len(state.route)} sequences, the model was called with {batch}")
+    if state is not None and state.route.shape[0] != batch:
+        raise ValueError(f"the cache holds {state.route.shape[0]} sequences, the model was called with {batch}")

@@ -55,18 +55,19 @@ Span = tuple[int, int, int]
 """Where a sequence lies: its row, its first token there, and the one behind its last."""
 
 
-def spans(given: Mapping[str, Any], cache: Any, generating: bool = False, flash: bool = False) -> list[Span] | None:
+def spans(given: Mapping[str, Any], cache: Any, generating: bool = False, settings: Any = None) -> list[Span] | None:
     """Where the sequences of a call lie that holds several in a row; None where each row is a sequence.
 
     They are told by position ids that start again, cu_seq_lens and seq_idx. What of these the model's attention goes by
     depends on its kind: it must part them as they are parted here.
 
     Args:
-        given: the arguments of the decoder by name; without a `use_cache` of False, the model is taken to make a cache.
+        given: the arguments of the decoder by name.
         cache: the cache among them, or None.
         generating (bool): whether the call is one of `model.generate`, which goes on with rows. Default: False.
-        flash (bool): whether the model runs flash attention. All others part a row by position ids, through the mask
-            that transformers makes where there is no cache. Default: False.
+        settings (optional): the model's config, looked at where something shows. Without a `use_cache` of False, there
+            or among the arguments, the model is taken to make a cache. Attention other than flash attention parts a row
+            by position ids, through the mask that transformers makes where there is no cache. Default: none.
 
     Raises:
         UnsupportedModelError: keys and values came as tuples of tensors.
@@ -88,13 +89,16 @@ def spans(given: Mapping[str, Any], cache: Any, generating: bool = False, flash:
     if shown is None:
         return None
     starts: torch.Tensor | None = None
+    flash = "flash" in str(getattr(settings, "_attn_implementation", ""))
+    if (caching := given.get("use_cache")) is None:
+        caching = getattr(settings, "use_cache", True)
     if full_attention(given.get("attention_mask")) is not None:
         unclear = "an attention_mask came with them, beside which transformers parts no row by positions"
     elif generating:
         unclear = "model.generate goes on with a row as one sequence"
     elif cache is not None and counted(cache) != 0:
         unclear = "the cache holds positions already"
-    elif not flash and (cache is not None or given.get("use_cache") is not False):
+    elif not flash and (cache is not None or caching is not False):
         unclear = "where the model fills a cache, transformers parts no row: call it with use_cache=False"
     elif not flash and not isinstance(given.get("position_ids"), torch.Tensor):
         unclear = "other attention than flash attention goes by position_ids, which were not given"

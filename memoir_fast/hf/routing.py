@@ -26,7 +26,7 @@ from memoir_fast.hf.compiled import Tracing
 from memoir_fast.hf.following import Following
 from memoir_fast.hf.hidden import batch_shape, in_rows
 from memoir_fast.hf.overrides import Overrides, asked_of, overriding
-from memoir_fast.hf.packed import WHAT_INSTEAD, Span, paged, spans
+from memoir_fast.hf.packed import WHAT_INSTEAD, paged, spans
 from memoir_fast.hf.pieces import Piece, Pieces, SeveralInRow, packed_pieces
 from memoir_fast.hf.prompt import prompt_positions
 from memoir_fast.hf.routing_site import RoutingSite
@@ -170,14 +170,14 @@ class Router:
             call.state.look_again(self._layer.view.store)  # a change since then has copied what this pass reads
             routed = call.state.routed(call.routed.helped)
             return None if routed is None else routed.to(x.device)
-        if self.following.speaking(call, x.shape[1], self._asked):
-            return self.following.say(call, x, self._asked)
+        asked = self._asked
+        if self.following.speaking(call, x.shape[1], asked):
+            return self.following.say(call, x, asked)
         if self.site is not None:
             block = self.site.code.block
             raise MemoirError(f"the edited layer was reached before block {block}, where routes are made")
         return self._read(call, x)
 
-    @torch.no_grad()
     def again(self, x: torch.Tensor) -> Routed | None:
         """As a call, at a further layer: where the edited layer's sequences read, which it must have run for."""
         call = self._call
@@ -213,14 +213,15 @@ class Router:
         if call is not None:
             call.ids = ids
 
-    @torch.no_grad()
     def enter(self, hidden: torch.Tensor) -> None:
         """Decides on the hidden states [B, S, H] that enter the routing site's block."""
         call = self._call
-        if call is None:
+        if call is None or call.pieces is None and self.following.speaking(call, hidden.shape[1], self._asked):
             return
-        if call.pieces is None and self.following.speaking(call, hidden.shape[1], self._asked):
-            return
+        self._decide(call, hidden)
+
+    @torch.no_grad()
+    def _decide(self, call: Call, hidden: torch.Tensor) -> None:
         self._hold(call)  # what is added at the edited layer must be of the memory that decides here
         with self._layer.turns.reading():
             if call.pieces is not None:
@@ -296,15 +297,8 @@ class Router:
         if batches is not None and paged(given):
             shape = batch_shape((), given)
             return batches.pieces(0 if shape is None else shape[1])
-        found = self._spans(given, cache, asked.generate_prompt is not None)
+        found = spans(given, cache, asked.generate_prompt is not None, getattr(self._model, "config", None))
         return None if found is None else list(packed_pieces(found, asked))
-
-    def _spans(self, given: dict[str, Any], cache: Any, generating: bool) -> list[Span] | None:
-        config = getattr(self._model, "config", None)
-        if given.get("use_cache") is None:
-            given["use_cache"] = getattr(config, "use_cache", True)
-        flash = "flash" in str(getattr(config, "_attn_implementation", ""))
-        return spans(given, cache, generating, flash)
 
     def after(self, output: Any) -> None:
         """Ends it."""

@@ -73,7 +73,8 @@ class RoutingSite:
         if call.ids is None:
             args, kwargs = call.given
             call.ids = self._looked_up(hidden_states(args, kwargs))
-        return call.ids.to(self.code.mean.device).reshape(shape)
+        ids, device = call.ids, self.code.mean.device
+        return ids if ids.shape == shape and ids.device == device else ids.to(device).reshape(shape)
 
     @torch.no_grad()
     def _looked_up(self, embedded: torch.Tensor) -> torch.Tensor:

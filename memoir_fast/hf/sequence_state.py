@@ -104,7 +104,7 @@ class SequenceState(ABC):
         if tokens > 1:
             self.left -= tokens - 1
         routed = self.routed(inside)
-        return None if routed is None else routed._replace(route=routed.route | rests)
+        return None if routed is None else Routed(routed.rows, routed.route | rests, inside)
 
     @abstractmethod
     def _summary(self) -> Any:

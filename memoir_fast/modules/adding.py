@@ -39,5 +39,6 @@ def _with_one(
     if mixed or torch.is_grad_enabled() and (y.requires_grad or tokens.requires_grad):
         residual = memory(tokens.to(memory.table.dtype), routed.rows, routed.route, outputs)
         return y + residual.to(y.dtype).view(y.shape)
-    output = y.view(*tokens.shape[:2], y.shape[-1])
-    return memory.add_(output, tokens, routed.rows, routed.route, outputs).view(y.shape)  # type: ignore[no-any-return]
+    output = y if y.shape[:-1] == tokens.shape[:-1] else y.view(*tokens.shape[:2], y.shape[-1])
+    memory.add_(output, tokens, routed.rows, routed.route, outputs)
+    return y

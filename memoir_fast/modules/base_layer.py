@@ -67,8 +67,9 @@ def require_as_attached(layer: Any) -> None:
     Args:
         layer (MemoirLinear): the edited layer.
     """
-    moved = [one for one in (layer, *layer.further) if not one.offloaded and offloaded(one.base)]
-    if any(hasattr(part, "_hf_hook") for one in moved for part in one.modules()):
+    for one in (layer, *layer.further):
+        if one.offloaded or not offloaded(one.base) or not any(hasattr(part, "_hf_hook") for part in one.modules()):
+            continue
         raise MemoirError(
             "the model's weights were offloaded after its memory was put on, where they are not found again: save the "
             "memory, load the model anew with its device_map, and Memoir.from_pretrained(model, tokenizer, folder)"

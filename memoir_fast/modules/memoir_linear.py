@@ -188,7 +188,10 @@ class MemoirLinear(AroundBase, Replaceable, tickets.Enrolled, nn.Module):
     def view(self) -> View:
         """What a forward pass reads at this moment, in this thread or task: the memory as it is, or as it was."""
         current = self.views.current if self.views.outdated else None
-        return View(self.store, self.memory, self.codes) if current is None else current
+        if current is not None:
+            return current
+        own: dict[str, Any] = self._modules  # each by its name: as attributes they are looked for in three places
+        return View(own["store"], own["memory"], own.get("codes"))
 
     def search(
         self, mask: torch.Tensor, asked: Sequence[banks.Asked] | None = None

@@ -26,6 +26,8 @@ class Routed(NamedTuple):
 
     def to(self, device: torch.device) -> "Routed":
         """The same on another device."""
+        if self.rows.device == device:
+            return self
         helped = None if self.helped is None else self.helped.to(device)
         return self._replace(rows=self.rows.to(device), route=self.route.to(device), helped=helped)
 

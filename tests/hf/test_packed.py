@@ -159,7 +159,8 @@ def test_nothing_is_read_in_a_decode_step(monkeypatch):
 )
 def test_where_sequences_lie(given, found):
     given = {"input_ids": IDS, "use_cache": False, **given}
-    assert spans(given, given.get("cache"), flash=given.pop("flash", False)) == found
+    settings = SimpleNamespace(_attn_implementation="flash_attention_2" if given.pop("flash", False) else "sdpa")
+    assert spans(given, given.get("cache"), settings=settings) == found
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,12 @@
-"""What a pass on a device would wait for, and what it launches: on the meta device, where there is nothing to read."""
+"""What a pass on a device would wait for, and what it launches: on the meta device, where there is nothing to read.
+
+And how much Python a decode step runs, which is what it costs where the host is slower than the device.
+"""
 
 import collections
 import copy
 import dataclasses
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -46,9 +50,9 @@ class Launched(TorchDispatchMode):
 
 
 @pytest.fixture(params=[("paper", 1), ("early", 0), ("early", 1)], ids=str)
-def on_meta(request, tiny_llama, tiny_tokenizer):
-    """A memory of one or two layers, several pages and two banks, whose model has gone to the meta device."""
-    plain = copy.deepcopy(tiny_llama).to("meta")
+def edited(request, tiny_llama, tiny_tokenizer):
+    """A memory of one or two layers, several pages and two banks; `plain` is the model without it."""
+    plain = copy.deepcopy(tiny_llama)
     routing, further = request.param
     recipe = dataclasses.replace(RECIPES["paper"], steps=1, prefixes=0)
     config = MemoirConfig(
@@ -65,7 +69,14 @@ def on_meta(request, tiny_llama, tiny_tokenizer):
         [Edit(fact, "x", bank=bank) for fact, bank in zip(FACTS, ("", "acme", "emea"), strict=True)], progress=False
     )
     assert memoir.layer.memory.pages > 1
-    return SimpleNamespace(model=tiny_llama.to("meta"), plain=plain, memoir=memoir, layers=1 + further, routing=routing)
+    return SimpleNamespace(model=tiny_llama, plain=plain, memoir=memoir, layers=1 + further, routing=routing)
+
+
+@pytest.fixture
+def on_meta(edited):
+    """The same, gone to the meta device."""
+    edited.model.to("meta"), edited.plain.to("meta")
+    return edited
 
 
 def _ids(tokens):
@@ -97,3 +108,30 @@ def test_what_a_decode_step_launches_beside_the_model(on_meta):
     beside = counts[0] - counts[1]
     assert beside.pop(ADDED) == on_meta.layers and not counts[1] - counts[0]
     assert beside.total() == {"paper": 3, "early": 0}[on_meta.routing], beside
+
+
+def _calls(model, ids):
+    """Functions of Python and of C that a decode step calls."""
+    cache, calls = DynamicCache(), 0
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    for tokens in (ids, ids[:, -1:]):
+        model(tokens, past_key_values=cache)
+    sys.setprofile(count)
+    try:
+        model(ids[:, -1:], past_key_values=cache)
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+@torch.no_grad()
+def test_how_much_python_a_decode_step_runs_beside_the_model(edited):
+    """A call is half a microsecond or so. What has no need of being asked in every step is not."""
+    ids = edited.memoir.tokenizer(FACTS[0], return_tensors="pt").input_ids
+    beside = _calls(edited.model, ids) - _calls(edited.plain, ids)
+    assert edited.memoir.last_routes[0].edit_id == 0
+    assert beside <= {("paper", 2): 385, ("early", 1): 310, ("early", 2): 450}[edited.routing, edited.layers]

@@ -7,6 +7,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from memoir_fast import Edit, Memoir, MemoirConfig
 from memoir_fast.errors import MemoirError, PackedBatchError, UnsupportedModelError
+from memoir_fast.hf import routing
 
 FACTS = ("The capital of France is", "Who wrote the play? The author")
 OTHER = "The river runs through"
@@ -153,7 +154,7 @@ def test_beside_a_cache_a_row_is_refused_and_cannot_be_gone_on_with(taught, pack
     _logits(taught.model, **given)
     assert _routes(taught.memoir) == [0, 1]
     # in flash attention, which parts them, they may have filled one
-    monkeypatch.setattr(taught.memoir._router, "_spans", lambda *_: [(0, 0, 6), (0, 6, 14)])
+    monkeypatch.setattr(routing, "spans", lambda *_: [(0, 0, 6), (0, 6, 14)])
     cache = DynamicCache()
     _logits(taught.model, **given, past_key_values=cache)
     monkeypatch.undo()
