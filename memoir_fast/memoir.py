@@ -193,7 +193,7 @@ class Memoir(Kept):
             CheckpointError: it cannot be put down in the folder that was opened. All thresholds are as before.
         """
         with self.layer.learning():
-            with threshold.or_as_before(self):
+            with threshold.or_as_before(self), self._all_or_nothing():
                 found = threshold.choose(self, false_match_rate, irrelevant_prompts)
                 if self._durable is not None:
                     self._durable.calibrated()

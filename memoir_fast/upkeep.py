@@ -62,9 +62,18 @@ class Upkeep(EditedModel):
     def _delete_all(self, edit_ids: list[int]) -> None:
         """Deletes live edits, once that is put down; what might keep it from being done comes before."""
         with self.layer.changing(rows=True):
-            if self._durable is not None:
+            delete = self.edits.deletion(edit_ids)
+            if self._durable is None:
+                delete()
+                return
+            put_down = self._durable.journal.sequence
+            try:
                 self._durable.deleted(edit_ids)
-            self.edits.delete_all(edit_ids)
+                delete()
+            except BaseException:
+                if self._durable.journal.sequence > put_down:  # what stops it may come behind the record
+                    delete()
+                raise
 
     def faded(self, batch: int = 8) -> list[int]:
         """Ids of the edits that others have overwritten: the target is no longer what the model says, token by token.

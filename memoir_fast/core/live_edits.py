@@ -120,7 +120,7 @@ class LiveEdits(Mapping[int, Edit]):
         store, old = self._layer.store, self.id_of(edit.prompt, edit.bank)
         rows = len(store)
         before = None if old is None else self._before(old)
-        undo = self._undo_codes()
+        undo = self._undo_codes(old)
         try:
             if old is None:
                 edit_id = store.append(mask, page)
@@ -131,6 +131,8 @@ class LiveEdits(Mapping[int, Edit]):
             self._note(edit_id, _timed(edit))
             first = self._add_codes(edit_id, codes)
             yield edit_id
+            if before is not None and self._layer.codes is not None:
+                self._layer.codes.remove(edit_id, first)
         except BaseException:
             undo()
             if before is None or old is None:
@@ -143,8 +145,6 @@ class LiveEdits(Mapping[int, Edit]):
                 store.target_tokens[old] = before.tokens
             raise
         if before is not None:
-            if self._layer.codes is not None:
-                self._layer.codes.remove(edit_id, first)
             self._leave(edit_id, before)
 
     @contextmanager
@@ -239,16 +239,19 @@ class LiveEdits(Mapping[int, Edit]):
         self._ids.setdefault(edit.prompt, {})[edit.bank] = edit_id
 
     def _forget(self, edit_id: int) -> None:
-        edit = self._edits.pop(edit_id)
-        same = self._ids[edit.prompt]
-        del same[edit.bank]
+        edit = self._edits[edit_id]
+        same = self._ids.get(edit.prompt, {})
+        same.pop(edit.bank, None)
         if not same:
-            del self._ids[edit.prompt]
+            self._ids.pop(edit.prompt, None)
+        del self._edits[edit_id]
 
-    def _undo_codes(self) -> Callable[[], None]:
+    def _undo_codes(self, replaced: int | None) -> Callable[[], None]:
         store = self._layer.codes
         if store is None:
             return lambda: None
+        if replaced is not None:
+            return store.undo_from_here([replaced])
         rows, least = len(store), store.min_overlap.clone()
 
         def undo() -> None:
@@ -275,27 +278,37 @@ class LiveEdits(Mapping[int, Edit]):
 
     def delete(self, edit_id: int) -> None:
         """The edit matches nothing from now on. UnknownEditError where it is not live."""
-        store = self._layer.store
-        store.require(edit_id)
-        before = self._before(edit_id)
-        store.delete(edit_id)
-        if self._layer.codes is not None:
-            self._layer.codes.remove(edit_id)
-        self._forget(edit_id)
-        self._leave(edit_id, before)
+        self.deletion([edit_id])()
 
-    def delete_all(self, edit_ids: Sequence[int]) -> None:
-        """Deletes edits that are live; once begun, all of them, also where an interrupt comes."""
-        left = list(edit_ids)
-        try:
-            while left:
-                self.delete(left[-1])
-                left.pop()
-        except BaseException:
-            for edit_id in left:
-                if edit_id in self._edits:
-                    self.delete(edit_id)
-            raise
+    def deletion(self, edit_ids: Sequence[int]) -> Callable[[], None]:
+        """What deletes edits; once begun, all of them, also where an interrupt comes. A second call does what is left.
+
+        UnknownEditError: one is not live.
+        """
+        for edit_id in edit_ids:
+            self._layer.store.require(edit_id)
+        gone = {edit_id: self._before(edit_id) for edit_id in edit_ids}
+
+        def delete() -> None:
+            try:
+                self._delete(gone)
+            except BaseException:
+                self._delete(gone)
+                raise
+
+        return delete
+
+    def _delete(self, gone: Mapping[int, _Before]) -> None:
+        """Deletes what is still there of edits."""
+        store, codes = self._layer.store, self._layer.codes
+        for edit_id, before in gone.items():
+            if store.holds(edit_id):
+                store.delete(edit_id)
+            if edit_id in self._edits:
+                self._forget(edit_id)
+            self._leave(edit_id, before)
+        if codes is not None:
+            codes.remove(gone.keys())
 
     def restore(self, edits: Mapping[int, Edit]) -> None:
         """Takes the saved edits of a store that was filled with their rows."""

@@ -112,6 +112,7 @@ class Durable:
         """
         _put_by(self.folder, self._snapshot)
         broken_off = "a snapshot was broken off in the middle; open the memory again"
+        numbers = changes.PageNumbers(pages.order(self._memoir.layer))
         try:
             checksum = checkpoint.save(self._memoir, self.folder)
         except BaseException:
@@ -119,8 +120,8 @@ class Durable:
                 self._journal.close(broken_off)
             raise
         self._journal.close(broken_off)
-        self._journal, self._snapshot = Journal(self._lock, checksum), checksum
-        self._pages = changes.PageNumbers(pages.order(self._memoir.layer))
+        self._snapshot, self._pages = checksum, numbers
+        self._journal = Journal(self._lock, checksum)  # last: where it is broken off before, nothing is appended
         self._snapshot_bytes = _size(self.folder)
 
     def merge(self, saved: SavedMemory, prefer: str, source: str) -> Merged:

@@ -98,7 +98,7 @@ class CodeStore(nn.Module):
         if before is not None:
             rows[before:] = False
         self.codes[rows], self.owner[rows] = 0, -1
-        self._dead += int(rows.sum())
+        self._dead = int((self.owner[: self._rows] < 0).sum())
         if self._dead > max(_FIRST_CAPACITY, self._rows // 2):
             self._close_ranks()
 
@@ -191,15 +191,28 @@ class CodeStore(nn.Module):
         self.owner[: self._rows] = state["owner"].to(self.owner.device)
 
     def _grow(self, capacity: int) -> None:
-        for name in ("codes", "owner", "min_overlap", "room"):
-            setattr(self, name, growing.grown(getattr(self, name), self._rows, capacity, 0 if name == "codes" else -1))
+        self._buffers.update(self._tables(self._rows, capacity))  # all of them, or none
+
+    def _tables(self, rows: int, capacity: int) -> dict[str, torch.Tensor]:
+        fill = {"codes": 0, "owner": -1, "min_overlap": -1, "room": -1}
+        return {name: growing.grown(getattr(self, name), rows, capacity, one) for name, one in fill.items()}
 
     def _close_ranks(self) -> None:
         """Moves the live rows together, into buffers of their own: another view may hold these."""
-        kept, capacity = self.state(), len(self.codes)
-        self._rows = self._dead = 0
-        self._grow(capacity)
-        self.restore(kept, self.least)
+        kept, tables = self.state(), self._tables(0, len(self.codes))
+        rows = len(kept["owner"])
+        for name, values in kept.items():
+            tables[name][:rows] = values
+        tables["count"] = torch.full_like(self.count, rows)
+        try:
+            self._take(tables, rows)
+        except BaseException:
+            self._take(tables, rows)
+            raise
+
+    def _take(self, tables: dict[str, torch.Tensor], rows: int) -> None:
+        self._buffers.update(tables)
+        self._rows, self._dead = rows, 0
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[no-untyped-def]
         if prefix + "codes" in state_dict and len(state_dict[prefix + "codes"]) != len(self.codes):

@@ -323,9 +323,13 @@ class MaskStore(nn.Module):
 
         return undo
 
+    def holds(self, edit_id: int) -> bool:
+        """Whether that is a live edit's id."""
+        return isinstance(edit_id, int) and 0 <= edit_id < self._rows and edit_id not in self._deleted
+
     def require(self, edit_id: int) -> None:
         """Raises UnknownEditError where `edit_id` is no live edit."""
-        if not isinstance(edit_id, int) or not 0 <= edit_id < self._rows or edit_id in self._deleted:
+        if not self.holds(edit_id):
             raise UnknownEditError(f"no live edit has the id {edit_id!r}; the store has {len(self.live)} live edits")
 
     def match(self, query: torch.Tensor, among: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -342,9 +346,10 @@ class MaskStore(nn.Module):
         return best_row(query, self.masks, self.count, 1)[1]
 
     def _grow(self, capacity: int, names: Sequence[str] = ("masks", "page", "target_tokens")) -> None:
-        self.min_overlap = growing.grown(self.min_overlap, self._rows, capacity, self._least)
-        for name in (*names, *(() if self.bank is None else ("bank", "namesake"))):
-            setattr(self, name, growing.grown(getattr(self, name), self._rows, capacity))
+        every = (*names, *(() if self.bank is None else ("bank", "namesake")))
+        larger = {name: growing.grown(getattr(self, name), self._rows, capacity) for name in every}
+        larger["min_overlap"] = growing.grown(self.min_overlap, self._rows, capacity, self._least)
+        self._buffers.update(larger)  # all of them, or none
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[no-untyped-def]
         if prefix + "masks" in state_dict and len(state_dict[prefix + "masks"]) != len(self.masks):

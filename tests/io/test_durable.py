@@ -308,3 +308,42 @@ def test_an_edit_is_made_though_the_snapshot_behind_it_cannot_be(opened, config,
     assert len(tried) == 1 and "goes on without a new snapshot: no room" in caplog.text
     before = state(memoir)
     assert len(memoir.edits) == 2 and same(state(opened()), before)
+
+
+def behind(call, error):
+    """A function that does what `call` does, and then raises."""
+
+    def stopped(*args):
+        call(*args)
+        raise error
+
+    return stopped
+
+
+@pytest.mark.parametrize("change", ["delete", "calibrate"])
+def test_what_is_stopped_behind_its_record_is_as_the_folder_says(opened, config, monkeypatch, change):
+    memoir = opened(config)
+    memoir.edit(FACTS[:3], progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(memoir._durable.journal, "append", behind(memoir._durable.journal.append, KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            memoir.delete(0) if change == "delete" else memoir.calibrate(["What is it?"] * 20, 0.4)
+    memoir.edit(FACTS[0][0], "Bob")
+    before = state(memoir)
+    assert same(state(opened()), before)
+
+
+def test_a_snapshot_that_is_stopped_leaves_no_earlier_numbers_of_pages(opened, config, tmp_path, monkeypatch):
+    """Else the next edit is put down on a page that the snapshot has not."""
+    memoir = opened(config)
+    memoir.edit(FACTS[:6], progress=False)
+    for edit_id in range(4):
+        memoir.delete(edit_id)
+    memoir.compact(progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(durable.changes, "PageNumbers", behind(lambda _: None, KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            memoir.save_pretrained(tmp_path / "memory")
+    memoir.edit(FACTS[5][0], "Bob")
+    before = state(memoir)
+    assert same(state(opened()), before)
