@@ -53,13 +53,16 @@ def choose(
         StoreFullError: there may be no further page, and none takes edits now.
     """
     memory, store = layer.memory, layer.store
-    written = {page: store.written(page) for page in memory.numbers if page not in without}
+    lives = store.page[: len(store)]
+    counts = lives[lives >= 0].bincount(minlength=memory.pages).tolist()
+    written = {page: counts[page] for page in memory.numbers if page not in without}
     own, newest = _own(layer, bank, written)
     for page in (newest, *own):
         if page in own and written[page] < most:
             return page, most - written[page]
+    lived_on = set(lives[store.live].tolist())
     for page in written:
-        if not store.on_page(page):
+        if page not in lived_on:
             empty(layer, page)
             emptied(page)
             return page, most

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from memoir_fast.core.pages import choose, page_edits
 from memoir_fast.modules import MemoirLinear
@@ -69,3 +70,27 @@ def test_pages_are_crowded_where_there_may_be_no_more(caplog):
         _written(layer, 0)
         assert choose(layer, 2, print) == (1, 1)
     assert "all of max_pages = 2 pages hold page_edits = 2 edits" in caplog.text
+
+
+class _Run(TorchFunctionMode):
+    """Counts operations."""
+
+    count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("most", [1, 3], ids=["a new page", "one with room"])
+def test_pages_are_not_gone_through_one_by_one(most):
+    """Of 1,000 pages with 100 edits each, that would take as long as an edit."""
+    counts = []
+    for pages in (2, 40):
+        layer = _layer()
+        for page in range(pages):
+            _written(layer, layer.memory.open() if page else 0)
+        with _Run() as run:
+            assert choose(layer, most, lambda _: None)[1] == most - (most > 1)
+        counts.append(run.count)
+    assert counts[0] == counts[1]
