@@ -1,5 +1,6 @@
 """The demonstration: a model learns facts, keeps the rest, survives a new process, and forgets one on request."""
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,11 @@ _SHOWN_FACTS, _SHOWN_PARAPHRASES, _SHOWN_UNRELATED = 4, 2, 2
 _IN_A_CHAT, _FREER, _NEIGHBOUR = "in a chat", "freer words", "neighbour"
 _SAID = 0.9  # share of the edits that the model must say freely for the demo to have worked
 _COMPARED = 8  # taught prompts whose logits are compared across processes, and as many of each other kind
-_RELOAD = "import sys; from memoir_fast.cli.demo import write_logits; write_logits(*sys.argv[1:])"
+# By this process's own path of modules: of itself `python -c` would take the sources of a clone that it is started in.
+_RELOAD = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from memoir_fast.cli.demo import write_logits; write_logits(*sys.argv[2:])"
+)
 
 
 def run(model_name: str, edits: int, dtype: str, device: str, screen: Console, progress: bool) -> dict[str, Any]:
@@ -245,7 +250,7 @@ def _reloads_equal(memoir: Memoir, model_name: str, dtype: str, device: str, pro
         memoir.save_pretrained(memory)
         prompts_file.write_text("\n".join(prompts), encoding="utf-8")
         arguments = [model_name, dtype, device, str(torch.get_num_threads()), memory, prompts_file, output]
-        command = [sys.executable, "-c", _RELOAD, *map(str, arguments)]
+        command = [sys.executable, "-c", _RELOAD, json.dumps(sys.path), *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]

@@ -51,7 +51,11 @@ def run(*arguments):
     return CliRunner(env={"COLUMNS": "160"}).invoke(app, ["demo", *map(str, arguments)])
 
 
-def test_demo(model, tmp_path):
+def test_demo(model, tmp_path, monkeypatch):
+    """Also where the working folder has a memoir_fast of its own, as a clone has."""
+    (tmp_path / "memoir_fast").mkdir()
+    (tmp_path / "memoir_fast" / "__init__.py").write_text("raise ImportError('the memoir_fast of the working folder')")
+    monkeypatch.chdir(tmp_path)
     result = run("-m", model, "--edits", 2, "--json", tmp_path / "demo.json")
     figures = json.loads((tmp_path / "demo.json").read_text())
     assert result.exit_code == 0, (result.stdout, result.stderr, figures)
@@ -182,7 +186,7 @@ def test_reload_that_differs_is_noticed(model, monkeypatch):
         self.layer.memory.weight.copy_(kept)
 
     def in_this_process(command, **_):
-        demo.write_logits(*command[3:])
+        demo.write_logits(*command[4:])
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(demo.Memoir, "save_pretrained", forgetful)
