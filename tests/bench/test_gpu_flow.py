@@ -39,6 +39,13 @@ if "bench/run.py" in text:
         time.sleep(60)
     path.with_name(path.name + ".part").replace(path)
     raise SystemExit(1)
+if "pytest" in arguments and os.environ.get("TESTS_HANG"):
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:  # as pytest does
+        print("FAILED tests/ops/test_x.py::test_z - AssertionError: before it was cut off")
+        print("1 failed, 3 passed in 0.10s")
+        raise SystemExit(2)
 if "pytest" in arguments:
     print("FAILED tests/ops/test_x.py::test_y[cuda] - AssertionError: off by one")
     print("1 failed, 41 passed in 0.10s")
@@ -119,12 +126,24 @@ def test_the_whole_flow(make_gpu, tmp_path):
     assert {path.name for path in (tmp_path / "logs").iterdir()} >= {"build.log", "bench.log", "tests-on-the-GPU.log"}
 
 
-def test_a_stage_that_hangs_leaves_its_rows_and_the_next_ones_their_time(make_gpu):
-    done, figures = make_gpu(BUDGET=30, BENCH_HANGS=1)
+def test_stages_that_hang_leave_what_they_have_and_the_next_ones_their_time(make_gpu):
+    done, figures = make_gpu(BUDGET=22, BENCH_HANGS=1, TESTS_HANG=1)
     found = outcomes(done.stdout)
     assert found["bench"] == "stopped at its time limit"
     assert [row["bench"] for row in figures["rows"]] == ["tophash", "generate"], "what was written row by row"
-    assert "1 failed" in found["tests on the GPU"]
+    cut_off = "stopped at its time limit, "
+    assert found["tests on the GPU"] in (cut_off + "1 failed, 3 passed", cut_off + "3 passed, 1 failed")
+    assert "FAILED  tests/ops/test_x.py::test_z: AssertionError: before it was cut off" in done.stdout
+
+
+def test_every_test_of_a_gpu_is_where_they_are_looked_for():
+    (line,) = [
+        one for one in (ROOT / ".ci" / "gpu").read_text().splitlines() if one.startswith('tests "tests on the GPU"')
+    ]
+    folders = [ROOT / name for name in line.split('"gpu"')[1].split()]
+    marked = [path for path in (ROOT / "tests").rglob("*.py") if "mark." + "gpu" in path.read_text()]
+    assert len(marked) > 5 and len(folders) > 1
+    assert [path for path in marked if not any(path.is_relative_to(folder) for folder in folders)] == []
 
 
 def test_no_time_left_is_said_and_is_no_failure_of_the_stage(make_gpu):

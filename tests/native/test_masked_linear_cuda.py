@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from memoir_fast import backends
+from memoir_fast.distributed.row_parallel import NO_ROW
 from memoir_fast.errors import BackendError
 from memoir_fast.ops import linear_limits, masked_linear, masked_linear_add_
 
@@ -55,6 +56,27 @@ def test_shapes(linear_inputs, assert_rounded_once, dtype, shape):
     assert changed[unrouted].isnan().all()
     x, memory, columns, route = arguments
     assert_rounded_once(changed[~unrouted], (x[~unrouted], memory, columns, route[~unrouted]), base[~unrouted])
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("on_cuda")
+@pytest.mark.parametrize(
+    ("batch", "tokens", "dtype"),
+    [(1, 1, torch.float32), (1, 1, torch.bfloat16), (4, 1, torch.bfloat16), (2, 20, torch.float16)],
+    ids=str,
+)
+def test_layers_beside_one_another_on_several_pages(linear_inputs, on_pages, assert_rounded_once, batch, tokens, dtype):
+    """As a memory in two layers calls it: a slice of wider rows, of which none but the edits' pages may be read."""
+    x, memory, columns, route = on_pages(linear_inputs(batch, tokens, 300, 264, 77, 5, dtype), pages=4)
+    wide = torch.full((len(memory), 2 * 264), float("nan"), dtype=dtype)
+    wide[:, 264:] = memory
+    kept = columns[:, :50].cuda()
+    columns[:, 50:] = NO_ROW
+    x, memory, wide, columns, route = (one.cuda() for one in (x, memory, wide, columns, route))
+    y = masked_linear(x, wide[:, 264:], columns, route)
+    assert backends.last_used()["masked_linear"] == "cuda"
+    assert_rounded_once(y, (x, memory, kept, route))
+    assert torch.equal(masked_linear(x, memory, columns, route), y)
 
 
 @pytest.mark.gpu
