@@ -237,6 +237,5 @@ def _read(
     for ids, mask in _batches(tokenizer, prompts, device_of(model)):
         found = []
         for hidden in block_inputs(model, [every[one] for one in blocks], input_ids=ids, attention_mask=mask):
-            sums = code.begin(len(ids), hidden.shape[2])
-            found.append(code.read(sums, hidden, ids.to(hidden.device), mask.bool().to(hidden.device)))
+            found.append(code.read(None, hidden, ids.to(hidden.device), mask.bool().to(hidden.device)))
         yield found

@@ -120,7 +120,7 @@ class Following:
             masks = self.site.code.masks(state.sums) if self.site else self._layer.hash_mean(state.mean, check=False)[0]
             which = banks.per_row(asked.asked_banks, batch, asked.generate_prompt is not None)
             route, overlap = self._layer.search(masks, which)
-        if self.site is not None:
+        if self.site is not None and self.site.code.opened:
             chat = state.sums.chat
         store = self._layer.view.store
         state.follow(route, store)

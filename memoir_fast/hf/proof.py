@@ -235,7 +235,7 @@ class _Proof:
         parts = []
         for row, own, real in zip(hidden, ids, self._plain.mask, strict=True):
             states, tokens = row[real.to(row.device)][None], own[real][None].to(row.device)
-            parts.append(site.code.read(site.code.begin(1), states, tokens, torch.ones_like(tokens).bool()))
+            parts.append(site.code.read(None, states, tokens, torch.ones_like(tokens).bool()))
         yield state.sums.mass, torch.cat([one.mass for one in parts])
         yield state.sums.sums, torch.cat([one.sums for one in parts])
 

@@ -62,9 +62,7 @@ class RoutingSite:
         prompt: torch.Tensor,
     ) -> PromptSums:
         """Joins a part of B prompts to `sums` (None: it is the first), and what the model `said` before it."""
-        if sums is None:
-            sums = self.code.begin(len(hidden))
-        if said is not None:
+        if sums is not None and said is not None:
             sums = self.code.hear(sums, said)
         return self.code.read(sums, hidden, ids, prompt)
 

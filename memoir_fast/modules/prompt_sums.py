@@ -34,15 +34,6 @@ class PromptSums:
     tail: torch.Tensor
     """int64 [B, T]: the latest token ids, -1 before the first; marks of turns may begin in them."""
 
-    @classmethod
-    def empty(cls, batch: int, width: int, tail: int, device: torch.device | None = None) -> "PromptSums":
-        """Before the first token: B prompts, H = `width`, T = `tail`."""
-        sums = torch.zeros(batch, SENTENCES, width, device=device)
-        no = torch.zeros(batch, SENTENCES, dtype=torch.bool, device=device)
-        role = torch.full((batch,), PLAIN, device=device)
-        ids = torch.full((batch, tail), -1, device=device)
-        return cls(sums, sums[..., 0], no, no, role, no[:, 0], ids)
-
     def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "PromptSums":
         """`change` of every tensor: rows selected, repeated or moved."""
         return PromptSums(*(change(getattr(self, name)) for name in self.__dataclass_fields__))

@@ -6,8 +6,10 @@ the k largest of D random projections of the whitened feature.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from memoir_fast import ops
@@ -20,6 +22,19 @@ ENDS_SOFTLY, ENDS, BEGINS_WORD, INITIAL, ASKS = 1, 2, 4, 8, 16
 """What a token's text means for where sentences end, as bits: ends one where white space follows; ends one in any case;
 begins with white space; is an initial or a title ("J", "Dr"), behind which a full stop ends nothing; has a question
 mark."""
+
+
+class _Speaks(NamedTuple):
+    """Who speaks in a part of B prompts, of S tokens each; what is None is so for all of them alike."""
+
+    role: torch.Tensor
+    """int64 [B], behind the last token."""
+    user: torch.Tensor | None
+    """bool [B, S], which tokens are a user's; None: all, as there are no turns."""
+    turned: torch.Tensor | None
+    """bool [B, S], which tokens stand first in a turn; None: none."""
+    reset: torch.Tensor | None
+    """bool [B], in which a first turn was opened, so that all before starts anew; None: there was nothing, or none."""
 
 
 class RoutingCode(nn.Module):
@@ -40,7 +55,7 @@ class RoutingCode(nn.Module):
         >>> from memoir_fast.modules.routing_code import RoutingCode
         >>> code = RoutingCode(torch.ones(9), torch.zeros(9).byte(), torch.zeros(4), torch.eye(4), 2, 1, 1.0)
         >>> ids = torch.tensor([[3, 5]])
-        >>> sums = code.read(code.begin(1), torch.tensor([[[1.0, 5, 0, 0], [1, 0, 0, 0]]]), ids, ids > 0)
+        >>> sums = code.read(None, torch.tensor([[[1.0, 5, 0, 0], [1, 0, 0, 0]]]), ids, ids > 0)
         >>> code.masks(sums)[0, 0].tolist()
         [3, 0, 0, 0]
     """
@@ -50,6 +65,15 @@ class RoutingCode(nn.Module):
     mean: torch.Tensor
     projection: torch.Tensor
     order: torch.Tensor
+    slots: torch.Tensor
+    weight_of: torch.Tensor
+    meaning: torch.Tensor
+    turn_marks: torch.Tensor
+    any_token: torch.Tensor
+    inside_mark: torch.Tensor
+    no_token: torch.Tensor
+    zero: torch.Tensor
+    nothing: torch.Tensor
 
     def __init__(
         self,
@@ -66,61 +90,93 @@ class RoutingCode(nn.Module):
         super().__init__()
         if not 1 <= k <= projection.shape[1]:
             raise ValueError(f"k must lie in [1, D = {projection.shape[1]}], got {k}")
+        if len(weights) != len(marks):
+            raise ValueError(f"each token has a weight and a mark, got {len(weights)} weights and {len(marks)} marks")
         self.register_buffer("weights", weights)
         self.register_buffer("marks", marks)
         self.register_buffer("mean", mean)
         self.register_buffer("projection", projection)
-        order = torch.arange(projection.shape[1], dtype=torch.int32, device=projection.device)
-        self.register_buffer("order", order, persistent=False)
         self.k, self.block, self.fade = k, block, fade
-        self.typical = float(weights.median())
-        """The weight of a token that is not known, as where a model is given embeddings of no token."""
         self.opened, self.closed = [tuple(one) for one in opened], [tuple(one) for one in closed]
         self._tail = max([2, *(len(one) - 1 for one in (*self.opened, *self.closed))])
+        self._make_tables()
+
+    def _make_tables(self) -> None:
+        """What is looked up on the device: numbers that are made there at each call cost a launch each."""
+        device, marks = self.weights.device, self.marks
+        self.typical = float(self.weights.median())
+        """The weight of a token that is not known, as where a model is given embeddings of no token."""
+        turns = [*self.opened, *self.closed]
+        longest = max(map(len, turns), default=1)
+        padded = [[-1] * (longest - len(one)) + [*one] for one in turns]
+        marked = torch.tensor(padded, dtype=torch.int64, device=device).view(len(turns), longest)
+        meant = torch.stack([marks & ENDS_SOFTLY, marks & ENDS, marks & BEGINS_WORD, ~marks & INITIAL, marks & ASKS], 1)
+        tables = {
+            "order": torch.arange(self.width, dtype=torch.int32, device=device),
+            "slots": torch.arange(SENTENCES, device=device),
+            # rows of each token, and behind them of what is none: -1, and padding
+            "weight_of": torch.cat([self.weights, self.weights.new_tensor([self.typical])]),
+            "meaning": torch.cat([meant, meant.new_tensor([[0, 0, 0, 1, 0]])]).bool(),
+            "turn_marks": marked,
+            "any_token": marked < 0,
+            # [closing marks, longest]: whether a mark that ends so many tokens later holds this one
+            "inside_mark": (marked[len(self.opened) :] >= 0).flip(1) & (torch.arange(longest, device=device) > 0),
+            "no_token": torch.full((1, self._tail), -1, device=device),
+            "zero": torch.zeros(1, dtype=torch.int64, device=device),
+            "nothing": torch.zeros(1, device=device),
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=False)
 
     @property
     def width(self) -> int:
         """D, bits of a code."""
         return self.projection.shape[1]
 
-    def begin(self, batch: int, hidden: int | None = None) -> PromptSums:
-        """Before the first token of B prompts, of hidden states as wide as the mean, or of `hidden` numbers."""
-        return PromptSums.empty(batch, len(self.mean) if hidden is None else hidden, self._tail, self.mean.device)
-
-    def read(self, sums: PromptSums, hidden: torch.Tensor, ids: torch.Tensor, real: torch.Tensor) -> PromptSums:
+    def read(self, sums: PromptSums | None, hidden: torch.Tensor, ids: torch.Tensor, real: torch.Tensor) -> PromptSums:
         """Joins further tokens: hidden [B, S, H] entering the block, ids int64 [B, S], real bool [B, S] (no padding).
 
-        In whatever parts a prompt comes, the sums are the same but for rounding. Nothing is read back from the device.
+        `sums` is None before the first. In whatever parts a prompt comes, the sums are the same but for rounding.
+        Nothing is read back from the device.
         """
-        weight, begins, asks, turned, role, ended, tail, reset = self._weighed(sums, ids, real)
+        whole = self._whole(sums, ids, real)
+        speaks = self._roles(sums, whole, ids.shape[1])
+        weight, weighty, begins, asks, ended = self._weighed(sums, whole, real, speaks)
         sentence = begins.cumsum(dim=1)  # 0 goes on with the one that is being read
         last = sentence[:, -1:]
-        slots = torch.arange(SENTENCES, device=ids.device)
-        own = (last - sentence)[:, None, :] == slots[:, None]  # [B, Q, S]
-        hidden = torch.where(real[..., None], hidden.float(), 0.0)
+        own = (last - sentence)[:, None, :] == self.slots[:, None]  # [B, Q, S]
+        hidden = torch.where(real[..., None], hidden.float(), self.nothing)
         size = hidden.pow(2).mean(dim=2).sqrt().clamp(min=1e-6)
         share = own * weight[:, None]
         new, mass = torch.bmm(share / size[:, None], hidden), share.sum(dim=2)
-
-        before = slots - last  # [B, Q]: in which slot of `sums` what now has this one was
-        stays = (before >= 0) & ~reset[:, None]
-        before = before.clamp(min=0)
-        new = new + torch.where(stays[..., None], sums.sums.gather(1, before[..., None].expand_as(sums.sums)), 0.0)
-        mass = mass + torch.where(stays, sums.mass.gather(1, before), 0.0)
         # a turn that opens ends the latest one: what was said before is no question any more
-        turns = turned.cumsum(dim=1)
-        current = (turns == turns[:, -1:])[:, None]
-        same_turn = stays & ~turned.any(dim=1, keepdim=True)
-        weighty = (weight > 0)[:, None] & current
-        asked = (own & asks[:, None] & weighty).any(dim=2) | same_turn & sums.asks.gather(1, before)
-        latest = (own & weighty).any(dim=2) | same_turn & sums.latest.gather(1, before)
-        return PromptSums(new, mass, asked, latest, role, ended, tail)
+        if speaks.turned is not None:
+            turns = speaks.turned.cumsum(dim=1)
+            weighty = weighty & (turns == turns[:, -1:])
+        asked = (own & (asks & weighty)[:, None]).any(dim=2)
+        latest = mass > 0 if speaks.turned is None else (own & weighty[:, None]).any(dim=2)
+        tail = whole[:, -self._tail :]
+        if sums is None:
+            return PromptSums(new, mass, asked, latest, speaks.role, ended, tail)
+
+        before = self.slots - last  # [B, Q]: in which slot of `sums` what now has this one was
+        stays, before = before >= 0, before.clamp(min=0)
+        if speaks.reset is not None:
+            stays = stays & ~speaks.reset[:, None]
+        same_turn = stays if speaks.turned is None else stays & ~speaks.turned.any(dim=1, keepdim=True)
+        earlier = sums.sums.gather(1, before[..., None].expand_as(sums.sums))
+        new = new + torch.where(stays[..., None], earlier, self.nothing)
+        mass = mass + torch.where(stays, sums.mass.gather(1, before), self.nothing)
+        asked = asked | same_turn & sums.asks.gather(1, before)
+        latest = latest | same_turn & sums.latest.gather(1, before)
+        return PromptSums(new, mass, asked, latest, speaks.role, ended, tail)
 
     def hear(self, sums: PromptSums, ids: torch.Tensor) -> PromptSums:
         """Takes note of tokens int64 [B, S] that the model said: they weigh nothing, but may open or close a turn."""
-        real = ids >= 0
-        _, _, _, _, role, _, tail, _ = self._weighed(sums, ids, real)
-        return PromptSums(sums.sums, sums.mass, sums.asks, sums.latest, role, torch.ones_like(sums.ended), tail)
+        whole = self._whole(sums, ids, ids >= 0)
+        role = self._roles(sums, whole, ids.shape[1]).role
+        ended, tail = torch.ones_like(sums.ended), whole[:, -self._tail :]
+        return PromptSums(sums.sums, sums.mass, sums.asks, sums.latest, role, ended, tail)
 
     def features(self, sums: PromptSums) -> torch.Tensor:
         """Features float32 [B, 3, H], any of which may match.
@@ -130,12 +186,14 @@ class RoutingCode(nn.Module):
         a prompt of one sentence they are the same. The background mean, which matches nothing, where no token weighs.
         """
         later = sums.mass.cumsum(dim=1) - sums.mass
-        everything = self._averaged(sums, torch.exp(-later / self.fade))
-        question = sums.asks & (sums.asks.cumsum(dim=1) == 1)
-        asked = torch.where(
-            sums.asks.any(dim=1, keepdim=True), self._averaged(sums, question.to(later.dtype)), everything
-        )
-        return torch.stack([everything, asked, self._averaged(sums, sums.latest.to(later.dtype))], dim=1)
+        everything = torch.exp(later / -self.fade)
+        asking = sums.asks.cumsum(dim=1)
+        question = (sums.asks & (asking == 1)).float()
+        asked = torch.where(asking[:, -1:] > 0, question, everything)
+        shares = torch.stack([everything, asked, sums.latest.float()], dim=1)  # [B, 3, Q]
+        weight = (sums.mass[:, None] * shares).sum(dim=2, keepdim=True)
+        total = torch.bmm(shares, sums.sums)
+        return torch.where(weight > 0, total / weight.clamp(min=1e-20), self.mean)
 
     def masks(self, sums: PromptSums) -> torch.Tensor:
         """The codes of B prompts, packed: int32 [B, 3, W]."""
@@ -148,82 +206,75 @@ class RoutingCode(nn.Module):
         # TopHash chooses by magnitude: from the least of them on, that is the order of the signed values
         return ops.tophash(projected - projected.amin(dim=1, keepdim=True), self.k, self.order, check=False)[0]
 
-    def _averaged(self, sums: PromptSums, share: torch.Tensor) -> torch.Tensor:
-        """The weighted mean [B, H] over sentences that count by `share` [B, Q]."""
-        weight = (sums.mass * share).sum(dim=1, keepdim=True)
-        total = torch.bmm(share[:, None], sums.sums)[:, 0]
-        return torch.where(weight > 0, total / weight.clamp(min=1e-20), self.mean)
+    def _whole(self, sums: PromptSums | None, ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """Ids int64 [B, S] behind those before them, [B, T + S]; -1 where there is padding or no token before."""
+        tail = self.no_token.expand(len(ids), -1) if sums is None else sums.tail
+        return torch.cat([tail, torch.where(real, ids, self.no_token[:, :1])], dim=1)
 
-    def _weighed(self, sums: PromptSums, ids: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Per token [B, S]: its weight, whether a sentence begins with it, whether it asks, whether a turn opens there.
+    def _weighed(
+        self, sums: PromptSums | None, whole: torch.Tensor, real: torch.Tensor, speaks: "_Speaks"
+    ) -> tuple[torch.Tensor, ...]:
+        """Per token [B, S]: its weight, whether it weighs anything, whether a sentence begins with it, whether it asks.
 
-        Behind the last of them: the role [B], whether a sentence has ended [B], the tail [B, T]; and in which rows a
-        first turn was opened, so that all before starts anew [B].
+        Behind them, whether a sentence has ended behind the last that weighs anything, bool [B].
         """
-        size = ids.shape[1]
-        whole = torch.cat([sums.tail, torch.where(real, ids, -1)], dim=1)
-        role, user, reset, turned = self._roles(sums.role, whole, size)
-        weight = self.weights[ids.clamp(min=0, max=len(self.weights) - 1)]
-        weight = torch.where(user & real, torch.where(ids < 0, self.typical, weight), 0.0)
-        known = whole.clamp(min=0, max=len(self.marks) - 1)
-        marks = torch.where(whole < 0, 0, self.marks[known].int())
-        now, before, earlier = marks[:, -size:], marks[:, -size - 1 : -1], marks[:, -size - 2 : -2]
-        soft = (before & ENDS_SOFTLY).bool() & (now & BEGINS_WORD).bool() & ~(earlier & INITIAL).bool()
-        ends = (soft | (before & ENDS).bool() | turned) & real
+        size = real.shape[1]
+        known = whole.clamp(min=-1, max=len(self.weights) - 1)  # -1 is the last row
+        counts = real if speaks.user is None else speaks.user & real
+        weight = self.weight_of[known[:, -size:]] * counts
+        soft, end, word, full, asks = self.meaning[known].unbind(dim=2)
+        ends = soft[:, -size - 1 : -1] & word[:, -size:] & full[:, -size - 2 : -2] | end[:, -size - 1 : -1]
+        if speaks.turned is not None:
+            ends = ends | speaks.turned
         # a sentence begins with the first weighty token behind an end; ends without such a token between are one
-        count = ends.cumsum(dim=1) + sums.ended[:, None]
+        count = (ends & real).cumsum(dim=1)
+        if sums is not None:
+            count = count + sums.ended[:, None]
         weighty = weight > 0
-        at = torch.where(weighty, count, 0).cummax(dim=1).values
-        seen = torch.cat([torch.zeros_like(at[:, :1]), at[:, :-1]], dim=1)  # ends before the latest weighty token
-        begins = weighty & (count > seen)
-        ended, tail = count[:, -1] > at[:, -1], whole[:, -self._tail :]
-        return weight, begins, (now & ASKS).bool(), turned, role, ended, tail, reset
+        at = (count * weighty).cummax(dim=1).values
+        seen = torch.cat([self.zero.expand(len(at), 1), at[:, :-1]], dim=1)  # ends before the latest weighty token
+        return weight, weighty, weighty & (count > seen), asks[:, -size:], count[:, -1] > at[:, -1]
 
-    def _roles(self, role: torch.Tensor, whole: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
-        """Who speaks among the last `size` of the ids [B, T + size]; `role` int64 [B] says who spoke before.
-
-        Returns:
-            The role behind the last token, int64 [B]; which tokens are a user's, bool [B, size]; in which rows a first
-            turn was opened, bool [B]; which tokens stand first in a turn, bool [B, size].
-        """
-        none = torch.zeros(len(whole), size, dtype=torch.bool, device=whole.device)
+    def _roles(self, sums: PromptSums | None, whole: torch.Tensor, size: int) -> "_Speaks":
+        """Who speaks among the last `size` of the ids [B, T + size]."""
+        role = self.zero.expand(len(whole)) if sums is None else sums.role
         if not self.opened:
-            return role, ~none, none[:, 0], none
-        opened, closed = _found(whole, size, self.opened), _found(whole, size, self.closed)
-        place = torch.arange(1, size + 1, device=whole.device).expand_as(opened)
-        event = torch.where(opened | closed, place, 0).cummax(dim=1).values
-        kind = torch.where(opened, USER, OTHER)
-        after = torch.where(event > 0, kind.gather(1, (event - 1).clamp(min=0)), role[:, None])
-        begun = opened.any(dim=1)
-        plain = (role == PLAIN) & ~begun  # a closing mark means nothing before a turn was opened: it may be padding
-        first = (role == PLAIN) & begun
-        after = torch.where(plain[:, None], PLAIN, after)
-        before_first = first[:, None] & ~(opened.int().cumsum(dim=1) > 0)
-        after = torch.where(before_first, OTHER, after)
-        user = (after == USER) & ~opened | plain[:, None]
-        for mark in self.closed:  # its tokens before the last, which alone is known to end the turn
-            ended = _found(whole, size, [mark])
-            for back in range(1, min(len(mark), size)):
-                user[:, : size - back] &= ~ended[:, back:]
-        return after[:, -1], user, first, opened
+            return _Speaks(role, None, None, None)
+        longest, marks = self.turn_marks.shape[1], len(self.opened)
+        ends_here = whole.unfold(1, longest, 1)[:, -size:, None]  # [B, size, 1, longest]
+        found = ((ends_here == self.turn_marks) | self.any_token).all(dim=3)  # [B, size, marks]
+        opened, closed = found[..., :marks].any(dim=2), found[..., marks:].any(dim=2)
+        # the latest mark so far: twice its place, odd where it opens a turn of the user's; 0 where there is none
+        place = torch.arange(2, 2 * size + 2, 2, device=whole.device)
+        event = ((place + opened) * (opened | closed)).cummax(dim=1).values
+        opens = event & 1
+        begun, after, role_after = opened.any(dim=1), opens.bool(), OTHER - opens[:, -1]
+        reset = None
+        if sums is None:
+            plain, role = ~begun, role_after * begun
+        else:
+            reset = (role == PLAIN) & begun
+            plain = (role == PLAIN) & ~begun  # a closing mark means nothing before a turn was opened: it may be padding
+            after = after | (event == 0) & (role == USER)[:, None]
+            role = torch.where((event[:, -1] > 0) & ~plain, role_after, role)
+        user = after & ~opened | plain[:, None]
+        if (
+            max(map(len, self.closed), default=1) > 1
+        ):  # a mark's last token tells it; those before it are no user's either
+            behind = F.pad(found[..., marks:], (0, 0, 0, longest - 1)).unfold(1, longest, 1)
+            user = user & ~(behind & self.inside_mark).flatten(2).any(dim=2)
+        return _Speaks(role, user, opened, reset)
 
     def _apply(self, fn, recurse: bool = True) -> "RoutingCode":  # type: ignore[no-untyped-def]
-        kept = {name: getattr(self, name) for name in ("weights", "mean", "projection")}
+        kept = {name: getattr(self, name) for name in ("weights", "mean", "projection", "weight_of", "nothing")}
         super()._apply(fn, recurse)
         for name, value in kept.items():  # they stay float32 when the model changes dtype
             setattr(self, name, value.to(getattr(self, name).device))
         return self
 
+    def _load_from_state_dict(self, *args) -> None:  # type: ignore[no-untyped-def]
+        super()._load_from_state_dict(*args)
+        self._make_tables()
+
     def extra_repr(self) -> str:
         return f"width={self.width}, k={self.k}, block={self.block}"
-
-
-def _found(whole: torch.Tensor, size: int, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Where one of the sequences ends, bool [B, size], among the last `size` of the ids [B, T + size]."""
-    found = torch.zeros(len(whole), size, dtype=torch.bool, device=whole.device)
-    for sequence in sequences:
-        same = torch.ones_like(found)
-        for back, token in enumerate(reversed(sequence)):
-            same &= whole[:, whole.shape[1] - size - back : whole.shape[1] - back] == token
-        found |= same
-    return found

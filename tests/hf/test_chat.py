@@ -50,7 +50,9 @@ def said(tokenizer, talk):
     none = torch.zeros(1)
     code = RoutingCode(weights, torch.zeros(size).byte(), none, none[:, None], 1, 0, 1.0, *turn_marks(tokenizer))
     tensor = torch.tensor([ids])
-    weight = code._weighed(code.begin(1), tensor, tensor >= 0)[0][0]
+    real = tensor >= 0
+    whole = code._whole(None, tensor, real)
+    weight = code._weighed(None, whole, real, code._roles(None, whole, len(ids)))[0][0]
     return tokenizer.decode([one for one, own in zip(ids, weight.tolist(), strict=True) if own]).strip()
 
 

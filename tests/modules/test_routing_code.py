@@ -69,7 +69,7 @@ def by_hand(code, hidden, ids):
 
 def read(code, hidden, ids, parts=None):
     """The sums of one prompt that comes in parts of those lengths."""
-    sums, start = code.begin(1), 0
+    sums, start = None, 0
     for size in parts or [len(ids)]:
         some = torch.tensor([ids[start : start + size]])
         sums = code.read(sums, hidden[None, start : start + size], some, torch.ones_like(some).bool())
@@ -126,7 +126,7 @@ def test_padding_says_nothing_whatever_it_holds(code):
         states = torch.randn(len(own), HIDDEN)
         ids[row, -len(own) :], hidden[row, -len(own) :], real[row, -len(own) :] = torch.tensor(own), states, True
         alone.append(code.features(read(code, states, own)))
-    together = code.features(code.read(code.begin(2), hidden, ids, real))
+    together = code.features(code.read(None, hidden, ids, real))
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-6)
 
 
@@ -153,7 +153,7 @@ def test_a_code_is_the_largest_projections_signed(code):
 
 def test_a_token_without_a_name_weighs_the_usual(code):
     hidden = torch.randn(2, HIDDEN)
-    sums = code.read(code.begin(1), hidden[None], torch.tensor([[-1, 7]]), torch.ones(1, 2).bool())
+    sums = code.read(None, hidden[None], torch.tensor([[-1, 7]]), torch.ones(1, 2).bool())
     assert float(sums.mass.sum()) == pytest.approx(code.typical + float(code.weights[7]))
 
 
@@ -166,10 +166,24 @@ def test_it_stays_float32_and_refuses_what_cannot_be(code):
     assert torch.equal(before, after) and f"width={WIDTH}" in repr(code)
     with pytest.raises(ValueError, match="k must lie in"):
         RoutingCode(code.weights, code.marks, code.mean, code.projection, WIDTH + 1, 1, 1.0)
+    with pytest.raises(ValueError, match="each token has a weight and a mark, got 24 weights and 23 marks"):
+        RoutingCode(code.weights, code.marks[:-1], code.mean, code.projection, K, 1, 1.0)
+
+
+def test_a_state_that_is_loaded_is_what_tokens_weigh_and_mean(code):
+    ids, hidden = PROMPTS["several"], torch.randn(10, HIDDEN)
+    state = {name: one.clone() for name, one in code.state_dict().items()}
+    assert set(state) == {"weights", "marks", "mean", "projection"}
+    state["weights"] = state["weights"].flip(0)
+    state["marks"][QUESTION] = ENDS
+    other = RoutingCode(*state.values(), K, 1, 1.5, [OPEN], [CLOSE])
+    code.load_state_dict(state)
+    found, expected = (one.features(read(one, hidden, ids)) for one in (code, other))
+    assert torch.equal(found, expected) and code.typical == other.typical
 
 
 def test_sums_of_selected_rows_are_those_rows(code):
     ids = torch.tensor([[7, 8, QUESTION], [9, 10, 11]])
-    sums = code.read(code.begin(2), torch.randn(2, 3, HIDDEN), ids, ids >= 0)
+    sums = code.read(None, torch.randn(2, 3, HIDDEN), ids, ids >= 0)
     again = sums.each(lambda one: one.index_select(0, torch.tensor([1, 1, 0])))
     assert torch.equal(code.masks(again), code.masks(sums)[[1, 1, 0]])

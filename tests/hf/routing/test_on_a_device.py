@@ -135,3 +135,30 @@ def test_how_much_python_a_decode_step_runs_beside_the_model(edited):
     beside = _calls(edited.model, ids) - _calls(edited.plain, ids)
     assert edited.memoir.last_routes[0].edit_id == 0
     assert beside <= {("paper", 2): 385, ("early", 1): 310, ("early", 2): 450}[edited.routing, edited.layers]
+
+
+TEMPLATE = "{% for one in messages %}<|im_start|>{{ one.role }}\n{{ one.content }}<|im_end|>\n{% endfor %}"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("routing", "template", "most"),
+    [("paper", None, 23), ("early", None, 84), ("early", TEMPLATE, 116)],
+    ids=["masks", "codes", "codes, chats"],
+)
+def test_what_a_prefill_launches_beside_the_model(tiny_llama, tiny_tokenizer, routing, template, most):
+    """Each costs a GPU two microseconds or more, whatever the prompt's length."""
+    tiny_tokenizer.chat_template = template
+    plain = copy.deepcopy(tiny_llama).to("meta")
+    memoir = Memoir.attach(
+        tiny_llama, tiny_tokenizer, MemoirConfig(routing=routing, layer="model.layers.1.mlp.down_proj")
+    )
+    memoir.edit(FACTS[0], "x", recipe=dataclasses.replace(RECIPES["fast"], steps=1))
+    assert memoir.layer.store.rests and bool(template) == bool(memoir.layer.code and memoir.layer.code.opened)
+    counts = []
+    for model in (tiny_llama.to("meta"), plain):
+        with Launched() as launched:
+            model(_ids(5)[:1])
+        counts.append(launched.counted)
+    beside = counts[0] - counts[1]
+    assert not counts[1] - counts[0] and beside.total() <= most, beside
