@@ -49,6 +49,19 @@ def test_log_lists_all_that_ever_came(invoke, folder):
     assert "1 lines of" in invoke("log", folder).stdout
 
 
+def test_inspect_shows_what_loads(invoke, folder, tiny_llama, tiny_tokenizer):
+    done = invoke("inspect", folder, "--json", "-")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [(one["id"], one["target"]) for one in found["texts"]] == [(1, "wide"), (2, "old")]
+    assert "2 live, 1 deleted, 4 records since the snapshot" in done.stderr and "green" not in done.stderr
+    memoir = Memoir.from_pretrained(tiny_llama, tiny_tokenizer, folder)
+    status, weight = memoir.status(), memoir.layer.memory.weight
+    assert (found["edits"], found["deleted"], found["tau"]) == (status.edits, status.deleted, status.tau)
+    assert found["tau"] != 0.9, "the journal's threshold"
+    assert found["columns_used"] == int(weight.ne(0).any(dim=1).sum())
+
+
 def test_check_goes_through_all_of_it(invoke, folder):
     done = invoke("check", folder, "--json", "-")
     assert done.exit_code == 0 and json.loads(done.stdout)["edits"] == 2

@@ -1,5 +1,7 @@
 """`memoir inspect`: what a saved memory holds. Needs no model."""
 
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -17,41 +19,76 @@ def inspect(
     json_file: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Verify a saved memory and show its settings, base model and edits. Needs no model."""
-    from memoir_fast.io import checkpoint
+    """Verify a saved memory and show its settings, base model and edits, its journal included. Needs no model."""
+    from memoir_fast.io.durable import read_pair
 
     require_writable(json_file)
-    saved = checkpoint.read(memory)
-    masks, values = saved.tensors["masks"], saved.tensors["memory_values"]
+    saved, journal = read_pair(memory)
+    now, values, width = _now(saved, journal), saved.tensors["memory_values"], len(saved.tensors["mu"])
     report = {
         "memory": str(saved.folder),
         "package_version": saved.package_version,
-        "edits": len(saved.edits),
-        "deleted": len(masks) - len(saved.edits),
-        "width": len(saved.tensors["mu"]),
+        "edits": len(now.edits),
+        "deleted": now.places - len(now.edits),
+        "records_since": 0 if journal is None else journal.frames.records,
+        "width": width,
         "outputs": values.shape[1],
-        "columns_used": len(values),
+        "columns_used": len(now.rows),
         "dtype": str(values.dtype).removeprefix("torch."),
-        "tau": saved.tau,
+        "tau": now.tau,
         "config": saved.config.to_dict(),
         "base_model": saved.fingerprint,
         "prefixes": saved.prefixes,
         "files": saved.sizes,
         "texts": [
-            {"id": edit_id, **{name: getattr(edit, name) for name in _FIELDS}} for edit_id, edit in saved.edits.items()
+            {"id": edit_id, **{name: getattr(edit, name) for name in _FIELDS}}
+            for edit_id, edit in sorted(now.edits.items())
         ],
     }
     write_json(json_file, report)
     _show(console(json_file, quiet), report, edits)
 
 
+@dataclass
+class _Now:
+    """What a snapshot and its journal hold together."""
+
+    edits: dict[int, Any]
+    places: int
+    """Of live and of deleted edits."""
+    tau: float
+    rows: set[int]
+    """Of the residual memory, those that are not zero; row c of page p is p * D + c."""
+
+
+def _now(saved: Any, journal: Any) -> _Now:
+    from memoir_fast.io import changes
+
+    tensors, width = saved.tensors, len(saved.tensors["mu"])
+    now = _Now(dict(saved.edits), len(tensors["masks"]), saved.tau, set(tensors["memory_rows"].tolist()))
+    with nullcontext(()) if journal is None else journal as records:
+        for record in records:
+            changes.apply_texts(now.edits, record)
+            if record.kind == "calibration":
+                now.tau = record.values["tau"]
+            elif "page" in record.values:
+                now.places = max(now.places, record.values["id"] + 1)
+                page, written = record.values["page"], record.tensors["rows"].long()
+                if record.values["emptied"]:
+                    now.rows -= set(range(page * width, (page + 1) * width))
+                now.rows.difference_update((written + page * width).tolist())
+                now.rows.update((written[record.tensors["values"].ne(0).any(1)] + page * width).tolist())
+    return now
+
+
 def _show(screen: Any, report: dict[str, Any], shown: int) -> None:
     from rich.table import Table
 
     base, config = report["base_model"], report["config"]
+    since = f"{report['records_since']} records since the snapshot"
     table = Table("", "", show_header=False, title=cell(report["memory"]))
     rows = {
-        "edits": f"{report['edits']} live, {report['deleted']} deleted",
+        "edits": f"{report['edits']} live, {report['deleted']} deleted, {since}",
         "columns": f"{config['k']} of {report['width']} per edit, {report['columns_used']} in use",
         "memory": f"{report['width']} x {report['outputs']}, {report['dtype']}",
         "tau": f"{report['tau']:g}",
