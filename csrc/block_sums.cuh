@@ -20,7 +20,10 @@ DEVICE int shared_increment(int* at) { return atomicAdd(at, 1); }
 DEVICE void shared_or(unsigned int* word, unsigned int bits) { atomicOr(word, bits); }
 DEVICE float divided(float a, float b) { return __fdiv_rn(a, b); }
 DEVICE float minus(float a, float b) { return __fsub_rn(a, b); }
-DEVICE void keep_order() { asm volatile("" ::: "memory"); }  // for the compiler
+DEVICE int anew(int value) {  // what is computed from it is computed again, and takes no registers meanwhile
+  asm volatile("" : "+r"(value));
+  return value;
+}
 
 }  // namespace memoir
 

@@ -12,16 +12,27 @@ DEVICE int route_of(const LinearCall& call, int sequence) {
   return edit >= 0 && edit < call.edits ? edit : -1;
 }
 
-// The first row of the page of memory that an edit lives on, which its first column tells.
-DEVICE int page_of(const LinearCall& call, int edit) {
-  const int row = load_written(call.columns + edit * call.columns_row);
-  return row >= 0 && row < call.rows ? row - row % call.width : 0;
+// What an edit's list of rows of memory has at place `i`, which must be one of its k: any number at all. A load behind a
+// branch waits for what the branch depends on: all that are wanted are asked for first, in places that exist, and then looked at.
+DEVICE int listed(const LinearCall& call, int edit, int i) {
+  return load_written(call.columns + edit * call.columns_row + i * call.columns_step);
 }
 
-// Active column `i` of an edit whose page begins at row `page`, or -1 where the number stored is no row of it.
-DEVICE int column_of(const LinearCall& call, int edit, int page, int i) {
-  const int row = load_written(call.columns + edit * call.columns_row + i * call.columns_step);
-  return row >= page && row < page + call.width ? row - page : -1;
+// The first row of the page of memory that an edit lives on, which the first row of its list tells.
+DEVICE int page_of(const LinearCall& call, int row) {
+  const int own = row >= 0 && row < call.rows ? row : 0;
+  return own - own % call.width;
+}
+
+// row - first where `row` is one of `length` rows from `first` on, else -1.
+DEVICE int place_within(int row, int first, int length) {
+  const unsigned int place = static_cast<unsigned int>(row) - static_cast<unsigned int>(first);
+  return place < static_cast<unsigned int>(length) ? static_cast<int>(place) : -1;
+}
+
+// The column of a row of the page that begins at row `page`, or -1 where the number listed is no row of it.
+DEVICE int column_of(const LinearCall& call, int page, int row) {
+  return place_within(row, page, call.width);
 }
 
 // One dense pass serves several edits only where they live on the one page that there is.
@@ -32,18 +43,44 @@ DEVICE const T* row_of_x(const LinearCall& call, int row) {
   return static_cast<const T*>(call.x) + row / call.tokens * call.x_batch + row % call.tokens * call.x_token;
 }
 
+constexpr int kAtOnce = 4;  // places of a list that a thread asks for together
+
+// A dense pass's inputs: calls use(column - first, input) for each of an edit's columns among the `length` from `first` on.
+template <class T, class Use>
+DEVICE void gather_within(const LinearCall& call, int edit, const T* x, int first, int length, const Use& use) {
+#pragma unroll 1
+  for (int i = threadIdx.x; i < call.k; i += kAtOnce * kLinearThreads) {
+    int place[kAtOnce];
+    T input[kAtOnce];
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u) {
+      place[u] = listed(call, edit, i + u * kLinearThreads < call.k ? i + u * kLinearThreads : i);
+    }
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u) {
+      place[u] = place_within(place[u], first, length);
+      input[u] = x[(first + (place[u] < 0 ? 0 : place[u])) * call.x_input];
+    }
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u) {
+      if (place[u] >= 0) use(place[u], input[u]);
+    }
+  }
+}
+
 template <class T>
 DEVICE T* row_of_out(const LinearCall& call, int row) {
   return static_cast<T*>(call.out) + row / call.tokens * call.out_batch + row % call.tokens * call.out_token;
 }
 
 // Zeros for the rows without a route, where out is written and not added to. The cluster's blocks take rows in turns.
-template <class T>
-DEVICE void clear_unrouted(const LinearCall& call, int tile, int rank) {
+// edit_at(row): the edit that a row follows, or -1.
+template <class T, class EditAt>
+DEVICE void clear_unrouted(const LinearCall& call, int tile, int rank, const EditAt& edit_at) {
   if (call.add) return;
 #pragma unroll 1
   for (int row = rank; row < call.batch * call.tokens; row += call.splits) {
-    if (route_of(call, row / call.tokens) >= 0) continue;
+    if (edit_at(row) >= 0) continue;
 #pragma unroll 1
     for (int o = tile * kTileOutputs + threadIdx.x; o < (tile + 1) * kTileOutputs && o < call.outputs;
          o += kLinearThreads) {

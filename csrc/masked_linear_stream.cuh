@@ -29,55 +29,73 @@ struct Stream {
   int edit[kRows];
 };
 
-// The chunk's columns from `first` on, of `length`; a dense pass takes every column.
+// The chunk's columns from `first` on, of `length`; a dense pass takes every column. `own` are the thread's, every
+// kLinearThreads-th. Returns the edit's page. Starts with a barrier: everybody has left the chunk before.
 template <class T, int kRows>
-DEVICE void list_chunk(const LinearCall& call, Stream<T, kRows>& shared, int edit, int page, bool dense, int first,
-                       int length, int padded) {
-  int column[kChunkOfThread];  // all asked for before the first is waited for
+DEVICE int list_chunk(const LinearCall& call, Stream<T, kRows>& shared, int edit, bool dense, int first, int length,
+                      int (&own)[kChunkOfThread]) {
+  int page = 0;
 #pragma unroll
-  for (int i = 0; i < kChunkOfThread; ++i) {
-    const int e = threadIdx.x + i * kLinearThreads;
-    column[i] = e >= length ? -1 : dense ? first + e : column_of(call, edit, page, first + e);
+  for (int i = 0; i < kChunkOfThread; ++i) own[i] = first + static_cast<int>(threadIdx.x) + i * kLinearThreads;
+  if (!dense) {
+#pragma unroll
+    for (int i = 0; i < kChunkOfThread; ++i) own[i] = listed(call, edit, own[i] < call.k ? own[i] : 0);
   }
+  block_barrier();  // in front of the page, which the compiler would look at before it asks for all columns
+  if (!dense) page = page_of(call, listed(call, edit, 0));
 #pragma unroll
   for (int i = 0; i < kChunkOfThread; ++i) {
-    const int e = threadIdx.x + i * kLinearThreads;
-    if (e < padded) shared.list[e] = column[i];
+    const int e = static_cast<int>(threadIdx.x) + i * kLinearThreads;
+    own[i] = e < length ? column_of(call, page, own[i]) : -1;
+    shared.list[e] = own[i];
+  }
+  return page;
+}
+
+// The members' inputs at a thread's columns; any input at those that are none, and for the other tokens.
+template <class T, int kRows>
+DEVICE void ask_inputs(const LinearCall& call, unsigned int members, const int (&own)[kChunkOfThread],
+                       T (&input)[kRows][kChunkOfThread]) {
+  int64_t offset[kChunkOfThread];
+#pragma unroll
+  for (int i = 0; i < kChunkOfThread; ++i) offset[i] = (own[i] < 0 ? 0 : own[i]) * call.x_input;
+  const T* x = static_cast<const T*>(call.x);
+  int token = 0;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const T* from = (members >> r & 1) != 0 ? x : static_cast<const T*>(call.x);
+#pragma unroll
+    for (int i = 0; i < kChunkOfThread; ++i) input[r][i] = from[offset[i]];
+    const bool last = ++token == call.tokens;
+    x += last ? call.x_batch - (call.tokens - 1) * call.x_token : call.x_token;
+    token = last ? 0 : token;
   }
 }
 
-// The inputs at the chunk's columns; 0 for a token that does not take part, and in a dense pass at inactive columns.
+// Zeros at columns that are none, and for tokens that are no members.
 template <class T, int kRows>
-DEVICE void gather_chunk(const LinearCall& call, Stream<T, kRows>& shared, unsigned int members, bool dense, int first,
-                         int length, int padded) {
-  Inputs<kRows> inputs[kChunkOfThread];
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    const T* x = row_of_x<T>(call, r);
-#pragma unroll
-    for (int i = 0; i < kChunkOfThread; ++i) {
-      const int e = threadIdx.x + i * kLinearThreads;
-      const int column = e < padded ? shared.list[e] : -1;
-      const bool takes_part = !dense && column >= 0 && (members >> r & 1) != 0;
-      inputs[i].of[r] = takes_part ? to_float(x[column * call.x_input]) : 0.0f;
-    }
-  }
+DEVICE void put_inputs(Stream<T, kRows>& shared, unsigned int members, const int (&own)[kChunkOfThread],
+                       const T (&input)[kRows][kChunkOfThread]) {
 #pragma unroll
   for (int i = 0; i < kChunkOfThread; ++i) {
-    const int e = threadIdx.x + i * kLinearThreads;
-    if (e < padded) shared.inputs[e] = inputs[i];
+    Inputs<kRows> inputs;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const bool takes_part = own[i] >= 0 && (members >> r & 1) != 0;
+      inputs.of[r] = takes_part ? to_float(input[r][i]) : 0.0f;
+    }
+    shared.inputs[threadIdx.x + i * kLinearThreads] = inputs;
   }
-  if (!dense) return;
-  block_barrier();
+}
+
+// A dense pass's inputs: each token's at its edit's columns, among zeros.
+template <class T, int kRows>
+DEVICE void put_active(const LinearCall& call, Stream<T, kRows>& shared, unsigned int members, int first, int length) {
 #pragma unroll 1
   for (int r = 0; r < kRows; ++r) {
     if ((members >> r & 1) == 0) continue;
-    const T* x = row_of_x<T>(call, r);
-#pragma unroll 1
-    for (int i = threadIdx.x; i < call.k; i += kLinearThreads) {
-      const int column = column_of(call, shared.edit[r], 0, i), e = column - first;
-      if (column >= 0 && e >= 0 && e < length) shared.inputs[e].of[r] = to_float(x[column * call.x_input]);
-    }
+    gather_within(call, shared.edit[r], row_of_x<T>(call, r), first, length,
+                  [&](int place, T input) { shared.inputs[place].of[r] = to_float(input); });
   }
 }
 
@@ -109,7 +127,7 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void stream_rows(const LinearCall call) 
     for (int before = 0; before < r; ++before) leads = leads && shared.edit[before] != shared.edit[r];
     leaders |= static_cast<unsigned int>(leads) << r;
   }
-  clear_unrouted<T>(call, tile, rank);
+  clear_unrouted<T>(call, tile, rank, [&](int row) { return shared.edit[row]; });
   const int routes = count_bits(leaders);
   const bool dense = kRows > 1 && routes > 1 && one_page(call) && static_cast<int64_t>(routes) * call.k >= call.width;
   const int length = dense ? call.width : call.k;
@@ -127,15 +145,16 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void stream_rows(const LinearCall call) 
         members |= static_cast<unsigned int>(shared.edit[r] == shared.edit[leader]) << r;
       }
     }
-    const int page = page_of(call, shared.edit[leader]);
-    const uint4* own = memory + static_cast<int64_t>(page) * call.memory_row;
     float sum[kRows][S::kValues] = {};
 #pragma unroll 1
     for (int first = begin; first < end; first += kChunk) {
       const int used = end - first < kChunk ? end - first : kChunk;
       const int padded = static_cast<int>(round_up(used, S::kSlots * S::kAhead));
-      block_barrier();  // everybody has left the chunk before
-      list_chunk(call, shared, shared.edit[leader], page, dense, first, used, padded);
+      int column[kChunkOfThread];
+      T input[kRows][kChunkOfThread];
+      const int page = list_chunk(call, shared, shared.edit[leader], dense, first, used, column);
+      ask_inputs(call, members, column, input);  // in a dense pass for nothing: a branch would have them waited for here
+      const uint4* own = memory + static_cast<int64_t>(page) * call.memory_row;
       block_barrier();
       uint4 ahead[S::kAhead];
       const auto fetch = [&](int e) {
@@ -146,8 +165,12 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void stream_rows(const LinearCall call) 
         }
       };
       fetch(slot);
-      gather_chunk(call, shared, members, dense, first, used, padded);
+      put_inputs(shared, dense ? 0 : members, column, input);
       block_barrier();
+      if (dense) {
+        put_active(call, shared, members, first, used);
+        block_barrier();
+      }
 #pragma unroll 1
       for (int e = slot; e < padded; e += S::kSlots * S::kAhead) {
         uint4 now[S::kAhead];

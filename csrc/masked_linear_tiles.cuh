@@ -18,10 +18,16 @@ struct RoutePlan {
   int tiles[kLinearThreads / kWarp32], routed[kLinearThreads / kWarp32];
 };
 
-// Fills the plan, and says whether one dense pass over all rows of memory is cheaper than one pass per route.
-DEVICE bool plan_routes(const LinearCall& call, RoutePlan& plan, int& routed) {
-  for (int b = threadIdx.x; b < call.batch; b += kLinearThreads) plan.edit[b] = route_of(call, b);
+static_assert(kMostSequences <= kLinearThreads, "a thread a sequence's route");
+
+// Fills the plan's edits.
+DEVICE void list_routes(const LinearCall& call, RoutePlan& plan) {
+  if (static_cast<int>(threadIdx.x) < call.batch) plan.edit[threadIdx.x] = route_of(call, threadIdx.x);
   block_barrier();
+}
+
+// Fills the rest of it, and says whether one dense pass over all rows of memory is cheaper than one pass per route.
+DEVICE bool plan_routes(const LinearCall& call, RoutePlan& plan, int& routed) {
   int tiles = 0, own_routed = 0;
   for (int b = threadIdx.x; b < call.batch; b += kLinearThreads) {
     const int edit = plan.edit[b];
@@ -68,7 +74,8 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void pack_inputs(const LinearCall call, 
   const int row = blockIdx.x / parts, first = blockIdx.x % parts * kPackedByBlock;
   wait_for_predecessors();
   admit_successor();  // only now: who starts may read what was written before this kernel
-  const int edit = route_of(call, row / call.tokens);
+  list_routes(call, shared.plan);
+  const int edit = shared.plan.edit[row / call.tokens];
   if (edit < 0) return;
   int routed = 0;
   const bool dense = call.batch > 1 && plan_routes(call, shared.plan, routed);
@@ -77,21 +84,32 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void pack_inputs(const LinearCall call, 
   if (left <= 0) return;
   const int used = left < kPackedByBlock ? left : kPackedByBlock;
   const auto* x = row_of_x<uint16_t>(call, row);
-  const int page = page_of(call, edit);
   if (!dense) {
-#pragma unroll 8
-    for (int i = threadIdx.x; i < used; i += kLinearThreads) {
-      const int column = first + i < length ? column_of(call, edit, page, first + i) : -1;
-      shared.values[i] = column >= 0 ? x[column * call.x_input] : static_cast<uint16_t>(0);
+    constexpr int kOfThread = kPackedByBlock / kLinearThreads;
+    int column[kOfThread];
+    uint16_t value[kOfThread];
+#pragma unroll
+    for (int u = 0; u < kOfThread; ++u) {
+      const int at = first + static_cast<int>(threadIdx.x) + u * kLinearThreads;
+      column[u] = listed(call, edit, at < length ? at : 0);
+    }
+    block_barrier();  // else the compiler has the page computed before it asks for the last columns
+    const int page = page_of(call, listed(call, edit, 0));
+#pragma unroll
+    for (int u = 0; u < kOfThread; ++u) {
+      const int at = first + static_cast<int>(threadIdx.x) + u * kLinearThreads;
+      column[u] = at < length ? column_of(call, page, column[u]) : -1;
+      value[u] = x[(column[u] < 0 ? 0 : column[u]) * call.x_input];
+    }
+#pragma unroll
+    for (int u = 0; u < kOfThread; ++u) {
+      shared.values[threadIdx.x + u * kLinearThreads] = column[u] < 0 ? static_cast<uint16_t>(0) : value[u];
     }
   } else {
     for (int i = threadIdx.x; i < used; i += kLinearThreads) shared.values[i] = 0;
     block_barrier();
-#pragma unroll 4
-    for (int i = threadIdx.x; i < call.k; i += kLinearThreads) {
-      const int column = column_of(call, edit, page, i);
-      if (column >= first && column < first + used) shared.values[column - first] = x[column * call.x_input];
-    }
+    gather_within(call, edit, x, first, used < length - first ? used : length - first,
+                  [&](int place, uint16_t value) { shared.values[place] = value; });
   }
   block_barrier();
   auto* to = reinterpret_cast<uint4*>(static_cast<uint16_t*>(call.packed) + row * call.packed_row + first);
@@ -200,6 +218,7 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void multiply_tiles(const LinearCall cal
   const int warp = threadIdx.x / kWarp32, lane = threadIdx.x % kWarp32;
   const int warp_of_rows = warp / S::kWarpsOfOutputs, warp_of_outputs = warp % S::kWarpsOfOutputs;
   int routed = 0;
+  list_routes(call, shared.plan);
   const bool dense = plan_routes(call, shared.plan, routed);
   const int length = dense ? call.width : call.k;
   const int share = static_cast<int>(round_up((length + call.splits - 1) / call.splits, kDepth));
@@ -211,25 +230,26 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void multiply_tiles(const LinearCall cal
   for (int leader = 0; leader < call.batch; ++leader) {
     const int edit = shared.plan.edit[leader];
     if (edit < 0 || (dense ? shared.plan.routed_rank[leader] : shared.plan.rank[leader]) != 0) continue;
-    const int page = page_of(call, edit);
     const int rows = (dense ? routed : shared.plan.size[leader]) * call.tokens;
     block_barrier();  // everybody has left the route before
     for (int b = threadIdx.x; b < call.batch; b += kLinearThreads) {
       const int its = shared.plan.edit[b];
       if (dense ? its >= 0 : its == edit) shared.member[dense ? shared.plan.routed_rank[b] : shared.plan.rank[b]] = b;
     }
-    constexpr int kAtOnce = 4;  // columns asked for before the first is waited for
 #pragma unroll 1
     for (int i = threadIdx.x; i < used; i += kAtOnce * kLinearThreads) {
-      int column[kAtOnce];
+      int page = 0, row[kAtOnce];
 #pragma unroll
-      for (int u = 0; u < kAtOnce; ++u) {
-        const int at = i + u * kLinearThreads;
-        column[u] = at >= used ? -1 : dense ? begin + at : column_of(call, edit, page, begin + at);
+      for (int u = 0; u < kAtOnce; ++u) row[u] = begin + i + u * kLinearThreads;
+      if (!dense) {
+#pragma unroll
+        for (int u = 0; u < kAtOnce; ++u) row[u] = listed(call, edit, row[u] < call.k ? row[u] : 0);
+        page = page_of(call, listed(call, edit, 0));
       }
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) {
-        if (i + u * kLinearThreads < used) shared.list()[i + u * kLinearThreads] = column[u] < 0 ? -1 : page + column[u];
+        const bool on_page = column_of(call, page, row[u]) >= 0;
+        if (i + u * kLinearThreads < used) shared.list()[i + u * kLinearThreads] = on_page ? row[u] : -1;
       }
     }
     block_barrier();
@@ -283,7 +303,7 @@ GLOBAL LAUNCH_BOUNDS(kLinearThreads, 2) void multiply_tiles(const LinearCall cal
   }
   if (!waited) wait_for_predecessors();  // every thread waits: this kernel's end implies that of those before
   admit_successor();
-  clear_unrouted<T>(call, tile, rank);
+  clear_unrouted<T>(call, tile, rank, [&](int row) { return shared.plan.edit[row / call.tokens]; });
 #endif
 }
 

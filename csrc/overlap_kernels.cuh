@@ -18,11 +18,10 @@ DEVICE unsigned long long match_key(int overlap, int least, int row) {
   return static_cast<unsigned long long>(high) << 32 | (0xffffffffu - static_cast<unsigned int>(row));
 }
 
-// The bits that `row` must share to match: a row of zeros never does.
-DEVICE int threshold(const Scan& scan, int64_t row) {
-  const int least = scan.min_overlap[row * scan.min_overlap_stride];
-  return least < 1 ? 1 : least;
-}
+// The bits that `row` must share to match, as they are stored. Looked at where it is used: earlier, the rows' loads would
+// wait for it.
+DEVICE int stored_threshold(const Scan& scan, int64_t row) { return scan.min_overlap[row * scan.min_overlap_stride]; }
+DEVICE int threshold(int stored) { return stored < 1 ? 1 : stored; }  // a row of zeros never matches
 
 template <bool kMatch>
 DEVICE int rows_to_scan(const Scan& scan) {
@@ -96,7 +95,7 @@ GLOBAL LAUNCH_BOUNDS(kScanThreads, kResidentBlocks) void popc_scan(const Scan sc
   for (; first < count; first += step) {
     const int64_t row = first + lane / kRowLanes;
     const uint4* masks = scan.store + (row < count ? row : count - 1) * scan.store_stride;
-    const int least = kMatch ? threshold(scan, row < count ? row : count - 1) : 0;
+    const int stored = kMatch ? stored_threshold(scan, row < count ? row : count - 1) : 0;
     int overlap[kQueries] = {};
 #pragma unroll kLoads
     for (int piece = lane % kRowLanes; piece < scan.pieces; piece += kRowLanes) {
@@ -109,7 +108,7 @@ GLOBAL LAUNCH_BOUNDS(kScanThreads, kResidentBlocks) void popc_scan(const Scan sc
       for (int apart = kRowLanes / 2; apart > 0; apart /= 2) overlap[q] += from_lane(overlap[q], apart);
       if (row >= count) continue;
       if (kMatch) {
-        best[q] = larger(best[q], match_key(overlap[q], least, static_cast<int>(row)));
+        best[q] = larger(best[q], match_key(overlap[q], threshold(stored), static_cast<int>(row)));
       } else if (q < used && lane % kRowLanes == 0) {
         scan.overlap[static_cast<int64_t>(first_query + q) * scan.rows + row] = overlap[q];
       }
@@ -210,7 +209,7 @@ GLOBAL LAUNCH_BOUNDS(T::kThreads, 2) void mma_scan(const Scan scan) {
   const int steps = first_row < count ? (scan.pieces + T::kPieces - 1) / T::kPieces : 0;
   static_assert(T::kRows <= T::kThreads, "a thread a row's threshold");
   const bool has_row = kMatch && static_cast<int>(threadIdx.x) < T::kRows && first_row + threadIdx.x < count;
-  const int own_threshold = has_row ? threshold(scan, first_row + threadIdx.x) : 0;  // fetched while products run
+  const int stored = has_row ? stored_threshold(scan, first_row + threadIdx.x) : 0;  // fetched while products run
 
   int sum[T::kTilesOfQueries][T::kTilesOfRows][4] = {};
   for (int step = 0; step < T::kStages - 1; ++step) {
@@ -234,7 +233,7 @@ GLOBAL LAUNCH_BOUNDS(T::kThreads, 2) void mma_scan(const Scan scan) {
   auto* block_best = reinterpret_cast<unsigned long long*>(stages);  // [kWarpsOfRows][kQueries]
   auto* least = reinterpret_cast<int*>(block_best + T::kWarpsOfRows * T::kQueries);  // [kRows]
   if constexpr (kMatch) {
-    if (static_cast<int>(threadIdx.x) < T::kRows) least[threadIdx.x] = own_threshold;
+    if (static_cast<int>(threadIdx.x) < T::kRows) least[threadIdx.x] = threshold(stored);
     block_barrier();
   }
 #pragma unroll

@@ -10,6 +10,7 @@ namespace memoir {
 constexpr int kBlockTokens = 32;      // tokens summed one by one before their sum joins the total
 constexpr int kFeatureThreads = 256;
 constexpr int kInFlight = 8;          // loads of a thread before the first is used
+// A load behind a branch of its own would wait for the one before: past the end of a row, its last element stands in.
 
 template <class T>
 DEVICE void unpack_piece(const uint4& piece, float* value);
@@ -41,7 +42,7 @@ struct FeatureShared {
 
 // Grid: a block for every kColumns columns of a sequence.
 template <class T, int kPieces>
-GLOBAL LAUNCH_BOUNDS(kFeatureThreads, 3) void feature_columns(const FeatureCall call, int tiles) {
+GLOBAL LAUNCH_BOUNDS(kFeatureThreads, sizeof(T) == 4 ? 4 : 3) void feature_columns(const FeatureCall call, int tiles) {
   constexpr int kValues = 16 / static_cast<int>(sizeof(T));
   using Shared = FeatureShared<T, kPieces>;
   constexpr int kColumns = Shared::kColumns, kTurnTokens = Shared::kTurnTokens;
@@ -56,11 +57,21 @@ GLOBAL LAUNCH_BOUNDS(kFeatureThreads, 3) void feature_columns(const FeatureCall 
   // The prompt's first token, and how many it has.
   const bool* marked = call.marked + sequence * call.marked_batch;
   int least = call.tokens, own = 0;
-#pragma unroll 4
-  for (int s = thread; s < call.tokens; s += kFeatureThreads) {
-    const bool holds = marked[s * call.marked_token];
-    least = holds && s < least ? s : least;
-    own += holds;
+#pragma unroll 1
+  for (int s = thread; s < call.tokens; s += kInFlight * kFeatureThreads) {
+    bool holds[kInFlight];
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      const int token = s + i * kFeatureThreads;
+      holds[i] = marked[(token < call.tokens ? token : call.tokens - 1) * call.marked_token];
+    }
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      const int token = s + i * kFeatureThreads;
+      const bool counts = holds[i] && token < call.tokens;
+      least = counts && token < least ? token : least;
+      own += counts;
+    }
   }
   const int first = call.tokens - shared.counts.largest(call.tokens - least);
   const int count = shared.counts.sum(own, 0);
@@ -68,13 +79,22 @@ GLOBAL LAUNCH_BOUNDS(kFeatureThreads, 3) void feature_columns(const FeatureCall 
   const T* x = static_cast<const T*>(call.x) + sequence * call.x_batch + column;
   const bool whole = column + kValues <= call.width;
   constexpr int kOwn = (kColumns + kFeatureThreads - 1) / kFeatureThreads;  // columns that a thread adds up
-  float total[kOwn] = {};
+  float total[kOwn] = {}, mu[kOwn] = {};
 #pragma unroll 1
   for (int start = first; start < call.tokens; start += kTurnTokens) {
+    const int own_thread = anew(thread);
+    constexpr int kMarks = (kTurnTokens + kFeatureThreads - 1) / kFeatureThreads;
+    bool holds[kMarks];
+#pragma unroll
+    for (int i = 0; i < kMarks; ++i) {
+      const int token = start + own_thread + i * kFeatureThreads;
+      holds[i] = marked[(token < call.tokens ? token : call.tokens - 1) * call.marked_token];
+    }
     block_barrier();  // everybody has left the turn before
-#pragma unroll 1
-    for (int i = thread; i < kTurnTokens; i += kFeatureThreads) {
-      shared.marked[i] = start + i < call.tokens && marked[(start + i) * call.marked_token];
+#pragma unroll
+    for (int i = 0; i < kMarks; ++i) {
+      const int place = own_thread + i * kFeatureThreads;
+      if (place < kTurnTokens) shared.marked[place] = holds[i] && start + place < call.tokens;
     }
     block_barrier();
     float sum[kValues] = {};
@@ -107,6 +127,11 @@ GLOBAL LAUNCH_BOUNDS(kFeatureThreads, 3) void feature_columns(const FeatureCall 
     }
 #pragma unroll
     for (int c = 0; c < kValues; ++c) shared.sums[token_block][piece * kValues + c] = sum[c];
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {  // here since it takes registers, and each turn until the last for nothing
+      const int own_column = tile * kColumns + anew(thread) + i * kFeatureThreads;
+      mu[i] = call.mu[(own_column < call.width ? own_column : call.width - 1) * call.mu_step];
+    }
     block_barrier();
     const int left = (call.tokens - start + kBlockTokens - 1) / kBlockTokens;
     const int blocks = left < Shared::kTokenBlocks ? left : Shared::kTokenBlocks;
@@ -122,7 +147,7 @@ GLOBAL LAUNCH_BOUNDS(kFeatureThreads, 3) void feature_columns(const FeatureCall 
     const int own_column = tile * kColumns + thread + i * kFeatureThreads;
     if (thread + i * kFeatureThreads >= kColumns || own_column >= call.width) continue;
     call.feature[sequence * call.width + own_column] =
-        minus(divided(total[i], static_cast<float>(count)), call.mu[own_column * call.mu_step]);
+        minus(divided(total[i], static_cast<float>(count)), mu[i]);
   }
 }
 

@@ -34,20 +34,39 @@ struct Row {
   static constexpr int kValues = 4 * kVectors;
   static constexpr int kCapacity = kThreads * kValues;
 
-  // Place i of this thread is element `index(i)` of the row: four side by side per load.
-  DEVICE static int index(int i) { return (i / 4 * kThreads + static_cast<int>(threadIdx.x)) * 4 + i % 4; }
+  // Place i of a thread is element `index(i, thread)` of the row: four side by side per load.
+  DEVICE static int index(int i, int thread) { return (i / 4 * kThreads + thread) * 4 + i % 4; }
+
+  // A bit for each place of a thread whose element is not behind element `last`, which may be -1: there is none.
+  DEVICE static unsigned int through(int last, int thread) {
+    const int left = last - thread * 4, within = left % (4 * kThreads);
+    const int places = left < 0 ? 0 : left / (4 * kThreads) * 4 + (within < 3 ? within : 3) + 1;
+    return places > 0 ? 0xffffffffu >> (32 - places) : 0;
+  }
 };
 
-// Four elements of a row from `first` on; `otherwise` past its end.
-DEVICE uint4 load_four(const void* from, int first, int width, bool pieces, unsigned int otherwise) {
-  const auto* values = static_cast<const unsigned int*>(from) + first;
-  if (pieces && first + 3 < width) return load_cached(reinterpret_cast<const uint4*>(values));
-  uint4 four{otherwise, otherwise, otherwise, otherwise};
-  if (first < width) four.x = values[0];
-  if (first + 1 < width) four.y = values[1];
-  if (first + 2 < width) four.z = values[2];
-  if (first + 3 < width) four.w = values[3];
-  return four;
+// The elements of a row that thread `thread` has, any numbers past its end. Whole pieces have one branch around all loads: behind one of its
+// own each would wait for the load before it.
+template <int kThreads, int kVectors>
+DEVICE void load_row(uint4 (&four)[kVectors], const void* from, int width, bool pieces, int thread) {
+  const auto* values = static_cast<const unsigned int*>(from);
+  if (pieces && width % 4 == 0) {
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const int first = Row<kThreads, kVectors>::index(4 * v, thread);
+      four[v] = load_cached(reinterpret_cast<const uint4*>(values + (first < width ? first : 0)));
+    }
+  } else {
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const int first = Row<kThreads, kVectors>::index(4 * v, thread);
+      four[v] = uint4{};
+      if (first < width) four[v].x = values[first];
+      if (first + 1 < width) four[v].y = values[first + 1];
+      if (first + 2 < width) four[v].z = values[first + 2];
+      if (first + 3 < width) four[v].w = values[first + 3];
+    }
+  }
 }
 
 // How many of a thread's magnitudes reach a threshold.
@@ -57,6 +76,19 @@ DEVICE int reached(const int (&magnitude)[kValues], int threshold) {
 #pragma unroll
   for (int i = 0; i < kValues; ++i) missed += static_cast<unsigned int>(magnitude[i] - threshold) >> 31;
   return kValues - missed;
+}
+
+// A bit for each of a thread's places whose magnitude reaches a threshold of at least -1; those above the last place are any.
+template <int kValues>
+DEVICE unsigned int places_from(const int (&magnitude)[kValues], int threshold) {
+  static_assert(kValues <= 32);
+  unsigned int missed = 0;  // sign bits again: comparisons would be kept as predicates, of which there are few
+#pragma unroll
+  for (int i = kValues - 1; i >= 0; --i) {
+    const unsigned int apart = static_cast<unsigned int>(magnitude[i]) - static_cast<unsigned int>(threshold);
+    missed = missed << 1 | apart >> 31;
+  }
+  return ~missed;
 }
 
 struct Bracket {
@@ -139,9 +171,9 @@ DEVICE unsigned long long key_of(int magnitude, int index) {
   return static_cast<unsigned long long>(magnitude) << 32 | (0xffffffffu - static_cast<unsigned int>(index));
 }
 
-DEVICE void set_bit(Bits& bits, int place) { shared_or(&bits.word[place / 32], 1u << place % 32); }
-DEVICE bool bit_of(const Bits& bits, int place) { return (bits.word[place / 32] >> place % 32 & 1) != 0; }
-DEVICE int rank_of(const Bits& bits, int place) {
+DEVICE void set_bit(Bits& bits, unsigned int place) { shared_or(&bits.word[place / 32], 1u << place % 32); }
+DEVICE bool bit_of(const Bits& bits, unsigned int place) { return (bits.word[place / 32] >> place % 32 & 1) != 0; }
+DEVICE int rank_of(const Bits& bits, unsigned int place) {
   return bits.before[place / 32] + count_bits(bits.word[place / 32] & ((1u << place % 32) - 1));
 }
 
@@ -174,16 +206,16 @@ GLOBAL LAUNCH_BOUNDS(kThreads, resident_blocks(kThreads, kVectors)) void hash_ro
   if (threadIdx.x == 0) shared.used = 0;
   wait_for_predecessors();
 
+  uint4 four[kVectors];
+  load_row<kThreads, kVectors>(four, call.feature + row * call.feature_row, call.width, call.pieces, threadIdx.x);
   int magnitude[R::kValues];
-  const float* from = call.feature + row * call.feature_row;
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
-    const int first = R::index(4 * v);
-    const uint4 four = load_four(from, first, call.width, call.pieces, 0);
-    magnitude[4 * v] = first < call.width ? static_cast<int>(four.x & 0x7fffffff) : -1;  // no threshold is reached past the row's end
-    magnitude[4 * v + 1] = first + 1 < call.width ? static_cast<int>(four.y & 0x7fffffff) : -1;
-    magnitude[4 * v + 2] = first + 2 < call.width ? static_cast<int>(four.z & 0x7fffffff) : -1;
-    magnitude[4 * v + 3] = first + 3 < call.width ? static_cast<int>(four.w & 0x7fffffff) : -1;
+    const int first = R::index(4 * v, threadIdx.x);
+    magnitude[4 * v] = first < call.width ? static_cast<int>(four[v].x & 0x7fffffff) : -1;  // no threshold is reached past the row's end
+    magnitude[4 * v + 1] = first + 1 < call.width ? static_cast<int>(four[v].y & 0x7fffffff) : -1;
+    magnitude[4 * v + 2] = first + 2 < call.width ? static_cast<int>(four[v].z & 0x7fffffff) : -1;
+    magnitude[4 * v + 3] = first + 3 < call.width ? static_cast<int>(four[v].w & 0x7fffffff) : -1;
   }
 
   int largest = 0, logarithms = 0;
@@ -210,6 +242,8 @@ GLOBAL LAUNCH_BOUNDS(kThreads, resident_blocks(kThreads, kVectors)) void hash_ro
   const Bracket found = search(call.k, call.width, largest, mean + reach,
                                [&](int threshold) { return shared.sums.sum(reached(magnitude, threshold), turn++); });
 
+  const int thread = anew(threadIdx.x);
+
   // Chosen is what reaches `bar`, and of the magnitude below it what has no index above `last`.
   int bar = found.low, last = -1;
   const int wanted = call.k - found.at_high;  // of those in [low, high)
@@ -218,7 +252,7 @@ GLOBAL LAUNCH_BOUNDS(kThreads, resident_blocks(kThreads, kVectors)) void hash_ro
 #pragma unroll
     for (int i = 0; i < R::kValues; ++i) {
       if (magnitude[i] >= found.low && magnitude[i] < found.high) {
-        shared.few[shared_increment(&shared.used)] = key_of(magnitude[i], R::index(i));
+        shared.few[shared_increment(&shared.used)] = key_of(magnitude[i], R::index(i, thread));
       }
     }
     block_barrier();
@@ -236,14 +270,15 @@ GLOBAL LAUNCH_BOUNDS(kThreads, resident_blocks(kThreads, kVectors)) void hash_ro
   } else {  // many are equal: the ones with the lowest indices are chosen
 #pragma unroll
     for (int i = 0; i < R::kValues; ++i) {
-      if (magnitude[i] >= found.low && magnitude[i] < found.high) set_bit(shared.bits, R::index(i));
+      if (magnitude[i] >= found.low && magnitude[i] < found.high) set_bit(shared.bits, R::index(i, thread));
     }
     block_barrier();
     count_before(shared, call.words);
+    const int once_more = anew(thread);
 #pragma unroll
     for (int i = 0; i < R::kValues; ++i) {
       const bool ties = magnitude[i] >= found.low && magnitude[i] < found.high;
-      if (ties && rank_of(shared.bits, R::index(i)) >= wanted) magnitude[i] = -1;
+      if (ties && rank_of(shared.bits, R::index(i, once_more)) >= wanted) magnitude[i] = -1;
     }
     block_barrier();
 #pragma unroll 1
@@ -251,17 +286,15 @@ GLOBAL LAUNCH_BOUNDS(kThreads, resident_blocks(kThreads, kVectors)) void hash_ro
     block_barrier();
   }
 
+  const unsigned int chosen = places_from(magnitude, bar) | (places_from(magnitude, bar - 1) & R::through(last, thread));
+  load_row<kThreads, kVectors>(four, call.permutation, call.width, call.pieces, thread);  // there are registers for it or for the magnitudes
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
-    keep_order();  // all loads at once would take more registers than there are
-    const uint4 four = load_four(call.permutation, R::index(4 * v), call.width, call.pieces, ~0u);
-    const unsigned int columns_of[4] = {four.x, four.y, four.z, four.w};
+    const unsigned int columns_of[4] = {four[v].x, four[v].y, four[v].z, four[v].w};
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-      const int own = magnitude[4 * v + c];
-      const bool chosen = own >= bar || (own == bar - 1 && R::index(4 * v + c) <= last);
       const bool valid = columns_of[c] < static_cast<unsigned int>(call.width);
-      if (chosen && valid) set_bit(shared.bits, static_cast<int>(columns_of[c]));
+      if ((chosen >> (4 * v + c) & 1) != 0 && valid) set_bit(shared.bits, columns_of[c]);
     }
   }
   block_barrier();

@@ -1,16 +1,20 @@
 """What the compiler made of the CUDA kernels, read from the built file with the disassembler of Triton's wheel."""
 
+import functools
 import importlib.util
 import re
 import subprocess
 from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from memoir_fast import native
 
 BIT_MMA = ("8.0", "9.0")
+# An instruction as cuobjdump prints it: address, text, and the second half of its encoding on a line of its own.
+ENCODED = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.+?)\s*;.*\n\s+/\* 0x([0-9a-f]{16}) \*/$", re.MULTILINE)
 
 
 def architectures() -> list[str]:
@@ -22,8 +26,8 @@ def architectures() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def disassemble(extension):
-    """architecture -> kernel's mangled name -> its instructions."""
+def sass(extension):
+    """architecture -> what cuobjdump says."""
     if not extension.build_info()["cuda"]:
         pytest.skip("the extension was built without nvcc")
     triton = importlib.util.find_spec("triton")
@@ -31,12 +35,22 @@ def disassemble(extension):
     if not (tools / "cuobjdump").is_file():
         pytest.skip("needs cuobjdump from Triton's wheel, which is not installed")
 
-    def run(architecture: str) -> dict[str, list[str]]:
+    @functools.cache
+    def run(architecture: str) -> str:
         name = f"sm_{architecture.replace('.', '')}"
         command = [tools / "cuobjdump", "-sass", "-arch", name, extension.__file__]
-        text = subprocess.run(command, capture_output=True, text=True, check=True, env={"PATH": str(tools)}).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True, env={"PATH": str(tools)}).stdout
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def disassemble(sass):
+    """architecture -> kernel's mangled name -> its instructions."""
+
+    def run(architecture: str) -> dict[str, list[str]]:
         kernels = defaultdict(list)
-        for line in text.splitlines():
+        for line in sass(architecture).splitlines():
             if function := re.search(r"Function : (\S+)", line):
                 kernel = function[1]
             elif instruction := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d\s+)?([A-Z][\w.]*)", line):
@@ -157,3 +171,97 @@ def test_hashing(disassemble, architecture):
         before = instructions[: instructions.index("ACQBULK")]
         touched = [i for i in before if i.startswith(("LDG", "STG", "ATOM", "RED"))]
         assert not touched and "PREEXIT" in instructions, f"{name} touches memory before it waits: {touched}"
+
+
+class Step(NamedTuple):
+    """An instruction, with what its encoding says of the six counters by which loads are waited for."""
+
+    address: int
+    name: str
+    counter: int  # of this load, until its value is there; 7: none
+    waits: int  # a bit for each counter that must be zero first
+    target: int | None  # of a branch
+    always: bool  # not predicated
+
+
+@pytest.fixture(scope="module")
+def steps(sass):
+    """architecture, kernels' names as a regular expression -> mangled name -> steps."""
+
+    def step(found: re.Match[str]) -> Step:
+        control = int(found[3], 16) >> 41
+        predicated = re.match(r"@!?U?P\w+ ", found[2])
+        text = found[2][predicated.end() if predicated else 0 :]
+        target = re.match(r"BRA.* 0x([0-9a-f]+)$", text)
+        always = not predicated and not re.match(r"BRA\S* !?U?P", text)
+        address = int(target[1], 16) if target else None
+        return Step(int(found[1], 16), text.split()[0], control >> 5 & 7, control >> 11 & 63, address, always)
+
+    def run(architecture: str, kernels: str) -> dict[str, list[Step]]:
+        parts = re.split(r"Function : (\S+)", sass(architecture))
+        named = zip(parts[1::2], parts[2::2], strict=True)
+        return {name: [*map(step, ENCODED.finditer(text))] for name, text in named if re.search(kernels, name)}
+
+    return run
+
+
+def in_flight(listing: list[Step], kind: str) -> list[list[str]]:
+    """At each wait for a load of a kind, those on their way. Where ways join, those of the way that has more."""
+    joining: dict[int, dict[int, list[str]]] = {}
+    under_way: dict[int, list[str]] | None = {}
+    seen = []
+
+    def loads(counters: dict[int, list[str]] | None) -> list[str]:
+        return [] if counters is None else sum(counters.values(), [])
+
+    for one in listing:
+        if one.address in joining and (under_way is None or len(loads(joining[one.address])) > len(loads(under_way))):
+            under_way = joining[one.address]
+        if under_way is None:
+            continue
+        waited = [counter for counter in under_way if one.waits >> counter & 1]
+        if waited:
+            seen.append(loads(under_way))
+            under_way = {counter: names for counter, names in under_way.items() if counter not in waited}
+        if re.match(rf"LDG\..*{kind}", one.name) and one.counter != 7:
+            under_way = under_way | {one.counter: [*under_way.get(one.counter, []), one.name]}
+        forward = one.target is not None and one.target > one.address
+        if forward and len(loads(under_way)) >= len(loads(joining.get(one.target))):
+            joining[one.target] = under_way
+        if one.always and (one.target is not None or one.name == "EXIT"):
+            under_way = None
+    return seen
+
+
+def most(listing: list[Step], kind: str) -> int:
+    """The most loads of a kind on their way at once."""
+    return max(map(len, in_flight(listing, kind)), default=0)
+
+
+@pytest.mark.parametrize("architecture", architectures() or ["none"])
+def test_loads_are_asked_for_together(steps, architecture):
+    """None waits for another that it does not depend on: a round trip to memory each takes longer than the kernel."""
+    with_clusters = r"pack_inputs|stream_rows|multiply_tiles"
+    wanted = (
+        r"(hash_row|feature_columns|popc_scan(?=.*Lb1E)" + ("" if architecture[0] == "8" else f"|{with_clusters}") + ")"
+    )
+    kernels = steps(architecture, wanted)
+    assert len(kernels) == 4 + 9 + 4 + (0 if architecture[0] == "8" else 17)
+    for kernel, listing in kernels.items():
+        found = re.search(wanted, kernel)
+        sizes = [int(size) for size in re.findall(r"Li(\d+)E", kernel)]
+        columns = [*map(len, in_flight(listing, "STRONG"))]
+        if found[1] == "hash_row":  # the feature, and the permutation
+            assert [*map(len, in_flight(listing, "128"))].count(sizes[1]) >= 2, kernel
+        elif found[1] == "pack_inputs":  # a thread's 8 columns and the page, then its 8 inputs
+            assert (max(columns), most(listing, "U16")) == (9, 8), kernel
+        elif found[1] == "multiply_tiles":  # a thread's 4 rows and the page
+            assert max(columns) == 5, kernel
+        elif (
+            found[1] == "stream_rows"
+        ):  # the route, then 2 columns and the page; 2 inputs a token and 4 pieces, but one
+            assert columns[:2] == [1, 3] and most(listing, "") >= 2 * sizes[0] + 4 - 1, kernel
+        elif found[1] == "feature_columns":  # marks, and pieces of x
+            assert most(listing, "[SU]8") >= 6 and most(listing, "128") == 8, kernel
+        else:  # the threshold, beside the row that it is of
+            assert any("LDG.E" in names and len(names) > 1 for names in in_flight(listing, "E")), kernel

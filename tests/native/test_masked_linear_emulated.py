@@ -217,6 +217,17 @@ def test_columns_out_of_range_are_left_out(run, linear_inputs, assert_rounded_on
     assert_rounded_once(run(rows, x, memory, columns, route), (x, memory, kept, route))
 
 
+@pytest.mark.parametrize(("rows", "batch", "dtype"), [(8, 6, torch.float32), (-16, 9, torch.bfloat16)])
+def test_one_dense_pass_leaves_out_columns_out_of_range(run, linear_inputs, assert_rounded_once, rows, batch, dtype):
+    x, memory, columns, route = linear_inputs(batch, 1, 90, 24, 40, 9, dtype)
+    wide = torch.full((batch, 1, 100), float("nan"), dtype=dtype)
+    wide[..., :90] = x
+    columns[:, 1::3] = torch.tensor([-1, 90, 95, 2**31 - 1, -5, 91, -(2**31), 180, 99, -90, 93, 94, 92]).int()
+    route[:] = torch.arange(batch)
+    kept = columns[:, torch.arange(40) % 3 != 1]
+    assert_rounded_once(run(rows, wide[..., :90], memory, columns, route), (x, memory, kept, route))
+
+
 @pytest.mark.parametrize(("rows", "dtype"), [(2, torch.float32), (-16, torch.bfloat16)])
 def test_inactive_inputs_and_rows_are_not_read(run, linear_inputs, rows, dtype):
     x, memory, columns, route = linear_inputs(1, 2, 90, 40, 20, 2, dtype)

@@ -32,7 +32,7 @@ inline int from_lane_below(int value, int apart) {
 
 inline float divided(float a, float b) { return a / b; }
 inline float minus(float a, float b) { return a - b; }
-inline void keep_order() {}
+inline int anew(int value) { return value; }
 inline int lowest_bit(unsigned int word) { return __builtin_ctz(word); }
 inline int shared_increment(int* at) { return std::atomic_ref<int>(*at).fetch_add(1); }
 inline void shared_or(unsigned int* word, unsigned int bits) { std::atomic_ref<unsigned int>(*word).fetch_or(bits); }
