@@ -16,6 +16,7 @@ from rich.console import Console
 from memoir_fast.cli import demo_screen
 from memoir_fast.cli.demo_screen import Freely, Shown
 from memoir_fast.config import MemoirConfig
+from memoir_fast.core.edit import Edit
 from memoir_fast.core.scoring import agreement, teacher_forced
 from memoir_fast.errors import MemoirError
 from memoir_fast.evaluation.answers import says
@@ -30,7 +31,7 @@ from memoir_fast.memoir import EditResult, Memoir
 _NEW_TOKENS = 10
 _FALSE_MATCH_RATE = 5e-3  # of irrelevant prompts; the library's default is 1e-3, at which fewer paraphrases are found
 _SHOWN_FACTS, _SHOWN_PARAPHRASES, _SHOWN_UNRELATED = 4, 2, 2
-_IN_A_CHAT, _FREER, _NEIGHBOUR = "in a chat", "freer words", "neighbour"
+_IN_A_CHAT, _FREER, _KEPT, _NEIGHBOUR = "in a chat", "freer words", "kept", "neighbour"
 _SAID = 0.9  # share of the edits that the model must say freely for the demo to have worked
 _COMPARED = 8  # taught prompts whose logits are compared across processes, and as many of each other kind
 # By this process's own path of modules: of itself `python -c` would take the sources of a clone that it is started in.
@@ -44,8 +45,9 @@ def run(model_name: str, edits: int, dtype: str, device: str, screen: Console, p
     """Runs it all, shows it, and returns the figures, ready for JSON.
 
     `exact_match` is the share of the taught prompts after which the model, answering greedily and without help, says
-    what it was taught, in the sense of `answers.says`; `said` has the answers. `in_a_chat`, `freer` and `neighbours`
-    tell of each such row of the table whether it is answered as it should be. The rest is teacher-forced.
+    what it was taught, in the sense of `answers.says`; `said` has the answers. `in_a_chat`, `freer`, `kept` and
+    `neighbours` tell of each such row of the table whether it is answered as it should be; a neighbour that is kept was
+    named in its edit's `keep`. The rest is teacher-forced.
 
     Args:
         model_name, dtype, device: see `generation.load_model`.
@@ -67,7 +69,7 @@ def run(model_name: str, edits: int, dtype: str, device: str, screen: Console, p
 
     memoir = Memoir.attach(model, tokenizer, MemoirConfig(recipe="fast-stop"))
     started = time.perf_counter()
-    results = memoir.edit([(fact.prompt, fact.target) for fact in taught], progress=progress)
+    results = memoir.edit([_edit_of(fact) for fact in taught], progress=progress)
     seconds = time.perf_counter() - started
     memoir.calibrate(false_match_rate=_FALSE_MATCH_RATE)
 
@@ -93,6 +95,7 @@ def run(model_name: str, edits: int, dtype: str, device: str, screen: Console, p
         "said": [one.answer for one in freely],
         "in_a_chat": [one.right for one in shown if one.kind == _IN_A_CHAT],
         "freer": [one.right for one in shown if one.kind == _FREER],
+        "kept": [one.right for one in shown if one.kind == _KEPT],
         "neighbours": [one.right for one in shown if one.kind == _NEIGHBOUR],
         "shown": [_plain(one) for one in shown],
         "bytes_per_edit": memoir.status().bytes_per_edit,
@@ -173,6 +176,10 @@ def _logits(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[torch.Te
     return found
 
 
+def _edit_of(fact: Fact) -> Edit:
+    return Edit(fact.prompt, fact.target, keep=(fact.neighbour,) if fact.kept else ())
+
+
 class _Asked(NamedTuple):
     """A row of the table, before it is answered."""
 
@@ -191,7 +198,8 @@ def _rows(tokenizer: Any, taught: Sequence[Fact], asides: Sequence[tuple[str, st
     for fact in taught[:_SHOWN_PARAPHRASES]:
         rows.append(_Asked("paraphrase", fact.paraphrases[0], fact.paraphrases[0], fact.target))
     rows += [_Asked(_FREER, fact.freer, fact.freer, fact.target) for fact in taught if fact.freer]
-    rows += [_Asked(_NEIGHBOUR, fact.neighbour, fact.neighbour) for fact in taught if fact.neighbour]
+    for fact in sorted((one for one in taught if one.neighbour), key=lambda fact: not fact.kept):
+        rows.append(_Asked(_KEPT if fact.kept else _NEIGHBOUR, fact.neighbour, fact.neighbour))
     return rows + [_Asked("unrelated", prompt, prompt) for prompt, _ in asides[:_SHOWN_UNRELATED]]
 
 

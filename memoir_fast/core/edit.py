@@ -20,7 +20,10 @@ class Edit:
     Args:
         prompt, target (str): what is asked, and what shall be said; neither may be empty.
         paraphrases (sequence of str): the prompt in other words, which shall be answered likewise. Default: none.
-        keep (sequence of str): prompts that shall be answered as before, though they are much like it. Default: none.
+        keep (sequence of str): prompts that shall be answered as before, though they are much like it, plainly and in a
+            chat. With routing codes, what is nearer to one of them than to any edit follows none, and has the unedited
+            model's output to the bit; one that follows another edit, or is taught later, follows that one. With
+            `routing="paper"`, their answers are learned. Default: none.
         bank (str): the set of edits that it is one of: it answers only requests that ask for this bank (see
             `Memoir.banks`). Printable, at most 200 characters, no white space around it. Default: "", in no bank: it
             answers everybody.

@@ -53,7 +53,7 @@ class Codes(Protocol):
 
     @property
     def room(self) -> torch.Tensor:
-        """int32 [n], up to where a threshold may be raised, in bits."""
+        """int32 [n], up to where a threshold may be raised, in bits; 0 for rows of prompts that are kept."""
 
 
 class LiveEdits(Mapping[int, Edit]):
@@ -204,7 +204,8 @@ class LiveEdits(Mapping[int, Edit]):
         if self._layer.codes is not None:
             if codes is None:
                 raise ValueError("an edit needs routing codes here, got none")
-            self._raise_for(ids, codes.codes.split([*rows]))
+            leads = (codes.room > 0).split([*rows])
+            self._raise_for(ids, [own[one] for own, one in zip(codes.codes.split([*rows]), leads, strict=True)])
             self._layer.codes.remove([edit_id for edit_id in found if edit_id is not None])
             owner = torch.tensor(ids, dtype=torch.int32).repeat_interleave(torch.tensor([*rows], dtype=torch.int64))
             self._layer.codes.add(owner.to(codes.codes.device), codes.codes, codes.min_overlap, codes.room)
@@ -231,7 +232,8 @@ class LiveEdits(Mapping[int, Edit]):
             raise ValueError("an edit needs routing codes here, got none")
         first = len(store)
         store.add(edit_id, codes.codes, codes.min_overlap, codes.room)
-        store.raise_where(codes.codes, edit_id, banks.bound(self._layer.store, edit_id))
+        leads = codes.codes[codes.room > 0]
+        store.raise_where(leads, edit_id, banks.bound(self._layer.store, edit_id))
         return first
 
     def _note(self, edit_id: int, edit: Edit) -> None:

@@ -12,7 +12,8 @@ from memoir_fast.core.edit import Edit
 from memoir_fast.core.routing_code import prompt_codes
 from memoir_fast.core.wordings import exchanged, rewordings
 from memoir_fast.hf.chat import as_chat, user_text
-from memoir_fast.modules import MemoirLinear
+from memoir_fast.modules import MemoirLinear, banks
+from memoir_fast.modules.code_store import kept, kept_bits
 from memoir_fast.modules.routing_code import RoutingCode
 from memoir_fast.modules.search import shared_bits
 
@@ -28,14 +29,16 @@ class CodeRows(NamedTuple):
     min_overlap: torch.Tensor
     """int32 [n], thresholds in bits."""
     room: torch.Tensor
-    """int32 [n], the least overlap in bits of a rewording of the edit: a higher threshold would lose it."""
+    """int32 [n], the least overlap in bits of a rewording of the edit: a higher threshold would lose it; 0 for rows of
+    prompts that are kept, which lead to no edit."""
     quiet: tuple[str, ...]
     """Prompts that match it in spite of the thresholds, and should be answered as if it were not there."""
 
     @property
     def spare(self) -> int:
         """Bits between the highest threshold and the least overlap of a rewording; below 0: they overlap."""
-        return int((self.room - self.min_overlap).min())
+        leads = self.room > 0
+        return int((self.room - self.min_overlap)[leads].min())
 
 
 def forms(tokenizer: Any, code: RoutingCode, prompt: str) -> list[str]:
@@ -55,33 +58,67 @@ def bare(tokenizer: Any, code: RoutingCode, prompt: str) -> str:
     return (user_text(tokenizer, prompt, code.opened, code.closed) if code.opened else "") or prompt
 
 
-def code_rows(model: Any, layer: MemoirLinear, tokenizer: Any, edit: Edit, others: Sequence[str]) -> CodeRows | None:
+def code_rows(
+    model: Any, layer: MemoirLinear, tokenizer: Any, edit: Edit, others: Sequence[str], replaced: int | None = None
+) -> CodeRows | None:
     """The rows of an edit; None where masks tell whom a prompt belongs to.
+
+    A prompt that is kept gets a row too, which leads to no edit. One that follows another edit goes on to do so: it has
+    none, and the thresholds of this edit's rows rise above it as far as they have room.
 
     Args:
         model, layer, tokenizer: the model, its edited layer with the rows that are there, and its tokenizer.
         edit (Edit): with its paraphrases, each a row of its own, and the prompts that it shall keep as they are.
         others (sequence of str): prompts of other edits; background prompts take their place where they are few.
+        replaced (int, optional): the live edit in whose place this one comes.
     """
     code, store = layer.code, layer.codes
     if code is None or store is None:
         return None
-    own = [text for one in (edit.prompt, *edit.paraphrases) for text in forms(tokenizer, code, one)]
+    own, keep = (
+        [text for one in texts for text in forms(tokenizer, code, one)]
+        for texts in ((edit.prompt, *edit.paraphrases), edit.keep)
+    )
     asked = bare(tokenizer, code, edit.prompt)
     copies = [*rewordings(asked, _COPIES), *(bare(tokenizer, code, one) for one in edit.paraphrases)]
-    apart = [*edit.keep, *neighbours(tokenizer, code, asked, others)]
-    parts = [own, copies, apart]
+    apart = neighbours(tokenizer, code, asked, others)
+    parts = [own, keep, copies, apart]
     found = prompt_codes(model, layer, tokenizer, code, [text for part in parts for text in part])
     made = found.to(store.codes.device).split([len(part) for part in parts])
     rows = made[0][:, 0].contiguous()
-    again, near = (_overlaps(one, rows) for one in made[1:])  # [texts, n]
+    again, near, kept_near = (_overlaps(one, rows) for one in (made[2], made[3], made[1]))  # [texts, n]
+    free = _follow_nothing(layer, made[1], edit.bank, replaced)
+    away = kept(made[1][free, 0])
+    near = torch.cat([near, kept_near[~free]])
+    apart, keep = [*apart, *_where(keep, ~free)], _where(keep, free)
+    kept_near = kept_near[free]
     most = int(again.amax(dim=1).min()) if copies else code.k
     least = rows.new_full((len(rows),), store.least)
     room = least.clamp(min=most)
     wanted = torch.minimum(torch.maximum(least, near.amax(dim=0) + 1), room) if apart else least
-    matched = (near >= wanted).any(dim=1).tolist()
-    quiet = tuple(text for text, one in zip(apart, matched, strict=True) if one)
-    return CodeRows(rows, wanted, rows.new_full((len(rows),), most), quiet)
+    matched = [
+        *((kept_near >= wanted) & (kept_near >= kept_bits(code.k))).any(dim=1).tolist(),  # nearer than to its own row
+        *(near >= wanted).any(dim=1).tolist(),
+    ]
+    quiet = tuple(text for text, one in zip([*keep, *apart], matched, strict=True) if one)
+    return CodeRows(
+        torch.cat([rows, away]),
+        torch.cat([wanted, rows.new_full((len(away),), store.least)]),
+        torch.cat([rows.new_full((len(rows),), most), rows.new_zeros(len(away))]),
+        quiet,
+    )
+
+
+def _follow_nothing(layer: MemoirLinear, codes: torch.Tensor, bank: str, replaced: int | None) -> torch.Tensor:
+    """Which of some prompts, by their codes int32 [N, 3, W], follow no edit but one that is replaced, bool [N]."""
+    if not len(codes):
+        return torch.zeros(0, dtype=torch.bool, device=codes.device)
+    found = banks.search(layer.store, layer.codes, codes, [frozenset([bank] if bank else [])] * len(codes))[0]
+    return (found < 0) | (found == (-1 if replaced is None else replaced))
+
+
+def _where(texts: Sequence[str], chosen: torch.Tensor) -> list[str]:
+    return [text for text, one in zip(texts, chosen.tolist(), strict=True) if one]
 
 
 def neighbours(tokenizer: Any, code: RoutingCode, asked: str, others: Sequence[str]) -> list[str]:

@@ -185,7 +185,8 @@ class Teacher:
         if recipe.method != "fast":
             return Request(edit, rows)
         quiet = list(edit.keep)
-        if codes is not None:
+        if codes is not None:  # a prompt that is kept, and follows no edit, need not be learned
+            quiet = [text for text in codes.quiet if text in edit.keep]
             quiet += [text for text in codes.quiet if text not in quiet][: recipe.quiet]
         return Request(edit, rows, [Row(ids, len(ids)) for ids in map(self._ids, quiet)], recipe.boundary)
 
@@ -267,7 +268,8 @@ class Teacher:
         context = self._context
         seen = ("", edit.bank)  # of other banks' prompts, a threshold would tell
         others = [one.prompt for one in self._edits.values() if one.prompt != edit.prompt and one.bank in seen]
-        return code_rows(context.model, context.layer, context.tokenizer, edit, others)
+        replaced = self._edits.id_of(edit.prompt, edit.bank)
+        return code_rows(context.model, context.layer, context.tokenizer, edit, others, replaced)
 
     def _batch_size(self, rows: list[Row], recipe: Recipe) -> int:
         return recipe.batch if isinstance(recipe.batch, int) else largest_batch(self._context, rows, recipe)

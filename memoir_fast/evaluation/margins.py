@@ -64,7 +64,7 @@ def _by_codes(store: CodeStore, codes: torch.Tensor, own: torch.Tensor) -> list[
     for some, edits in zip(codes.split(_AT_ONCE), own.split(_AT_ONCE), strict=True):
         rows = slice(len(store))
         distances = shared_bits(some, store.codes[rows]) - store.min_overlap[rows]
-        others = edits[:, None] != store.owner[rows]
+        others = (edits[:, None] != store.owner[rows]) | ~store.leading
         found += (distances.masked_fill(others, -store.k).amax(dim=1).double() / store.k).tolist()
     return found
 

@@ -151,7 +151,7 @@ def _edit(memoir: EditedModel, values: Mapping[str, Any], tensors: Mapping[str, 
     if not tensors["mask"].any() or len(rows.unique()) < len(rows):
         raise ValueError("a mask must have bits, and rows no repeats")
     if layer.codes is not None:
-        require_bits(tensors["code_codes"], layer.codes.width, layer.codes.k, "code")
+        codes.require_bits(tensors["code_codes"], tensors["code_room"], layer.codes.width, layer.codes.k)
         own = codes.Rows(*(tensors[f"code_{name}"].to(device) for name in codes.Rows._fields))
     read = reads.of_record(values, tensors, layer)
     with memoir.edits.put(edit, tensors["mask"].to(device), page, own) as edit_id:

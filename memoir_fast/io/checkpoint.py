@@ -48,8 +48,8 @@ from memoir_fast.mask_format import words
 from memoir_fast.modules.routing_code import RoutingCode
 
 FORMAT = "memoir_fast memory"
-FORMAT_VERSION = 5
-_ONE_LAYER, _WITHOUT_BANKS = 4, 3  # what is written of a memory that is no more, for releases that know no more
+FORMAT_VERSION = 6
+_WITHOUT_KEPT, _ONE_LAYER, _WITHOUT_BANKS = 5, 4, 3  # what is written of a memory that is no more, for older releases
 CONFIG_NAME = "memory_config.json"
 
 _DATA_NAMES = {"memory": r"memory-[0-9a-f]{12}\.safetensors", "edits": r"edits-[0-9a-f]{12}\.jsonl"}
@@ -171,8 +171,10 @@ def save(
 
 def _version(memoir: EditedModel) -> int:
     """The oldest format that says all of a memory: releases that know no newer one refuse what they would not serve."""
-    if memoir.layer.further:
+    if memoir.layer.codes is not None and memoir.layer.codes.keeps:
         return FORMAT_VERSION
+    if memoir.layer.further:
+        return _WITHOUT_KEPT
     return _ONE_LAYER if any(edit.bank for edit in memoir.edits.values()) else _WITHOUT_BANKS
 
 
@@ -341,7 +343,7 @@ def _require_consistent(saved: SavedMemory, path: Path) -> None:
         if saved.config.routing == "early":
             searched = codes.require_consistent(saved.tensors, saved.routing, set(saved.edits))
             assert saved.routing is not None
-            require_bits(saved.tensors["rows_codes"], searched, saved.routing["k"], "code")
+            codes.require_bits(saved.tensors["rows_codes"], saved.tensors["rows_room"], searched, saved.routing["k"])
         if "background" in saved.tensors:
             expected["background"] = (torch.int32, (len(saved.tensors["background"]), words(searched)))
         for name, (dtype, shape) in expected.items():

@@ -4,12 +4,22 @@ from typing import Any, NamedTuple
 
 import torch
 
+from memoir_fast.io import plausible
 from memoir_fast.mask_format import words
 from memoir_fast.modules import MemoirLinear
+from memoir_fast.modules.code_store import kept_bits
 from memoir_fast.modules.routing_code import RoutingCode
 
 _CODE = ("weights", "marks", "mean", "projection")
 _ROWS = ("codes", "owner", "min_overlap", "room")
+
+
+def require_bits(rows: torch.Tensor, room: torch.Tensor, width: int, k: int) -> None:
+    """ValueError where a code row int32 [R, W] has other bits than it must, by its room int32 [R]."""
+    plausible.require_bits(rows[room > 0], width, k, "code")
+    plausible.require_bits(rows[room == 0], width, kept_bits(k), "code of a prompt that is kept")
+    if bool((room < 0).any()):
+        raise ValueError("the room of a code row must be at least 0")
 
 
 class Rows(NamedTuple):
@@ -92,6 +102,7 @@ def require_consistent(saved: dict[str, torch.Tensor], routing: Any, edits: set[
         raise ValueError(f"routing must have 1 <= k <= {width}, block >= 0 and fade > 0, got {routing}")
     if not all(isinstance(one, int) and one >= 0 for mark in (*routing["opened"], *routing["closed"]) for one in mark):
         raise ValueError("routing's marks of turns must be lists of token ids")
-    if set(saved["rows_owner"].tolist()) != edits:
+    leads = saved["rows_room"] > 0
+    if set(saved["rows_owner"][leads].tolist()) != edits or not set(saved["rows_owner"].tolist()) <= edits:
         raise ValueError(f"the code rows must belong to the {len(edits)} edits, and each edit must have one")
     return width

@@ -18,6 +18,8 @@ class Fact(NamedTuple):
     """The question as another might ask it, in words of their own; "" for most facts."""
     neighbour: str = ""
     """The same about another subject, of which nothing is taught; "" for most facts."""
+    kept: bool = False
+    """Whether the neighbour is named in the `keep` of the edit."""
 
 
 def facts() -> list[Fact]:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from memoir_fast.checks import tensor
-from memoir_fast.mask_format import words
+from memoir_fast.mask_format import BITS, pack, unpack, words
 from memoir_fast.modules import growing
 from memoir_fast.modules.search import best_row, shared_bits
 
@@ -14,11 +14,36 @@ _FIRST_CAPACITY = 64
 _AT_ONCE, _TOGETHER = 1 << 20, 64  # numbers of shared bits, codes: so many stay in a processor's cache
 
 
+def kept_bits(k: int) -> int:
+    """Bits set in the row of a prompt that an edit keeps: of its code's k one in 32 is left out, and one at least.
+
+    Where that prompt is taught by another edit, the row of that one is then nearer to all that is like both.
+    """
+    return k - max(1, k // 32)
+
+
+def kept(codes: torch.Tensor) -> torch.Tensor:
+    """Codes of prompts that an edit keeps, int32 [n, W] with k bits each -> their rows, with `kept_bits(k)` bits.
+
+    Example:
+        >>> import torch
+        >>> from memoir_fast.modules.code_store import kept
+        >>> kept(torch.tensor([[0b1011, 0, 0, 0]]).int()).tolist()
+        [[10, 0, 0, 0]]
+    """
+    bits = unpack(codes, BITS * codes.shape[1])
+    rank, count = bits.int().cumsum(dim=1), bits.sum(dim=1, keepdim=True)
+    out = (count // 32).clamp(min=1)  # spread over the code: every (k // out)th of its bits
+    every = (count // out).clamp(min=1)
+    return pack(bits & ~((rank % every == 1 % every) & (rank <= every * out)))
+
+
 class CodeStore(nn.Module):
     """Code rows, several of which may belong to one edit, and the search among them.
 
     Buffers double when they are full; see `growing` for when that copies none. A row that an edit has left is zeros and
-    belongs to none (owner -1).
+    belongs to none (owner -1). A row with `room` 0 is that of a prompt that its edit keeps: a prompt that is nearest to
+    it follows no edit at all.
 
     Args:
         width (int): D, bits of a code.
@@ -61,6 +86,16 @@ class CodeStore(nn.Module):
         return self._rows - self._dead
 
     @property
+    def leading(self) -> torch.Tensor:
+        """Which rows in use lead to an edit, bool [rows]: not those of prompts that are kept."""
+        return (self.owner[: self._rows] >= 0) & (self.room[: self._rows] > 0)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether any row is that of a prompt that is kept. Waits for the device."""
+        return bool(((self.owner[: self._rows] >= 0) & (self.room[: self._rows] == 0)).any())
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the buffers."""
         return sum(buffer.nbytes for buffer in self.buffers())
@@ -80,7 +115,8 @@ class CodeStore(nn.Module):
             edit_id (int or Tensor): whose they are; int32 [n], each row's.
             codes (Tensor): int32 [n, W].
             min_overlap (Tensor): int32 [n], their thresholds in bits.
-            room (Tensor): int32 [n], up to where `raise_where` may raise each threshold, in bits.
+            room (Tensor): int32 [n], up to where `raise_where` may raise each threshold, in bits; 0: prompts that are
+                nearest to this row follow nothing.
         """
         tensor("codes", codes, torch.int32, "n W", W=self.codes.shape[1])
         first, last = self._rows, self._rows + len(codes)
@@ -146,8 +182,8 @@ class CodeStore(nn.Module):
         """Codes int32 [B, Q, W] -> best edit int32 [B] or -1, overlap in bits int32 [B].
 
         Any of the Q codes of a prompt may match; that of the largest overlap decides, the first of them on ties.
-        Without a match, the overlap is the largest with any row. `among` bool [edits]: only rows of these edits are
-        there. Default: all.
+        Without a match, the overlap is the largest with any row; of a prompt that is nearest to one that is kept, it is
+        that with this one. `among` bool [edits]: only rows of these edits are there. Default: all.
         """
         rows = None if among is None else self._owned(among)
         row, overlap = best_row(query.flatten(0, 1), self.codes, self.count, self.min_overlap, rows)
@@ -155,8 +191,9 @@ class CodeStore(nn.Module):
         rank = torch.add(overlap, row >= 0, alpha=self.k + 1)  # one that matches comes before all that do not
         best = rank.max(dim=1, keepdim=True).indices
         row, overlap = row.gather(1, best)[:, 0], overlap.gather(1, best)[:, 0]
-        owner = self.owner.index_select(0, row.clamp(min=0))
-        return torch.where(row >= 0, owner, row), overlap
+        at = row.clamp(min=0)
+        leads = (row >= 0) & (self.room.index_select(0, at) > 0)
+        return torch.where(leads, self.owner.index_select(0, at), -1), overlap
 
     def _rows_of(self, edit_id: int | Collection[int]) -> torch.Tensor:
         """The rows of an edit, or of several, bool [C]."""
@@ -169,13 +206,16 @@ class CodeStore(nn.Module):
         return edits[self.owner.clamp(min=0, max=len(edits) - 1).long()] & (self.owner >= 0)
 
     def overlaps(self, query: torch.Tensor) -> torch.Tensor:
-        """Codes int32 [B, W] -> the bits that each shares with each row of a live edit, int32 [B, live rows]."""
-        live = self.codes[: self._rows][self.owner[: self._rows] >= 0]
-        return shared_bits(query, live)
+        """Codes int32 [B, W] -> the bits that each shares with each row that leads to an edit, int32 [B, rows]."""
+        return shared_bits(query, self.codes[: self._rows][self.leading])
 
     def best_overlap(self, query: torch.Tensor) -> torch.Tensor:
-        """Codes int32 [B, W] -> the most bits that each shares with a row, int32 [B]; 0: nothing."""
-        return best_row(query.contiguous(), self.codes, self.count, 1)[1]
+        """Codes int32 [B, W] -> the most bits that each shares with a row that leads to an edit, int32 [B]; 0: none."""
+        among = None
+        if self.keeps:
+            among = torch.zeros(len(self.codes), dtype=torch.bool, device=self.codes.device)
+            among[: self._rows] = self.leading
+        return best_row(query.contiguous(), self.codes, self.count, 1, among)[1]
 
     def state(self) -> dict[str, torch.Tensor]:
         """The rows of live edits, for a file: codes, owner, min_overlap and room."""

@@ -77,7 +77,7 @@ def test_demo(model, tmp_path, monkeypatch):
     kinds = ["edit"] * 2 + ["paraphrase"] * 2 + ["freer words"] * 2 + ["unrelated"] * 2
     assert [one["kind"] for one in figures["shown"]] == kinds, "no chat without a template, no neighbour of fact three"
     assert figures["freer"] == [one["right"] for one in figures["shown"] if one["kind"] == "freer words"]
-    assert (figures["in_a_chat"], figures["neighbours"]) == ([], [])
+    assert (figures["in_a_chat"], figures["kept"], figures["neighbours"]) == ([], [], [])
     assert "the model has no chat template" in result.stdout
 
 
@@ -96,11 +96,16 @@ def test_a_chat_and_neighbours_are_shown(model, monkeypatch, tmp_path):
     first = facts()[0]
     assert chat["prompt"] == first.prompt and asked.count(f"<|user|>{first.prompt}</s>") == 2
     assert figures["in_a_chat"] == [chat["right"]] == [chat["after"].startswith(first.target)]
-    near = [one for one in figures["shown"] if one["kind"] == "neighbour"]
-    assert [one["prompt"] for one in near] == [fact.neighbour for fact in facts()[2:4]]
-    assert figures["neighbours"] == [one["before"] == one["after"] for one in near]
+    near = [one for one in figures["shown"] if one["kind"] in ("kept", "neighbour")]
+    assert [(one["kind"], one["prompt"]) for one in near] == [
+        ("kept", facts()[2].neighbour),
+        ("neighbour", facts()[3].neighbour),
+    ]
+    assert figures["kept"] == [True] and near[0]["before"] == near[0]["after"]
+    assert figures["neighbours"] == [near[1]["before"] == near[1]["after"]]
     shown = " ".join(result.stdout.split())
-    assert f"{sum(figures['neighbours'])} of 2 questions about another subject answered as before" in shown
+    assert "1 of 1 questions that an edit keeps answered as before" in shown
+    assert f"{sum(figures['neighbours'])} of 1 other questions about another subject answered as before" in shown
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import torch
 
 from memoir_fast import Edit, Memoir, MemoirConfig
 from memoir_fast.editing.code_rows import bare, code_rows, forms, neighbours
+from memoir_fast.modules.code_store import kept_bits
 
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'user' %}USER: {{ m['content'] }} {% else %}"
@@ -53,16 +54,62 @@ def test_a_paraphrase_that_is_given_is_found(memoir):
     assert route(memoir, text) == 0 and len(memoir.edits) == 1
 
 
-def test_a_prompt_that_is_kept_raises_the_threshold(memoir):
-    near = "The capital of Italy is"
-    assert (
-        rows(memoir, FACT, []).min_overlap.max()
-        <= rows(memoir, Edit(FACT.prompt, "Lyon", keep=[near]), []).min_overlap.max()
-    )
+NEAR = "The capital of Italy is"
+KEPT = Edit(FACT.prompt, "Lyon", keep=[NEAR])
+
+
+def logits(memoir, prompt):
+    with torch.no_grad():
+        return memoir.model(memoir.tokenizer(prompt, return_tensors="pt").input_ids).logits
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+def test_a_prompt_that_is_kept_follows_nothing(memoir, template):
+    """Though it matches the edit: it has a row of its own, in both forms, and the unedited output to the bit."""
     memoir.layer.tau = 0.3
-    kept = rows(memoir, Edit(FACT.prompt, "Lyon", keep=[near]), [])
-    free = rows(memoir, FACT, [])
-    assert near in kept.quiet or kept.min_overlap[0] > free.min_overlap[0] or free.min_overlap[0] == free.room[0]
+    near = forms(memoir.tokenizer, memoir.layer.code, NEAR)[template == "chat"]
+    with memoir.disabled():
+        unedited = logits(memoir, near)
+    memoir.edit(FACT)
+    assert route(memoir, near) == 0
+    memoir.edit(KEPT)
+    assert route(memoir, near) == -1 and torch.equal(logits(memoir, near), unedited)
+    assert all(route(memoir, one) == 0 for one in forms(memoir.tokenizer, memoir.layer.code, FACT.prompt))
+    memoir.edit(FACT)  # it keeps nothing any more
+    assert route(memoir, near) == 0
+    memoir.edit(KEPT)
+    memoir.delete(0)
+    assert not memoir.layer.codes.live and not memoir.layer.codes.keeps
+
+
+def test_a_prompt_that_is_kept_can_be_taught_all_the_same(memoir):
+    memoir.layer.tau = 0.3
+    memoir.edit(KEPT)
+    other = memoir.edit(NEAR, "Nice").edit_id
+    assert [route(memoir, one) for one in (FACT.prompt, NEAR)] == [0, other]
+    for one in ("The capital of Italy, is", "Well: The capital of Italy is"):
+        assert route(memoir, one) == other, "what is like both is nearer to what is taught"
+
+
+def test_a_prompt_that_follows_another_edit_goes_on_to(memoir):
+    """Kept is what it did, and an edit was what it followed."""
+    memoir.layer.tau = 0.3
+    memoir.edit(NEAR, "Nice")
+    like = "The capital of Italy, is"
+    assert route(memoir, like) == 0
+    made = rows(memoir, Edit(FACT.prompt, "Lyon", keep=[like]), [])
+    assert (made.room > 0).all() and len(made.codes) == 2
+    memoir.edit(Edit(FACT.prompt, "Lyon", keep=[like]))
+    assert route(memoir, like) == 0
+
+
+def test_rows_of_prompts_that_are_kept(memoir):
+    plain, made = rows(memoir, FACT, []), rows(memoir, KEPT, [])
+    assert made.room.tolist()[:2] == plain.room.tolist() and made.room.tolist()[2:] == [0, 0]
+    assert torch.equal(made.codes[:2], plain.codes) and torch.equal(made.min_overlap[:2], plain.min_overlap)
+    assert made.spare == plain.spare and made.quiet == plain.quiet, "what follows no edit need not be learned"
+    bits = [sum(bin(word & 0xFFFFFFFF).count("1") for word in row) for row in made.codes.tolist()]
+    assert bits == [memoir.layer.codes.k] * 2 + [kept_bits(memoir.layer.codes.k)] * 2
 
 
 def test_neighbours_ask_of_other_subjects(memoir):

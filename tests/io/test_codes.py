@@ -67,9 +67,41 @@ def test_codes_are_loaded_as_they_were_saved(by_codes, tmp_path, tiny_tokenizer)
     assert loaded.edit("A camel lives in", "Rome").edit_id == 3
 
 
+def test_a_kept_prompt_follows_nothing_after_a_load_either(by_codes, tmp_path, tiny_tokenizer):
+    """Releases that would take its row for one that leads to the edit refuse the folder; without one, they need not."""
+    by_codes.layer.tau = 0.3
+    river = tiny_tokenizer("The river is", return_tensors="pt").input_ids
+    by_codes.save_pretrained(tmp_path / "kept")
+    assert json.loads((tmp_path / "kept" / checkpoint.CONFIG_NAME).read_text())["format_version"] == 6
+    loaded = Memoir.from_pretrained(another(by_codes.model), tiny_tokenizer, tmp_path / "kept")
+    for memoir in (by_codes, loaded):
+        memoir.model(river)
+        (route,) = memoir.last_routes
+        assert route.edit_id == -1 and route.overlap > 0.9
+        memoir.edit("The sky is", "green")
+        memoir.model(river)
+        assert memoir.last_routes[0].edit_id == 2, "nothing is kept any more"
+    loaded.save_pretrained(tmp_path / "free")
+    assert json.loads((tmp_path / "free" / checkpoint.CONFIG_NAME).read_text())["format_version"] == 3
+
+
+def only(tensors, room, bits=1):
+    """Fewer bits in the first code row of a kept prompt, where `room` is 0, or of another."""
+    row = int((tensors["rows_room"] == 0).int().argmax()) if room == 0 else 0
+    tensors["rows_codes"][row] = 0
+    tensors["rows_codes"][row, 0] = bits
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
+        (lambda tensors: only(tensors, 0), "every code of a prompt that is kept must have k = 427"),
+        (lambda tensors: only(tensors, 1), "every code must have k = 440"),
+        (
+            lambda tensors: tensors["rows_room"].sub_((tensors["rows_room"] == 0).int()),
+            "room of a code row must be at least 0",
+        ),
+        (lambda tensors: tensors["rows_room"].fill_(0), "code rows must belong to the 2 edits"),
         (lambda tensors: tensors.pop("rows_codes"), "rows_codes"),
         (lambda tensors: tensors.pop("code_weights"), "code_weights"),
         (lambda tensors: tensors.update(rows_owner=tensors["rows_owner"] + 1), "code rows must belong to the 2 edits"),

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from memoir_fast.mask_format import unpack
-from memoir_fast.modules.code_store import CodeStore
+from memoir_fast.mask_format import pack, unpack
+from memoir_fast.modules.code_store import CodeStore, kept, kept_bits
 from memoir_fast.ops import tophash
 
 WIDTH, K = 150, 20
@@ -55,6 +55,50 @@ def test_any_query_may_match_and_the_largest_overlap_decides(least):
     edit, overlap = store.match(query)
     assert [edit.tolist(), overlap.tolist()] == by_hand(store, query)
     assert edit[::4].tolist() == [row % 9 for row in range(10)] and edit.dtype == overlap.dtype == torch.int32
+
+
+@pytest.mark.parametrize("k", [1, 2, 20, 31, 32, 33, 63, 64, 149])
+def test_rows_of_prompts_that_are_kept_lack_a_few_bits(k):
+    made = tophash(torch.rand(7, WIDTH), k, torch.arange(WIDTH).int())[0]
+    rows = kept(made)
+    assert rows.dtype == torch.int32 and rows.shape == made.shape and torch.equal(rows & made, rows)
+    assert unpack(rows, WIDTH).sum(dim=1).tolist() == [kept_bits(k)] * 7 == [k - max(1, k // 32)] * 7
+    assert kept(made[:0]).shape == made[:0].shape
+
+
+def code_of(bits):
+    return pack(torch.isin(torch.arange(WIDTH), torch.tensor(list(bits)))[None])
+
+
+def test_what_is_nearest_to_a_kept_row_follows_nothing():
+    """Edit 7 shares 12 of 20 bits with what it keeps."""
+    store, near, own = CodeStore(WIDTH, K, 5), code_of(range(20)), code_of(range(8, 28))
+    store.add(3, code_of(range(100, 120)), ints(5), ints(K))
+    store.add(7, torch.cat([own, kept(near)]), ints(5, 5), ints(K, 0))
+    assert store.keeps and store.leading.tolist() == [True, True, False]
+    edit, overlap = store.match(torch.stack([near, own]))
+    assert edit.tolist() == [-1, 7] and overlap.tolist() == [kept_bits(K), K]
+    assert store.match(torch.cat([near, own])[None])[0].tolist() == [7], "its other code is nearer to the edit"
+    unseen = torch.ones(8, dtype=torch.bool)
+    unseen[7] = False
+    assert store.match(near[None], unseen)[0].tolist() == [-1]
+    assert store.overlaps(near).tolist() == [[0, 12]] and store.best_overlap(near).tolist() == [12]
+    store.raise_where(near, 3)
+    assert store.min_overlap[:3].tolist() == [5, 13, 5]
+    store.min_overlap[1] = 5
+
+    back = CodeStore(WIDTH, K, 5)
+    back.restore(store.state(), 5)
+    assert back.keeps and back.match(near[None])[0].tolist() == [-1]
+    back.add(9, near, ints(5), ints(K))  # another edit takes it, and what is like it
+    assert back.match(near[None])[0].tolist() == [9] and back.match(code_of([*range(17), 40, 41, 42])[None])[
+        0
+    ].tolist() == [9]
+    back.remove(9)
+    back.remove(7)
+    assert not back.keeps and back.match(near[None])[0].tolist() == [-1]
+    store.room[2] = K  # as a release would read it that knows no kept rows
+    assert store.match(near[None])[0].tolist() == [7]
 
 
 def test_an_empty_store_matches_nothing():
