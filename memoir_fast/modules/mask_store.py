@@ -255,14 +255,14 @@ class MaskStore(nn.Module):
             chat (Tensor, optional): bool [B], prompts in a chat template. Default: none is.
 
         Returns:
-            int32 [B]; None where no edit of the store rests.
+            int32 [B], any number where the route is -1; None where no edit of the store rests.
         """
         if not self.rests:
             return None
         route = route.to(self.target_tokens.device)
         tokens = self.target_tokens.index_select(0, route.clamp(min=0))
         own = tokens[:, 0] if chat is None else torch.where(chat.to(tokens.device), tokens[:, 1], tokens[:, 0])
-        return (own * (route >= 0) - 1).remainder(_MOST_TOKENS)  # 0 less one: as many as there may be
+        return (own - 1).remainder(_MOST_TOKENS)  # 0 less one: as many as there may be
 
     def restore(
         self, masks: torch.Tensor, min_overlap: torch.Tensor | None = None, page: torch.Tensor | int = 0

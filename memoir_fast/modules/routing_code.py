@@ -193,7 +193,7 @@ class RoutingCode(nn.Module):
         shares = torch.stack([everything, asked, sums.latest.float()], dim=1)  # [B, 3, Q]
         weight = (sums.mass[:, None] * shares).sum(dim=2, keepdim=True)
         total = torch.bmm(shares, sums.sums)
-        return torch.where(weight > 0, total / weight.clamp(min=1e-20), self.mean)
+        return torch.where(weight > 0, total / weight, self.mean)
 
     def masks(self, sums: PromptSums) -> torch.Tensor:
         """The codes of B prompts, packed: int32 [B, 3, W]."""
@@ -233,7 +233,7 @@ class RoutingCode(nn.Module):
         weighty = weight > 0
         at = (count * weighty).cummax(dim=1).values
         seen = torch.cat([self.zero.expand(len(at), 1), at[:, :-1]], dim=1)  # ends before the latest weighty token
-        return weight, weighty, weighty & (count > seen), asks[:, -size:], count[:, -1] > at[:, -1]
+        return weight, weighty, at > seen, asks[:, -size:], count[:, -1] > at[:, -1]
 
     def _roles(self, sums: PromptSums | None, whole: torch.Tensor, size: int) -> "_Speaks":
         """Who speaks among the last `size` of the ids [B, T + size]."""
