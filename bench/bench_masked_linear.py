@@ -168,21 +168,20 @@ def counted_dense(rows: int, size: int = 2) -> tuple[Work, ...]:
 # Its kernels as they are, in csrc/masked_linear*.cuh and kernels/_masked_linear_packed.py, at the same sizes.
 
 
-def counted_streamed(size: int, pages: bool = True) -> tuple[Work, ...]:
+def counted_streamed(size: int) -> tuple[Work, ...]:
     """One token, `size` bytes a number: 16 clusters of 8 blocks.
 
-    Trips: route, columns, rows, the sums of the cluster's other blocks; since there are pages, also the page before the
-    columns, and in the machine code for sm_90 the second of a thread's two columns after the first.
+    Trips: route; columns, and the page with them; rows, and inputs with them; the sums of the cluster's other blocks.
+    The machine code for sm_90 asks for each of these together.
     """
-    return (Work(trips=6 if pages else 4, gathered=size * SLAB, early=True),)
+    return (Work(trips=4, gathered=size * SLAB, early=True),)
 
 
-def counted_tiles(batch: int, tokens: int, pages: bool = True) -> tuple[Work, ...]:
+def counted_tiles(batch: int, tokens: int) -> tuple[Work, ...]:
     """3 to 128 tokens of one route: inputs are packed, then 16 clusters of 8 blocks walk 16 steps of 32 rows each.
 
-    Packing reads nearly every sector of the inputs. Its trips: the route (twice where there are several sequences),
-    columns, inputs; since there are pages, also the page, and for each of a thread's 8 positions a column and then an
-    input, one after another, in the machine code for sm_90.
+    Packing reads nearly every sector of the inputs. Its trips: the routes; a thread's 8 columns, and the page with
+    them; its 8 inputs. The machine code for sm_90 asks for each of these together.
     The product starts early and has route, columns and the first 3 of its 16 steps' rows when packing ends. Its trips:
     packed inputs, and the cluster's sums, 1,024 of them a block and turn. Slots of a warp, by the same code: 600 before
     the loop, 191, 208 or 235 a step for tiles of 16, 32 or 64 rows, 200 to put the sums down, 400 for each turn of
@@ -191,7 +190,7 @@ def counted_tiles(batch: int, tokens: int, pages: bool = True) -> tuple[Work, ..
     rows = batch * tokens
     tile, step = (16, 191) if rows <= 16 else (32, 208) if rows <= 32 else (64, 235)
     tiles, turns = -(-rows // tile), -(-min(rows, tile) // 32)
-    pack = Work(trips=(batch > 1) + (18 if pages else 3), streamed=rows * 2.0 * (14336 + 4096))
+    pack = Work(trips=3, streamed=rows * 2.0 * (14336 + 4096))
     multiply = Work(
         trips=tiles * (1 + turns),
         gathered=tiles * 2 * SLAB * 13 / 16,
@@ -215,7 +214,7 @@ def counted_packed() -> tuple[Work, ...]:
 
 
 NOTHING = (Work(), Work(early=True))  # of 3 to 128 tokens without a route: packing and product read it and end
-_PAGES = "memory has pages"
+_PAGES = "memory has pages, which move no count"
 
 
 _WAITS = "an SM has one block of 8 warps, which wait for each other in every step: likely less overlaps than is counted"
@@ -230,33 +229,35 @@ def _planned(
 
 
 PLANNED = [
-    _planned(1, 1, counted_streamed(2), Seen(r"own/dense: 1: ([\d.]+)/", _PAGES, counted_streamed(2, False))),
+    _planned(1, 1, counted_streamed(2), Seen(r"own/dense: 1: ([\d.]+)/", _PAGES, counted_streamed(2))),
     _planned(
         1,
         1,
         counted_streamed(4),
-        Seen(r"float32 1 token: ([\d.]+)", _PAGES, counted_streamed(4, False)),
+        Seen(r"float32 1 token: ([\d.]+)", _PAGES, counted_streamed(4)),
         dtype=torch.float32,
     ),
     _planned(
         4,
         1,
         counted_tiles(4, 1),
-        Seen(r"4 tokens, tiles: base/8 ([\d.]+)", _PAGES, counted_tiles(1, 4, False)),
+        Seen(r"4 tokens, tiles: base/8 ([\d.]+)", _PAGES, counted_tiles(1, 4)),
         "measured: 4 tokens of one sequence",
     ),
     _planned(
         1,
         64,
         counted_tiles(1, 64),
-        Seen(r"own/dense: .* 64: ([\d.]+)/", _PAGES, counted_tiles(1, 64, False)),
+        Seen(r"own/dense: .* 64: ([\d.]+)/", _PAGES, counted_tiles(1, 64)),
         _WAITS,
     ),
     _planned(
         1,
         2048,
         counted_packed(),
-        Seen(r"2048 shipped ([\d.]+)", f"{_PAGES}, and packing alone takes 30 us in place of 47", counted_packed()),
+        Seen(
+            r"2048 shipped ([\d.]+)", "memory has pages, and packing alone takes 30 us in place of 47", counted_packed()
+        ),
     ),
 ]
 
