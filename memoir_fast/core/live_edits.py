@@ -343,6 +343,13 @@ class LiveEdits(Mapping[int, Edit]):
             self._counted.pop(edit_id, None)
         self.gone = [one for one in self.gone if one.page != page]
 
+    def leave_out(self, edit_id: int) -> None:
+        """Notes that an edit shall not be counted while what replaces it is learned: it is `gone`, though it lives."""
+        reads = self.reads.get(edit_id)
+        self._leave(edit_id, self._before(edit_id))
+        if reads is not None:
+            self.reads[edit_id] = reads  # it is counted again where it is not replaced after all
+
     def forget_reads(self, page: int) -> None:
         """Lets go what the edits of a page read: it is full."""
         for edit_id in self._layer.store.on_page(page):

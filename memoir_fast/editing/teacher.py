@@ -144,6 +144,7 @@ class Teacher:
         prepared = prepared[: together.index(False) if False in together else room]
         if recipe.damping:
             self.update_interference(recipe, page)
+            self._leave_out([edit for edit, _ in prepared], page)
         started = time.perf_counter()
         learn = {"paper": paper.learn, "fast": fast.learn}[recipe.method]
         codes = [self._codes(edit) for edit, _ in prepared]
@@ -241,6 +242,17 @@ class Teacher:
         for edit_id in new:
             self._count(page, edit_id, columns[edit_id], known.get(edit_id) or next(again))
         self._keep_while_room(page)
+
+    def _leave_out(self, edits: Iterable[Edit], page: int) -> None:
+        """Takes those that these edits replace out of the page's interference: an edit must change what they say.
+
+        Where it is not written after all, they are uncounted, and counted again before the next is learned.
+        """
+        for edit in edits:
+            edit_id = self._edits.id_of(edit.prompt, edit.bank)
+            if edit_id is not None:
+                self._edits.leave_out(edit_id)
+        self._take_out_gone(page)
 
     def _take_out_gone(self, page: int) -> None:
         """Takes replaced and deleted edits out of a page's interference, as they came in.

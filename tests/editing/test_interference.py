@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig, Recipe
-from memoir_fast.editing import active_rows
+from memoir_fast.editing import active_rows, fast
 from memoir_fast.editing.interference import Interference, triangular_inverse
 from memoir_fast.hf.partial_forward import layer_input
 
@@ -81,13 +81,15 @@ def test_rounding_that_outweighs_what_is_left_stops_no_edit():
     assert interference.damping(columns, 1.0) is None
 
 
-def _moments(memoir, recipes):
+def _moments(memoir, recipes, without=()):
     """Second moments of what the live edits read, each on its plain row by its own recipe, from their texts alone.
 
     Rounded as what is counted is.
     """
     expected = torch.zeros(memoir.layer.in_features, memoir.layer.in_features)
     for edit_id, edit in memoir.edits.items():
+        if edit_id in without:
+            continue
         ids = torch.tensor([memoir.rows(edit, recipes[edit_id])[0].ids])
         x = layer_input(memoir.model, memoir.layer, input_ids=ids, attention_mask=torch.ones_like(ids))[0, 1:]
         x = x.bfloat16().float()
@@ -115,6 +117,34 @@ def test_deleted_and_replaced_edits_hold_nothing_back(tiny_llama, tiny_tokenizer
     memoir.edit([(FACTS[1][0], "Eve"), FACTS[2]], progress=False)
     assert memoir.edits == {1: Edit(FACTS[1][0], "Eve"), 2: Edit(*FACTS[2])}
     assert _agree(_counted(memoir)[0], _moments(memoir, {1: recipe, 2: recipe}))
+    memoir.detach()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_an_edit_is_not_held_back_by_the_one_that_it_replaces(tiny_llama, tiny_tokenizer, monkeypatch, batch):
+    """Nor by any that is replaced in its batch; where it is not learned after all, those are counted again."""
+    recipe = dataclasses.replace(RECIPES["fast"], steps=2, prefixes=1, batch=batch)
+    memoir = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(k=24, tau=0.9, recipe=recipe))
+    memoir.edit(FACTS[:3], progress=False)
+    learn, seen = fast.learn, []
+
+    def noted(*arguments):
+        seen.append(_counted(memoir)[0].clone())
+        if len(seen) == 1:
+            raise RuntimeError("no memory left")
+        return learn(*arguments)
+
+    monkeypatch.setattr(fast, "learn", noted)
+    anew = [(prompt, "Eve") for prompt, _ in FACTS[:batch]]
+    with pytest.raises(RuntimeError, match="no memory left"):
+        memoir.edit(anew, progress=False)
+    memoir.edit("Who sang it?", "Ann", progress=False)
+    recipes = dict.fromkeys(range(4), recipe)
+    assert _agree(seen[1], _moments(memoir, recipes, without=[3])), "all three are counted again"
+    assert _agree(seen[0], _moments(memoir, recipes, without=[*range(batch), 3]))
+    memoir.edit(anew, progress=False)
+    assert _agree(seen[2], _moments(memoir, recipes, without=range(batch))) and len(seen) == 3
+    assert _agree(_counted(memoir)[0], _moments(memoir, recipes))
     memoir.detach()
 
 
