@@ -46,7 +46,7 @@ class Kept(Upkeep):
         """Gives `model` the memory that `save_pretrained` wrote.
 
         Args:
-            model, tokenizer: those that the memory was made for; another floating dtype will do.
+            model, tokenizer: those that the memory was made for; bfloat16 will do for float32, and the other way round.
             folder (str | PathLike): a local folder, or, where there is none of that name, a hub id.
             check (bool): prove on the model that its sequences can be followed, as `attach` does. Default: True.
             **hub: options of `huggingface_hub.snapshot_download`, e.g. revision or token.

@@ -17,12 +17,18 @@ from memoir_fast.modules.base_layer import weight_of
 from memoir_fast.modules.further_linear import FurtherLinear
 from memoir_fast.modules.memoir_linear import MemoirLinear
 
+_OTHER_NUMBERS = (
+    ". Its weights are other numbers. If one is the same model in float16, where small weights are rounded: load it in "
+    "the dtype that it had when the memory was made; of float32 and bfloat16 either will do"
+)
+
 
 def fingerprint(model: Any, layer: str, further: Sequence[str] = ()) -> dict[str, Any]:
     """What tells one base model from another, in plain values.
 
     The layer's weight is hashed after rounding to bfloat16, so that one model in float32 and in bfloat16 agree;
-    a weight that is not floating (quantised) is hashed as it is. So are those of `further` layers, where there are any.
+    float16 has other numbers, where weights are small, and disagrees. A weight that is not floating (quantised) is
+    hashed as it is. So are those of `further` layers, where there are any.
     """
     settings = getattr(model, "config", None)
     hashed = _hashed(model, layer)
@@ -90,6 +96,8 @@ def require_same_model(folder: Path, expected: dict[str, Any], model: nn.Module)
         if name != "further" and there.get(name) != value
     ]
     if differing:
+        if all("weight_sha256: " in one for one in differing):
+            differing[-1] += _OTHER_NUMBERS
         raise WrongModelError(f"{folder} belongs to another base model: {'; '.join(differing)}")
 
 

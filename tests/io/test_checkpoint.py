@@ -124,6 +124,16 @@ def test_memory_follows_the_models_dtype(memoir, saved, tiny_tokenizer):
     assert loaded.last_routes[0].edit_id == 0
 
 
+def test_float16_has_other_small_weights(memoir, saved, tiny_tokenizer):
+    model = another(memoir.model).half()
+    with pytest.raises(WrongModelError, match="weight_sha256: expected .* in float16, where small weights are rounded"):
+        Memoir.from_pretrained(model, tiny_tokenizer, saved)
+    model.config.vocab_size += 1
+    with pytest.raises(WrongModelError, match="vocab_size: expected") as other:
+        Memoir.from_pretrained(model, tiny_tokenizer, saved)
+    assert "small weights" not in str(other.value)
+
+
 def test_read_needs_no_model(saved, memoir):
     found = checkpoint.read(saved)
     assert found.edits == memoir.edits
@@ -256,7 +266,9 @@ def test_another_weight(saved, memoir, tiny_tokenizer):
     model = another(memoir.model)
     with torch.no_grad():
         model.model.layers[2].mlp.down_proj.weight[3, 5] += 1
-    with pytest.raises(WrongModelError, match=r"base model: weight_sha256: expected \w{12}\.\.\., got \w{12}\.\.\.$"):
+    with pytest.raises(
+        WrongModelError, match=r"base model: weight_sha256: expected \w{12}\.\.\., got \w{12}\.\.\.\. Its"
+    ):
         Memoir.from_pretrained(model, tiny_tokenizer, saved)
 
 
