@@ -157,7 +157,7 @@ std::atomic<Scan> forced_scan{nullptr};
 
 // A search is tried out from kLeastBytes on, in pieces; from kMemoryBytes on a store is taken to lie in memory.
 constexpr int64_t kLeastBytes = 1 << 20, kMemoryBytes = 16 << 20;
-constexpr int64_t kCachePiece = 512 << 10, kMemoryPiece = 2 << 20;
+constexpr int64_t kCachePiece = 512 << 10, kMemoryPiece = 2 << 20, kLeastPiece = 64 << 10;
 
 // What is chosen among, and by size of the store how far that is.
 struct Ways {
@@ -198,13 +198,15 @@ uint64_t scan(const Masks& query, const Masks& store, const Thresholds& least, i
   if (winner >= 0 || bytes < kLeastBytes) {
     return known.ways[std::max(winner, 0)].scan(query, store.slice(begin, end - begin), least, begin, best);
   }
-  const int64_t piece = std::max<int64_t>(1, (bytes < kMemoryBytes ? kCachePiece : kMemoryPiece) / row_bytes);
+  const int64_t most = std::max<int64_t>(1, (bytes < kMemoryBytes ? kCachePiece : kMemoryPiece) / row_bytes);
+  const int64_t piece = std::min(most, end - begin);  // of many threads, each has less
   for (int64_t row = begin; row < end; row += piece) {
     const Masks rows = store.slice(row, std::min(piece, end - row));
     const int way = trial.turn();
     const Stopwatch watch;
     best = known.ways[way].scan(query, rows, least, row, best);
-    if (rows.rows == piece) trial.record(way, static_cast<double>(piece * row_bytes), watch.seconds());
+    const int64_t passed = rows.rows * row_bytes;
+    if (rows.rows == piece && passed >= kLeastPiece) trial.record(way, static_cast<double>(passed), watch.seconds());
   }
   return best;
 }

@@ -24,7 +24,7 @@ def multiply(tokens, memory=torch.ones(512, 512), columns=torch.arange(256, dtyp
 
 for call, argument, times in {calls}:
     for _ in range(times):
-        {{"search": search, "multiply": multiply}}[call](argument)
+        {{"search": search, "multiply": multiply, "threads": torch.set_num_threads}}[call](argument)
     print(json.dumps(native.extension().cpu_trials()))
 """
 
@@ -67,6 +67,12 @@ def test_a_forced_path_chooses_among_its_own(extension):
     (trial,) = found.values()
     assert len(trial["reached"]) == 3 and all(way.startswith("portable ") for way in trial["reached"])
     assert trial["taken"] in trial["reached"]
+
+
+def test_it_is_found_out_where_many_threads_share_a_small_store(extension):
+    """Of 1.1 MB each of four has less than one piece that a single thread would be timed by."""
+    _, found = trials(("threads", 4, 1), ("search", 600, 150))
+    assert found.keys() == {CACHE} and found[CACHE]["taken"]
 
 
 @pytest.mark.usefixtures("threads")
