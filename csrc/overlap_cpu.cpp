@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <map>
-#include <mutex>
 #include <stdexcept>
 #include <vector>
 
@@ -177,13 +175,20 @@ const Ways& ways_in_force() {
     static const Ways any("", ways_of(widest_cpu_path(), true));
     return any;
   }
-  static std::map<CpuPath, Ways> forced;
-  static std::mutex making;
-  const std::lock_guard<std::mutex> lock(making);
-  const CpuPath path = cpu_path();
-  const auto found = forced.find(path);
-  if (found != forced.end()) return found->second;
-  return forced.emplace(path, Ways(std::string(", ") + name_of(path) + " alone", ways_of(path, false))).first->second;
+  switch (cpu_path()) {
+    case CpuPath::avx512: {
+      static const Ways alone(", avx512 alone", ways_of(CpuPath::avx512, false));
+      return alone;
+    }
+    case CpuPath::avx2: {
+      static const Ways alone(", avx2 alone", ways_of(CpuPath::avx2, false));
+      return alone;
+    }
+    case CpuPath::portable:
+      break;
+  }
+  static const Ways alone(", portable alone", ways_of(CpuPath::portable, false));
+  return alone;
 }
 
 uint64_t scan(const Masks& query, const Masks& store, const Thresholds& least, int64_t begin, int64_t end,

@@ -7,14 +7,18 @@ which of this machine's is the quickest, all with one result: `extension().cpu_t
 
 import functools
 import importlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from memoir_fast.errors import BackendError
+
 _REASON = Path(__file__).parent / "_build_failure.txt"
 _AGAIN = "build it again: pip install --no-build-isolation -e ."
+_PATHS = ("auto", "avx512", "avx2", "portable")
 _defined: set[str] = set()
 
 
@@ -25,9 +29,19 @@ def _reason(otherwise: str) -> str:
 
 @functools.cache
 def extension() -> Any:
-    """The loaded extension module. Raises ImportError, with the reason, where it was not built or cannot load."""
+    """The loaded extension module.
+
+    Raises:
+        ImportError: it was not built or cannot load; with the reason.
+        BackendError: `MEMOIR_FAST_CPU` names what there is not, or what this CPU cannot run.
+    """
+    path = os.environ.get("MEMOIR_FAST_CPU") or "auto"
+    if path not in _PATHS:
+        raise BackendError(f"MEMOIR_FAST_CPU must be {', '.join(_PATHS[:-1])} or {_PATHS[-1]}, got {path!r}")
     try:
         return importlib.import_module("memoir_fast._C")
+    except RuntimeError as error:
+        raise BackendError(f"MEMOIR_FAST_CPU={path}: {error}") from None
     except ModuleNotFoundError:
         hint = "not built here; run pip install --no-build-isolation -e . where torch, ninja and a compiler are"
         raise ImportError(f"the extension memoir_fast._C is missing: {_reason(hint)}") from None

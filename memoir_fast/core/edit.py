@@ -68,6 +68,9 @@ class Edit:
                 raise TypeError(f"an edit's {name} must be a string, got {type(text).__name__}")
             if not text.strip():
                 raise ValueError(f"an edit's {name} must not be empty, got {text!r}")
+        for text in (self.prompt, self.target, *self.paraphrases, *self.keep):
+            if not text.isascii():
+                _require_characters(text)
         for name in _LONGEST:
             if (text := getattr(self, name)) != "":
                 require_line(name, text)
@@ -107,6 +110,17 @@ def require_line(name: str, text: object) -> str:
             f"got {text[:201]!r}"
         )
     return text
+
+
+def _require_characters(text: str) -> None:
+    """ValueError where a text holds half of a character, which no tokenizer and no file takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"an edit's texts must be whole characters, got half of one, {text[error.start]!r}, at {error.start} of "
+            f"{text[:80]!r}"
+        ) from None
 
 
 def _moment(seconds: object) -> float:

@@ -34,6 +34,9 @@ def test_values_and_back():
 @pytest.mark.parametrize(
     ("field", "value", "error"),
     [
+        ("prompt", "The sky \ud83d is", r"whole characters, got half of one, '\\ud83d', at 8 of"),
+        ("target", "gr\ude00", "whole characters"),
+        ("keep", ["\ud83d"], "whole characters"),
         ("author", "Jo\n", "an edit's author must be printable, at most 200"),
         ("author", 7, "an edit's author must be a string, got int"),
         ("source", "x" * 2001, "an edit's source must be printable, at most 2000 characters"),

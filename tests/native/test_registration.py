@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from memoir_fast import backends, native
+from memoir_fast.errors import BackendError
 from memoir_fast.mask_format import pack
 from memoir_fast.ops import mask_match
 
@@ -89,7 +90,11 @@ def test_build_info(extension):
 
 
 def test_cpu_path_is_forced_by_the_environment(extension):
-    program = "from memoir_fast import native; print(native.extension().cpu_path())"
+    """A name that there is not is an error of its own: it is not as if there were no extension."""
+    program = (
+        "import torch; from memoir_fast import native, ops\n"
+        "ops.mask_overlap(torch.ones(1, 4).int(), torch.ones(1, 4).int()); print(native.extension().cpu_path())"
+    )
 
     def run(path: str) -> subprocess.CompletedProcess:
         env = {**os.environ, "MEMOIR_FAST_CPU": path}
@@ -97,7 +102,18 @@ def test_cpu_path_is_forced_by_the_environment(extension):
 
     assert run("portable").stdout.strip() == "portable"
     refused = run("sse")
-    assert refused.returncode and "auto, avx512, avx2 or portable, got sse" in refused.stderr
+    message = "BackendError: MEMOIR_FAST_CPU must be auto, avx512, avx2 or portable, got 'sse'"
+    assert refused.returncode and message in refused.stderr
+
+
+def test_a_cpu_path_that_this_machine_cannot_run_is_named(extension, monkeypatch):
+    def lacking(_):
+        raise RuntimeError("this CPU lacks the instructions of the path avx512")
+
+    monkeypatch.setenv("MEMOIR_FAST_CPU", "avx512")
+    monkeypatch.setattr(native.importlib, "import_module", lacking)
+    with pytest.raises(BackendError, match="MEMOIR_FAST_CPU=avx512: this CPU lacks the instructions"):
+        native.extension.__wrapped__()
 
 
 def test_wrong_cpu_path_is_refused(extension):
