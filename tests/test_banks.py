@@ -190,7 +190,7 @@ def test_a_bank_is_deleted_whole(memoir, monkeypatch):
     for prompt in PROMPTS[:3]:
         memoir.edit(prompt, "Rome", bank="acme"), memoir.edit(prompt, "Rome", bank="globex")
     assert memoir.status().banks == {"acme": 3, "globex": 3}
-    original, calls = memoir.edits.delete, []
+    original, calls = memoir.layer.store.delete, []
 
     def delete(edit_id):
         calls.append(edit_id)
@@ -198,7 +198,7 @@ def test_a_bank_is_deleted_whole(memoir, monkeypatch):
             raise KeyboardInterrupt
         original(edit_id)
 
-    monkeypatch.setattr(memoir.edits, "delete", delete)
+    monkeypatch.setattr(memoir.layer.store, "delete", delete)
     with pytest.raises(KeyboardInterrupt):
         memoir.delete_bank("acme")
     assert memoir.status().banks == {"globex": 3} and len(calls) > 3
