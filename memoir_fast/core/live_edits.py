@@ -120,7 +120,8 @@ class LiveEdits(Mapping[int, Edit]):
         store, old = self._layer.store, self.id_of(edit.prompt, edit.bank)
         rows = len(store)
         before = None if old is None else self._before(old)
-        undo = self._undo_codes(old)
+        rows_of_codes = self._layer.codes
+        undo = None if rows_of_codes is None else rows_of_codes.undo_from_here(() if old is None else (old,))
         try:
             if old is None:
                 edit_id = store.append(mask, page)
@@ -134,7 +135,8 @@ class LiveEdits(Mapping[int, Edit]):
             if before is not None and self._layer.codes is not None:
                 self._layer.codes.remove(edit_id, first)
         except BaseException:
-            undo()
+            if undo is not None:
+                undo()
             if before is None or old is None:
                 store.truncate(rows)
                 if rows in self._edits:
@@ -247,20 +249,6 @@ class LiveEdits(Mapping[int, Edit]):
         if not same:
             self._ids.pop(edit.prompt, None)
         del self._edits[edit_id]
-
-    def _undo_codes(self, replaced: int | None) -> Callable[[], None]:
-        store = self._layer.codes
-        if store is None:
-            return lambda: None
-        if replaced is not None:
-            return store.undo_from_here([replaced])
-        rows, least = len(store), store.min_overlap.clone()
-
-        def undo() -> None:
-            store.truncate(rows)
-            store.min_overlap[: len(least)] = least
-
-        return undo
 
     def extend(self, edits: Sequence[Edit], masks: torch.Tensor) -> range:
         """Adds many edits without a bank whose prompts are new, with masks int32 [n, W]; their ids.
