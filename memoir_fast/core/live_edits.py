@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from memoir_fast.core.edit import Edit
+from memoir_fast.core.prompts import Prompts
 from memoir_fast.core.reads import Reads
 from memoir_fast.modules import MemoirLinear, banks
 from memoir_fast.ops import mask_columns
@@ -75,7 +76,8 @@ class LiveEdits(Mapping[int, Edit]):
         self._edits: dict[int, Edit] = {}
         self._ids: dict[str, dict[str, int]] = {}  # by prompt and bank
         self._counted: dict[int, bool] = {}  # by id, with or without the end token
-        self.gone: list[Gone] = []
+        self.gone: dict[int, list[Gone]] = {}
+        """By the page where they were."""
         self.reads: dict[int, Reads] = {}
         """What edits read, by their ids; of those on pages that take more, where it is known and short."""
 
@@ -98,6 +100,19 @@ class LiveEdits(Mapping[int, Edit]):
     def namesakes(self, edit: Edit) -> list[int]:
         """The live edits of the same prompt in other banks."""
         return [one for bank, one in self._ids.get(edit.prompt, {}).items() if bank != edit.bank]
+
+    def beside(self, edit: Edit) -> Prompts:
+        """The prompts that an edit's thresholds may be made of: of those in other banks, they would tell."""
+        store = self._layer.store
+        chosen = store.alive
+        if store.bank is not None:
+            bank = store.bank[: len(store)].cpu()
+            chosen &= (bank == 0) | (bank == store.bank_numbers.get(edit.bank, 0))
+        chosen[self._of_prompt(edit.prompt)] = False
+        return Prompts(self, chosen, self._of_prompt)
+
+    def _of_prompt(self, prompt: str) -> list[int]:
+        return [*self._ids.get(prompt, {}).values()]
 
     def in_bank(self, bank: str) -> list[int]:
         """Ids of the live edits of a bank, "" for those in none."""
@@ -169,6 +184,7 @@ class LiveEdits(Mapping[int, Edit]):
     def _undo_from_here(self) -> Callable[[], None]:
         kept = {name: copy.copy(getattr(self, name)) for name in self.content}
         kept["_ids"] = {prompt: dict(same) for prompt, same in self._ids.items()}
+        kept["gone"] = {page: [*there] for page, there in self.gone.items()}
         return lambda: self.__dict__.update(kept)
 
     def put_all(
@@ -323,13 +339,13 @@ class LiveEdits(Mapping[int, Edit]):
 
     def uncount_all(self) -> None:
         """Notes that nothing is counted any more."""
-        self._counted, self.gone = {}, []
+        self._counted, self.gone = {}, {}
 
     def uncount(self, page: int) -> None:
         """Notes that nothing of a page is counted any more."""
         for edit_id in self._layer.store.on_page(page):
             self._counted.pop(edit_id, None)
-        self.gone = [one for one in self.gone if one.page != page]
+        self.gone.pop(page, None)
 
     def leave_out(self, edit_id: int) -> None:
         """Notes that an edit shall not be counted while what replaces it is learned: it is `gone`, though it lives."""
@@ -352,7 +368,8 @@ class LiveEdits(Mapping[int, Edit]):
     def _leave(self, edit_id: int, before: _Before) -> None:
         reads = self.reads.pop(edit_id, None)
         if edit_id in self._counted:
-            self.gone.append(Gone(before.edit, self._counted.pop(edit_id), before.columns, before.page, reads))
+            gone = Gone(before.edit, self._counted.pop(edit_id), before.columns, before.page, reads)
+            self.gone.setdefault(before.page, []).append(gone)
 
 
 def _timed(edit: Edit) -> Edit:

@@ -53,16 +53,15 @@ def choose(
         StoreFullError: there may be no further page, and none takes edits now.
     """
     memory, store = layer.memory, layer.store
-    lives = store.page[: len(store)]
-    counts = lives[lives >= 0].bincount(minlength=memory.pages).tolist()
-    written = {page: counts[page] for page in memory.numbers if page not in without}
+    every = _on_pages(layer, torch.ones_like(store.page[: len(store)], dtype=torch.bool))
+    written = {page: every[page] for page in memory.numbers if page not in without}
     own, newest = _own(layer, bank, written)
-    for page in (newest, *own):
+    for page in (newest, *written):
         if page in own and written[page] < most:
             return page, most - written[page]
-    lived_on = set(lives[store.live].tolist())
+    live = _on_pages(layer, _alive(layer))
     for page in written:
-        if page not in lived_on:
+        if not live[page]:
             empty(layer, page)
             emptied(page)
             return page, most
@@ -99,31 +98,45 @@ def loose(layer: MemoirLinear, most: int) -> list[int]:
         layer (MemoirLinear): its store and memory.
         most (int): edits per page.
     """
-    store = layer.store
-    live = {page: len(store.on_page(page)) for page in layer.memory.numbers}
-    residue = [page for page in live if store.written(page) > live[page]]
-    half, homes = defaultdict[frozenset[int], list[int]](list), _homes(layer)
-    for page in live:
+    alive, half = _alive(layer), defaultdict[frozenset[int], list[int]](list)
+    written, live = _on_pages(layer, torch.ones_like(alive)), _on_pages(layer, alive)
+    homes = _homes(layer)
+    residue = [page for page in layer.memory.numbers if written[page] > live[page]]
+    for page in layer.memory.numbers:
         if live[page] <= most // 2:
             half[frozenset(homes.get(page, ()))].append(page)
     return sorted({*residue}.union(*(some for some in half.values() if len(some) > 1)))
 
 
-def _own(layer: MemoirLinear, bank: str, written: dict[int, int]) -> tuple[list[int], int]:
+def _own(layer: MemoirLinear, bank: str, written: dict[int, int]) -> tuple[set[int], int]:
     """The pages, of those given, that are a bank's own or nobody's; and that of its newest edit."""
     store = layer.store
     if store.bank is None and not bank:
-        return list(written), int(store.page[len(store) - 1]) if len(store) else -1
-    number, homes = banks.number(store, bank), _homes(layer)
-    own = [page for page in written if homes.get(page) == {number} or not written[page]]
-    rows = [] if store.bank is None else (store.bank[: len(store)] == number).nonzero().flatten().tolist()
-    return own, int(store.page[rows[-1]]) if rows else -1
+        return {*written}, int(store.page[len(store) - 1]) if len(store) else -1
+    number, alive = banks.number(store, bank), _alive(layer)
+    its = torch.zeros_like(alive) if store.bank is None else store.bank[: len(store)] == number
+    live, own = _on_pages(layer, alive), _on_pages(layer, its)
+    rows = its.nonzero()
+    newest = int(store.page[rows[-1]]) if len(rows) else -1
+    return {page for page in written if 0 < live[page] == own[page] or not written[page]}, newest
+
+
+def _alive(layer: MemoirLinear) -> torch.Tensor:
+    """Which edits are live, bool [rows], where the store lies."""
+    return layer.store.alive.to(layer.store.page.device)
+
+
+def _on_pages(layer: MemoirLinear, which: torch.Tensor) -> list[int]:
+    """How many edits of `which` bool [rows] are on each page."""
+    lives = layer.store.page[: len(which)]
+    counts: list[int] = lives[which & (lives >= 0)].bincount(minlength=layer.memory.pages).tolist()
+    return counts
 
 
 def _homes(layer: MemoirLinear) -> dict[int, set[int]]:
     """The numbers of the banks whose edits live on each page."""
     store, homes = layer.store, defaultdict[int, set[int]](set)
-    live = torch.tensor(store.live, dtype=torch.int64, device=store.page.device)
+    live = _alive(layer).nonzero().flatten()
     bank = torch.zeros_like(store.page) if store.bank is None else store.bank
     for page, number in torch.stack([store.page[live], bank[live]]).unique(dim=1).T.tolist():
         homes[page].add(number)

@@ -124,7 +124,7 @@ def _where(texts: Sequence[str], chosen: torch.Tensor) -> list[str]:
 def neighbours(tokenizer: Any, code: RoutingCode, asked: str, others: Sequence[str]) -> list[str]:
     """What is asked, of other subjects: its rarest words exchanged for those of other stored prompts."""
     draw = random.Random(zlib.crc32(asked.encode()))
-    pool = [one for one in others if one != asked]
+    pool = [one for one in others if one != asked] if asked in others else others
     chosen = [bare(tokenizer, code, one) for one in draw.sample(pool, min(_OTHERS, len(pool)))]
     chosen += [one.partition("?")[0] + "?" for one in draw.sample(_questions(), _OTHERS - len(chosen))]
     made = dict.fromkeys(exchanged(tokenizer, code.weights, asked, one) for one in chosen)

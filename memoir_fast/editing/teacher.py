@@ -259,13 +259,14 @@ class Teacher:
 
         Where it is not kept what they read, they are read once more.
         """
-        gone = [one for one in self._edits.gone if one.page == page]
+        gone = self._edits.gone.get(page, [])
         again = self._reads([(one.edit, one.stop, one.columns) for one in gone if one.reads is None])
-        for one in gone:
+        for one in [*gone]:
             every = [one.reads] if one.reads else next(again)
             for interference, own in zip(self._context.interference.of(page), every, strict=True):
                 interference.remove(one.columns, own.inputs.to(one.columns.device))
-            self._edits.gone = [other for other in self._edits.gone if other is not one]
+            del gone[0]  # one at a time: whatever stops this, the others are still to be taken out
+        self._edits.gone.pop(page, None)
 
     def _reads(self, wanted: Sequence[tuple[Edit, bool, torch.Tensor]]) -> Iterator[list[Reads]]:
         """Per edit, whether its row ends in the end token, and its columns: what it reads in each layer, by a pass."""
@@ -278,10 +279,8 @@ class Teacher:
     def _codes(self, edit: Edit) -> CodeRows | None:
         """The routing codes of an edit; None where masks tell whom a prompt belongs to."""
         context = self._context
-        seen = ("", edit.bank)  # of other banks' prompts, a threshold would tell
-        others = [one.prompt for one in self._edits.values() if one.prompt != edit.prompt and one.bank in seen]
         replaced = self._edits.id_of(edit.prompt, edit.bank)
-        return code_rows(context.model, context.layer, context.tokenizer, edit, others, replaced)
+        return code_rows(context.model, context.layer, context.tokenizer, edit, self._edits.beside(edit), replaced)
 
     def _batch_size(self, rows: list[Row], recipe: Recipe) -> int:
         return recipe.batch if isinstance(recipe.batch, int) else largest_batch(self._context, rows, recipe)

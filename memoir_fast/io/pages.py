@@ -15,13 +15,15 @@ def tensors(layer: MemoirLinear) -> dict[str, torch.Tensor]:
     """
     memory, store, width = layer.memory, layer.store, layer.in_features
     lives = store.page[: len(store)]
-    rows, values, renumbered = [], [], torch.full_like(lives, -1)
-    for number, page in enumerate(order(layer)):
+    rows, values, kept = [], [], order(layer)
+    for number, page in enumerate(kept):
         weight = memory.whole(page)
         filled = weight.ne(0).any(dim=1).nonzero().flatten()
         rows.append(filled.int() + number * width)
         values.append(weight[filled])
-        renumbered[lives == page] = number
+    numbers = torch.full((memory.pages + 1,), -1, dtype=torch.int32, device=lives.device)  # the last is that of page -1
+    numbers[kept] = torch.arange(len(kept), dtype=torch.int32, device=lives.device)
+    renumbered = numbers[lives.long()]
     found = {"memory_rows": torch.cat(rows), "memory_values": torch.cat(values)}
     return {**found, "page": renumbered} if bool(renumbered.any()) else found
 

@@ -130,11 +130,9 @@ class CodeStore(nn.Module):
 
     def remove(self, edit_id: int | Collection[int], before: int | None = None) -> None:
         """Takes the rows of an edit, or of several, out, or only those with a number below `before`."""
-        rows = self._rows_of(edit_id)
-        if before is not None:
-            rows[before:] = False
+        rows = self._rows_of(edit_id, before)
         self.codes[rows], self.owner[rows] = 0, -1
-        self._dead = int((self.owner[: self._rows] < 0).sum())
+        self._dead += len(rows)
         if self._dead > max(_FIRST_CAPACITY, self._rows // 2):
             self._close_ranks()
 
@@ -195,11 +193,12 @@ class CodeStore(nn.Module):
         leads = (row >= 0) & (self.room.index_select(0, at) > 0)
         return torch.where(leads, self.owner.index_select(0, at), -1), overlap
 
-    def _rows_of(self, edit_id: int | Collection[int]) -> torch.Tensor:
-        """The rows of an edit, or of several, bool [C]."""
-        if isinstance(edit_id, int):
-            return self.owner == edit_id
-        return torch.isin(self.owner, torch.tensor([*edit_id], dtype=torch.int32, device=self.owner.device))
+    def _rows_of(self, edit_id: int | Collection[int], before: int | None = None) -> torch.Tensor:
+        """The numbers of the rows, of the first `before`, that are of an edit, or of several, int64 [n]."""
+        owner, ids = self.owner[: self._rows][:before], [edit_id] if isinstance(edit_id, int) else [*edit_id]
+        if len(ids) < 2:  # much quicker than looking each owner up among several
+            return (owner == ids[0] if ids else owner[:0]).nonzero().flatten()
+        return torch.isin(owner, torch.tensor(ids, dtype=torch.int32, device=owner.device)).nonzero().flatten()
 
     def _owned(self, edits: torch.Tensor) -> torch.Tensor:
         """The rows of some edits, bool [edits] -> bool [C]. What rows that are not in use give means nothing."""

@@ -90,7 +90,7 @@ class MaskStore(nn.Module):
         self.register_buffer("namesake", None)
         self.bank_numbers: dict[str, int] = {}
         """What names stand for in `bank`."""
-        self._deleted: set[int] = set()
+        self._dead = torch.zeros(capacity, dtype=torch.bool)  # on the host, at least as long as there are rows
         self._successions: list[tuple[int, torch.Tensor]] = []  # see `succeed`: the stamp from then on, and `same`
         self.stamp = 0
         """Another number whenever rows of edits that there are have changed: deleted, another mask, another page."""
@@ -107,7 +107,13 @@ class MaskStore(nn.Module):
     @property
     def live(self) -> list[int]:
         """Ids of the edits that can match."""
-        return [row for row in range(self._rows) if row not in self._deleted]
+        living: list[int] = self.alive.nonzero().flatten().tolist()
+        return living
+
+    @property
+    def alive(self) -> torch.Tensor:
+        """Which rows in use are those of edits that can match, bool [rows], on the host."""
+        return ~self._dead[: self._rows]
 
     @property
     def nbytes(self) -> int:
@@ -145,8 +151,8 @@ class MaskStore(nn.Module):
 
     def on_page(self, page: int) -> list[int]:
         """Ids of the live edits that live on a page."""
-        there = (self.page[: self._rows] == page).nonzero().flatten().tolist()
-        return [row for row in there if row not in self._deleted]
+        there: list[int] = ((self.page[: self._rows] == page).cpu() & self.alive).nonzero().flatten().tolist()
+        return there
 
     def written(self, page: int) -> int:
         """How many edits have been written to a page since it was opened, deleted ones included."""
@@ -180,6 +186,8 @@ class MaskStore(nn.Module):
             )
         if last > len(self.masks):
             self._grow(max(last, 2 * len(self.masks)))
+        if last > len(self._dead):
+            self._dead = torch.cat([self._dead, torch.zeros(max(last, len(self._dead)), dtype=torch.bool)])
         if masks is not self.masks:
             self.masks[first:last] = masks
         self.page[first:last] = page
@@ -289,22 +297,21 @@ class MaskStore(nn.Module):
         self.masks[edit_id] = 0
         if self.bank is not None:
             self.bank[edit_id] = ~self.bank[edit_id]
-        self._deleted.add(edit_id)
+        self._dead[edit_id] = True
         self.changed()
 
     def begin_banks(self) -> None:
         """Makes `bank` and `namesake`: every edit is in none, and has a prompt of its own."""
         rows = torch.arange(len(self.masks), dtype=torch.int32, device=self.masks.device)
         self.bank, self.namesake = torch.zeros_like(rows), rows
-        if self._deleted:
-            self.bank[sorted(self._deleted)] = -1
+        self.bank[: self._rows][~self.alive.to(rows.device)] = -1
 
     def truncate(self, rows: int) -> None:
         """Forgets the edits after the first `rows`: undoes an `extend` that could not be finished."""
         self.masks[rows:] = 0
         self.count.fill_(rows)
         self._rows = rows
-        self._deleted = {row for row in self._deleted if row < rows}
+        self._dead[rows:] = False
 
     def undo_from_here(self, replaced: Collection[int] = ()) -> Callable[[], None]:
         """What makes it as it is now, to the bit, after edits were added and `replaced` ones were replaced."""
@@ -325,12 +332,14 @@ class MaskStore(nn.Module):
 
     def holds(self, edit_id: int) -> bool:
         """Whether that is a live edit's id."""
-        return isinstance(edit_id, int) and 0 <= edit_id < self._rows and edit_id not in self._deleted
+        return isinstance(edit_id, int) and 0 <= edit_id < self._rows and not self._dead[edit_id]
 
     def require(self, edit_id: int) -> None:
         """Raises UnknownEditError where `edit_id` is no live edit."""
         if not self.holds(edit_id):
-            raise UnknownEditError(f"no live edit has the id {edit_id!r}; the store has {len(self.live)} live edits")
+            raise UnknownEditError(
+                f"no live edit has the id {edit_id!r}; the store has {int(self.alive.sum())} live edits"
+            )
 
     def match(self, query: torch.Tensor, among: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Query masks int32 [B, W] -> best edit int32 [B] or -1, overlap int32 [B]; `among` as in `best_row`."""
@@ -338,7 +347,7 @@ class MaskStore(nn.Module):
 
     def overlaps(self, query: torch.Tensor) -> torch.Tensor:
         """Query masks int32 [B, W] -> the bits that each shares with each live edit's mask, int32 [B, live]."""
-        live = self.masks[torch.tensor(self.live, dtype=torch.int64, device=self.masks.device)]
+        live = self.masks[: self._rows][self.alive.to(self.masks.device)]
         return shared_bits(query, live)
 
     def best_overlap(self, query: torch.Tensor) -> torch.Tensor:
@@ -370,8 +379,9 @@ class MaskStore(nn.Module):
         self._note_deleted()
 
     def _note_deleted(self) -> None:
-        self._deleted = set((~self.masks[: self._rows].any(dim=1)).nonzero().flatten().tolist())
+        self._dead = torch.zeros(max(len(self.masks), 1), dtype=torch.bool)
+        self._dead[: self._rows] = ~self.masks[: self._rows].any(dim=1).cpu()
 
     def extra_repr(self) -> str:
         limit = f", max_edits={self.max_edits}" if self.max_edits else ""
-        return f"edits={len(self.live)}, width={self.width}, k={self.k}, capacity={len(self.masks)}{limit}"
+        return f"edits={int(self.alive.sum())}, width={self.width}, k={self.k}, capacity={len(self.masks)}{limit}"

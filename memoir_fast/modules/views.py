@@ -120,7 +120,7 @@ class Views:
                 for kept, live in ((view.store, now.store), (view.codes, now.codes)):
                     if kept is not None and live is not None:
                         kept.count, kept.min_overlap = live.count.clone(), live.min_overlap.clone()
-                view.store._deleted = set(now.store._deleted)
+                view.store._dead = now.store._dead.clone()
                 for one in new:
                     one.view = view
                 self.outdated += new

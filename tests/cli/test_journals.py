@@ -44,9 +44,20 @@ def test_log_lists_all_that_ever_came(invoke, folder):
     assert "1: The river [b]is -> wide" in done.stderr and "the snapshot holds 1 edits; 4 records" in done.stderr
     done = invoke("log", folder, "--last", 2, "--json", "-")
     assert json.loads(done.stdout)["records"] == records[3:] and "and 3 before these" in done.stderr
+    assert "before these" not in invoke("log", folder).stdout
     with open(folder / "history.jsonl", "a", encoding="utf-8") as file:
         file.write("a line of a stranger's\n")
     assert "1 lines of" in invoke("log", folder).stdout
+
+
+def test_of_a_long_life_the_end_is_shown(invoke, folder):
+    lines = [{"kind": "delete", "journal": "ab", "sequence": one, "ids": [one], "time": 1e6} for one in range(70)]
+    (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = invoke("log", folder)
+    assert "and 24 before these; --last N shows more" in done.stdout and done.stdout.count("1970-") == 46
+    assert invoke("log", folder, "--last", 60).stdout.count("1970-") == 56
+    done = invoke("log", folder, "--json", "-")
+    assert len(json.loads(done.stdout)["records"]) == 74 and "and 24 before these" in done.stderr
 
 
 def test_inspect_shows_what_loads(invoke, folder, tiny_llama, tiny_tokenizer):
@@ -92,7 +103,7 @@ def test_export_is_what_edit_takes(invoke, folder, tmp_path):
     assert invoke("export", folder).stdout == (tmp_path / "edits.jsonl").read_text(encoding="utf-8")
 
 
-def test_diff_compares_edits_with_their_journals(invoke, folder, tiny_llama, tiny_tokenizer, tmp_path):
+def test_diff_compares_edits_with_their_journals(invoke, folder, tiny_llama, tiny_tokenizer, tmp_path, monkeypatch):
     memoir = Memoir.from_pretrained(tiny_llama, tiny_tokenizer, folder)
     memoir.edit("The town is", "new")
     memoir.edit("The sky is", "red")
@@ -103,7 +114,9 @@ def test_diff_compares_edits_with_their_journals(invoke, folder, tiny_llama, tin
         {"bank": "", "prompt": "The town is", "a": "old", "b": "new"},
         {"bank": "", "prompt": "The sky is", "a": None, "b": "red"},
     ]
-    assert "2 edits differ" in done.stderr
+    assert "2 edits differ" in done.stderr and "more" not in done.stderr
+    monkeypatch.setattr("memoir_fast.cli.commands.diff.SHOWN", 1)
+    assert "and 1 more; --json lists all" in invoke("diff", folder, tmp_path / "other").stdout
     assert "0 edits differ" in invoke("diff", folder, folder).stdout
 
 

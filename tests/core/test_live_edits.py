@@ -68,7 +68,7 @@ def test_a_block_that_raises_changes_nothing(layer, hashed, again):
     new = Edit(FIRST.prompt, "Rome") if again else SECOND
     with pytest.raises(KeyboardInterrupt), edits.put(new, hashed[1][0], 1):
         raise KeyboardInterrupt
-    assert agree(state(edits, layer), before) and edits.gone == [] and edits.uncounted(0) == {}
+    assert agree(state(edits, layer), before) and edits.gone == {} and edits.uncounted(0) == {}
 
 
 def test_a_full_store_changes_nothing(layer, hashed):
@@ -100,10 +100,10 @@ def test_what_is_counted_is_kept_as_it_was_until_it_is_taken_out(layer, hashed):
     edits.reads = {0: Reads(torch.ones(2, 3), True), 1: Reads(torch.zeros(2, 3), True)}
     assert edits.uncounted(0) == {1: SECOND}
     put(edits, Edit(FIRST.prompt, "Rome"), hashed[2])
-    ((edit, stop, columns, page, reads),) = edits.gone
+    ((edit, stop, columns, page, reads),) = edits.gone[0]
     assert page == 0 and edit == FIRST and stop and torch.equal(columns, hashed[0][1]) and reads.inputs.all()
     edits.delete(1)
-    assert len(edits.gone) == 1, "it was never counted"
+    assert len(edits.gone[0]) == 1, "it was never counted"
     assert not edits.reads
 
 
@@ -119,16 +119,31 @@ def test_what_is_read_is_let_go_by_pages(layer, hashed):
     assert not edits.reads
 
 
+def test_the_prompts_that_an_edit_may_know_of(layer, hashed):
+    edits = LiveEdits(layer)
+    for edit, (mask, _) in zip((FIRST, SECOND), hashed, strict=False):
+        put(edits, edit, (mask,))
+    third = Edit("Where is it?", "Here")
+    assert list(edits.beside(third)) == [FIRST.prompt, SECOND.prompt] and list(edits.beside(FIRST)) == [SECOND.prompt]
+    put(edits, Edit(third.prompt, "There", bank="acme"), hashed[2])
+    assert len(edits.beside(Edit("new", "x"))) == 2 and third.prompt not in edits.beside(
+        Edit("new", "x", bank="globex")
+    )
+    assert third.prompt in edits.beside(Edit("new", "x", bank="acme")) and len(edits.beside(third)) == 2
+    edits.delete(0)
+    assert list(edits.beside(Edit("new", "x", bank="acme"))) == [SECOND.prompt, third.prompt]
+
+
 def test_a_replaced_edit_may_move_to_another_page(layer, hashed):
     edits = LiveEdits(layer)
     put(edits, FIRST, hashed[0])
     edits.count(0, stop=False)
     with edits.put(Edit(FIRST.prompt, "Rome"), hashed[0][0], page=2) as edit_id:
         pass
-    assert edit_id == 0 and layer.store.on_page(2) == [0] and [one.page for one in edits.gone] == [0]
+    assert edit_id == 0 and layer.store.on_page(2) == [0] and [one.page for one in edits.gone[0]] == [0]
     edits.count(0, stop=False)
     edits.uncount(0)
-    assert edits.gone == [] and edits.uncounted(2) == {}
+    assert edits.gone == {} and edits.uncounted(2) == {}
     edits.uncount(2)
     assert edits.uncounted(2) == {0: Edit(FIRST.prompt, "Rome")}
 

@@ -9,6 +9,7 @@ from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig, atomic
 from memoir_fast.errors import CheckpointError, LockedError, MemoirError
 from memoir_fast.io import checkpoint, durable
 from memoir_fast.io.journal import journal_path, read
+from memoir_fast.modules.code_store import CodeStore
 
 RECIPE = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, questions=0, steps=3)
 PROMPTS = [f"The number {number} is" for number in range(8)]
@@ -66,6 +67,20 @@ def test_all_that_happened_is_there_again(opened, config):
     again.edit(*FACTS[7])
     before = state(again)
     assert same(state(opened()), before)
+
+
+def test_many_deletions_of_one_record_look_through_the_codes_once(opened, config, monkeypatch):
+    memoir = opened(config.replace(routing="early"))
+    memoir.edit([Edit(*fact, bank="acme") for fact in FACTS[:6]], progress=False)
+    memoir.delete_bank("acme")
+    looked = []
+
+    def counted(store, *args, remove=CodeStore.remove):
+        looked.append(args)
+        remove(store, *args)
+
+    monkeypatch.setattr(CodeStore, "remove", counted)
+    assert len(opened().edits) == 0 and len(looked) == 1
 
 
 def test_a_page_that_was_emptied_is_empty_again(opened, config):

@@ -264,7 +264,7 @@ def _state(memoir):
     } | {f"{name} rows": len(of) for name, of in tables.items()}
     known["pages"] = {page: layer.memory.page(page).tolist() for page in layer.memory.numbers}
     known["opened"] = layer.memory.pages, list(layer.memory._free), layer.memory.weight.tolist()
-    known["edits"] = list(edits.items()), edits._ids, edits._counted, len(edits.gone)
+    known["edits"] = list(edits.items()), edits._ids, edits._counted, sum(map(len, edits.gone.values()))
     known["reads"] = {edit_id: reads.inputs.tolist() for edit_id, reads in edits.reads.items()}
     known["store"] = layer.store.stamp, layer.store.rests, layer.store.bank_numbers, layer.store.live
     return known | {"status": memoir.status(), "changed": renewal.state(memoir)}

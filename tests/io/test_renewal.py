@@ -22,7 +22,7 @@ def test_a_saved_state_is_taken_over(memoir, saved):
     assert renewal.take_over(memoir, other) == Renewed(added=[0], deleted=[3, 4])
     assert memoir.edits is edits and sorted(edits) == [0, 2] and memoir.layer.store is not store
     assert memoir.layer.written > written, "what was learned on the old one is learned again"
-    assert memoir.edits.id_of("The river is") is None and memoir.edits.gone == []
+    assert memoir.edits.id_of("The river is") is None and memoir.edits.gone == {}
     assert len(memoir.layer.store) == 3 and memoir.layer.store.live == [0, 2]
 
 

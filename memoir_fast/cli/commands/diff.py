@@ -7,6 +7,8 @@ import typer
 from memoir_fast.cli.options import Json, Quiet, console, require_writable, write_json
 from memoir_fast.cli.plain import cell
 
+SHOWN = 50  # edits on the terminal
+
 
 def diff(
     one: Annotated[str, typer.Argument(metavar="A", help="A saved memory.")],
@@ -39,8 +41,10 @@ def _show(screen: Any, rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table("prompt", "A", "B", "bank")
-    for row in rows:
+    for row in rows[:SHOWN]:
         table.add_row(*(cell(row[name] or "-") for name in ("prompt", "a", "b", "bank")))
     if rows:
         screen.print(table)
+    if len(rows) > SHOWN:
+        screen.print(f"and {len(rows) - SHOWN} more; --json lists all")
     screen.print(f"{len(rows)} edits differ")

@@ -2,12 +2,15 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from memoir_fast.cli.options import Json, Quiet, console, require_writable, write_json
 from memoir_fast.cli.plain import cell, moment
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _FURTHER = ("bank", "author", "source")  # shown where some edit has one
 _FIELDS = ("bank", "prompt", "target", "author", "source", "taught_at")
@@ -33,7 +36,7 @@ def inspect(
         "records_since": 0 if journal is None else journal.frames.records,
         "width": width,
         "outputs": values.shape[1],
-        "columns_used": len(now.rows),
+        "columns_used": int(now.rows.sum()),
         "dtype": str(values.dtype).removeprefix("torch."),
         "tau": now.tau,
         "config": saved.config.to_dict(),
@@ -57,15 +60,21 @@ class _Now:
     places: int
     """Of live and of deleted edits."""
     tau: float
-    rows: set[int]
-    """Of the residual memory, those that are not zero; row c of page p is p * D + c."""
+    rows: "Tensor"
+    """bool, which of the residual memory's are not zero; row c of page p is p * D + c."""
 
 
 def _now(saved: Any, journal: Any) -> _Now:
+    import torch
+
+    from memoir_fast.errors import CheckpointError
     from memoir_fast.io import changes
 
     tensors, width = saved.tensors, len(saved.tensors["mu"])
-    now = _Now(dict(saved.edits), len(tensors["masks"]), saved.tau, set(tensors["memory_rows"].tolist()))
+    rows = tensors["memory_rows"].long()
+    used = torch.zeros(width + int(rows.max()) if len(rows) else width, dtype=torch.bool)
+    used[rows] = True
+    now = _Now(dict(saved.edits), len(tensors["masks"]), saved.tau, used)
     with nullcontext(()) if journal is None else journal as records:
         for record in records:
             changes.apply_texts(now.edits, record)
@@ -73,11 +82,16 @@ def _now(saved: Any, journal: Any) -> _Now:
                 now.tau = record.values["tau"]
             elif "page" in record.values:
                 now.places = max(now.places, record.values["id"] + 1)
-                page, written = record.values["page"], record.tensors["rows"].long()
+                if not 0 <= record.values["page"] < now.places:
+                    raise CheckpointError(f"record {record.sequence} of the journal is of a page that there is not")
+                first = record.values["page"] * width
+                if len(now.rows) < first + width:
+                    more = torch.zeros(max(first + width, len(now.rows)), dtype=torch.bool)
+                    now.rows = torch.cat([now.rows, more])
+                own = now.rows[first : first + width]
                 if record.values["emptied"]:
-                    now.rows -= set(range(page * width, (page + 1) * width))
-                now.rows.difference_update((written + page * width).tolist())
-                now.rows.update((written[record.tensors["values"].ne(0).any(1)] + page * width).tolist())
+                    own.zero_()
+                own[record.tensors["rows"].long()] = record.tensors["values"].ne(0).any(1)
     return now
 
 

@@ -8,10 +8,15 @@ import typer
 from memoir_fast.cli.options import Json, Quiet, console, require_writable, write_json
 from memoir_fast.cli.plain import cell, moment
 
+SHOWN = 50  # records on the terminal, where it is not said how many
+
 
 def log(
     memory: Annotated[str, typer.Argument(metavar="DIR", help="A folder that was opened by Memoir.open.")],
-    last: Annotated[int | None, typer.Option("--last", min=1, metavar="N", help="Only the last so many.")] = None,
+    last: Annotated[
+        int | None,
+        typer.Option("--last", min=1, metavar="N", help="Only the last so many. Default: all in the JSON, 50 shown."),
+    ] = None,
     json_file: Json = None,
     quiet: Quiet = False,
 ) -> None:
@@ -24,7 +29,8 @@ def log(
 
     require_writable(json_file)
     saved, journal = read_pair(memory)
-    history, shown = History(saved.folder), deque[dict[str, Any]](maxlen=last)
+    most = last or (SHOWN if json_file is None else None)
+    history, shown = History(saved.folder), deque[dict[str, Any]](maxlen=most)
     number = 0
     for number, record in enumerate(happened(history, journal), start=1):
         shown.append({"number": number, **record})
@@ -39,9 +45,10 @@ def log(
     }
     write_json(json_file, values)
     screen = console(json_file, quiet)
-    _show(screen, records)
-    if number > len(records):
-        screen.print(f"and {number - len(records)} before these")
+    shown_here = records if last else records[-SHOWN:]
+    _show(screen, shown_here)
+    if number > len(shown_here):
+        screen.print(f"and {number - len(shown_here)} before these; --last N shows more")
     if history.unreadable:
         screen.print(f"{history.unreadable} lines of {history.path} cannot be read", markup=False)
     screen.print(f"the snapshot holds {len(saved.edits)} edits; {since} records have come since")
