@@ -102,7 +102,7 @@ class Plan:
             text_define("MEMOIR_FAST_TORCH_TARGET", ".".join(map(str, OLDEST_TORCH))),
         ]
         self.cxx = find_tool("C++ compiler", os.environ.get("CXX"), "g++", "c++", "clang++")
-        self.libraries = [f"-L{torch / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
+        self.libraries = [f"-L{torch / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lpthread"]
         self.sources = sorted((ROOT / "csrc").glob("*.cpp"))
         if cuda:
             self.use_cuda(includes)

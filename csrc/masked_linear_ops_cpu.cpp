@@ -7,6 +7,7 @@
 
 #include "masked_linear_checks.h"
 #include "masked_linear_cpu.h"
+#include "parallel.h"
 #include "registry.h"
 
 namespace memoir {
@@ -121,7 +122,7 @@ void run(const Tensor& y, const Tensor& x, const Tensor& memory, const std::vect
   const int64_t chunks = (problem.outputs + length - 1) / length;
   for (const Group& group : groups) {
     const auto scale = problem.gather(group);
-    torch::stable::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
+    spread(chunks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t chunk = begin; chunk < end; ++chunk) {
         problem.chunk(group, scale, chunk * length, std::min((chunk + 1) * length, problem.outputs));
       }

@@ -11,6 +11,7 @@
 #include "masked_linear_cpu.h"
 #include "overlap_cpu.h"
 #include "hash_cpu.h"
+#include "parallel.h"
 #include "registry.h"
 
 namespace memoir {
@@ -22,7 +23,7 @@ constexpr int64_t kLargestWidth = 65536;  // of a hashed row, on every backend
 template <class F>
 void parallel(int64_t units, int64_t bytes_per_unit, const F& work) {
   const int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, bytes_per_unit));
-  if (units > 0) torch::stable::parallel_for(0, units, grain, work);
+  spread(units, grain, work);
 }
 
 Masks masks_of(const Tensor& tensor) {

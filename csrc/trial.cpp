@@ -1,5 +1,7 @@
 #include "trial.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 
 namespace memoir {
@@ -10,6 +12,26 @@ std::map<std::string, Trial*>& trials() {
   static std::map<std::string, Trial*> by_what;
   return by_what;
 }
+
+}  // namespace
+
+// A forked child has only the thread that forked: what another held would stay locked there for ever. So whoever forks
+// holds all of these meanwhile, and lets them go in parent and child.
+struct HeldInForks {
+  static void hold() {
+    listing.lock();
+    for (const auto& [what, trial] : trials()) trial->recording_.lock();
+  }
+  static void let_go() {
+    for (const auto& [what, trial] : trials()) trial->recording_.unlock();
+    listing.unlock();
+  }
+  HeldInForks() { pthread_atfork(hold, let_go, let_go); }
+};
+
+namespace {
+
+const HeldInForks held_in_forks;
 
 // What one in four reaches: other processes only ever slow a piece down.
 double upper_quartile(std::vector<double> rates) {

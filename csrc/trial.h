@@ -37,6 +37,8 @@ class Trial {
   TrialReport report();
 
  private:
+  friend struct HeldInForks;
+
   const std::vector<std::string> ways_;
   std::mutex recording_;
   std::vector<std::vector<double>> rates_;

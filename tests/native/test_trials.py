@@ -85,3 +85,37 @@ def test_results_do_not_depend_on_whose_turn_it_is(raw):
     expected = mask_match(query, store, count, least)
     for _ in range(20):
         assert all(map(torch.equal, raw.mask_match(query, store, count, least), expected))
+
+
+def test_a_child_that_is_forked_amid_trials_does_not_hang(emulated):
+    assert emulated("forks").children_that_hang(100) == 0
+
+
+FORKED = """
+import os, signal, torch
+from memoir_fast import ops
+
+torch.set_num_threads(2)
+store, least = torch.ones(3000, 448, dtype=torch.int32), torch.ones(3000, dtype=torch.int32)
+memory, columns = torch.ones(512, 4096), torch.arange(256, dtype=torch.int32)[None]
+
+def work():
+    ops.mask_match(store[:1], store, torch.tensor(3000, dtype=torch.int32), least)
+    ops.masked_linear(torch.ones(1, 4, 512), memory, columns, torch.zeros(1, dtype=torch.int32))
+
+work()
+child = os.fork()
+if not child:
+    signal.alarm(20)
+    work()
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.usefixtures("extension")
+def test_a_child_that_is_forked_behind_threads_at_work_does_not_hang():
+    """Torch's own operations do: OpenMP's threads do not come along."""
+    environment = {**os.environ, "MEMOIR_FAST_BACKEND": "cpu"}
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, env=environment)
+    assert done.stdout == "0\n", done.stderr
