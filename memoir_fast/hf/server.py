@@ -3,13 +3,16 @@
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from typing import Any
 
 import transformers
 
 from memoir_fast.errors import MemoirError
+from memoir_fast.hf.smollm import quiet_transformers
+from memoir_fast.hf.tokens import context_length
 
 MODELS = "/v1/models"
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", MODELS, "/health")
@@ -20,17 +23,70 @@ Around = Callable[[Callable[[], Any]], Any]
 _checked: ContextVar[list[int] | None] = ContextVar("memoir_fast_server_check", default=None)
 
 
-def build(model: Any, tokenizer: Any, name: str, around: Around = lambda generate: generate()) -> Any:
+class RefusedError(Exception):
+    """A request that is not answered, with the status that says so."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Ending:
+    """Ends a server's generations, so that none is under way when the process ends, which would abort it.
+
+    Example:
+        >>> from memoir_fast.hf.server import Ending
+        >>> ending = Ending()
+        >>> ending.require_not_begun()
+        >>> ending.begin()
+        >>> ending.require_not_begun()
+        Traceback (most recent call last):
+        memoir_fast.hf.server.RefusedError: the server is ending
+    """
+
+    def __init__(self) -> None:
+        self._begun, self._turn = threading.Event(), threading.Lock()
+
+    def begin(self) -> None:
+        """Ends the generation under way at its next token, and those that wait; they are refused."""
+        self._begun.set()
+
+    def require_not_begun(self) -> None:
+        """RefusedError once the end has begun."""
+        if self._begun.is_set():
+            raise RefusedError(503, "the server is ending")
+
+    @contextmanager
+    def generation(self) -> Iterator[None]:
+        """Within the block a generation is under way."""
+        with self._turn:
+            yield
+
+    def finish(self) -> None:
+        """Begins the end, and waits until no generation is under way; none comes any more."""
+        self.begin()
+        self._turn.acquire()
+
+
+def build(
+    model: Any,
+    tokenizer: Any,
+    name: str,
+    around: Around = lambda generate: generate(),
+    ending: Ending | None = None,
+) -> Any:
     """A FastAPI application of transformers that answers with this model, and with no other.
 
     A generation runs in a thread of the server's, with the context variables of its request: the banks that are in
     force where a request is handled are those that its generation sees. One generation runs at a time. Continuous
-    batching is off: its batches hold several sequences in a row.
+    batching is off: its batches hold several sequences in a row. A prompt for which the model's context has no room
+    raises RefusedError where it is handled; an answer ends where the context does.
 
     Args:
         model, tokenizer: a causal language model of transformers, with a memory or without, and its tokenizer.
         name (str): what requests call the model.
         around: is called in that thread with a function that generates, and gives what that gives. Default: calls it.
+        ending (Ending, optional): ends generations early.
 
     Raises:
         MemoirError: a package is missing, or this release of transformers has another server than is known; which is
@@ -41,7 +97,7 @@ def build(model: Any, tokenizer: Any, name: str, around: Around = lambda generat
         >>> app = server.build(model, tokenizer, "tiny")  # doctest: +SKIP
     """
     try:
-        return _build(model, tokenizer, name, around)
+        return _build(model, tokenizer, name, around, ending or Ending())
     except (ImportError, AttributeError, TypeError) as error:
         raise MemoirError(
             f"memoir serve knows the server of transformers {KNOWN}; that of {transformers.__version__} is another "
@@ -49,11 +105,12 @@ def build(model: Any, tokenizer: Any, name: str, around: Around = lambda generat
         ) from error
 
 
-def _build(model: Any, tokenizer: Any, name: str, around: Around) -> Any:
+def _build(model: Any, tokenizer: Any, name: str, around: Around, ending: Ending) -> Any:
     from transformers.utils.import_utils import is_serve_available
 
     if not is_serve_available():
         raise MemoirError("memoir serve needs fastapi, uvicorn and openai: pip install 'memoir-fast[serve]'")
+    from transformers import StoppingCriteria, StoppingCriteriaList
     from transformers.cli.serving.chat_completion import ChatCompletionHandler
     from transformers.cli.serving.completion import CompletionHandler
     from transformers.cli.serving.model_manager import ModelManager, TimedModel
@@ -80,10 +137,44 @@ def _build(model: Any, tokenizer: Any, name: str, around: Around) -> Any:
         if check is not None:
             check.append(threading.get_ident())
             return generate(*args, **kwargs)
-        return around(lambda: generate(*args, **kwargs))
+        with ending.generation():
+            return around(lambda: generate(*args, **kwargs))
+
+    class Ended(StoppingCriteria):
+        """Ends a generation, by an error, once the server ends: half an answer would look like a whole one."""
+
+        def __call__(self, input_ids: Any, *_: Any, **__: Any) -> Any:
+            ending.require_not_begun()
+            return input_ids.new_zeros(len(input_ids), dtype=bool)
+
+    longest = context_length(model)
+
+    def within_context(inputs: Any, config: Any) -> dict[str, Any]:
+        """What `generate` is given, of a prompt that has room; no more tokens are asked for than have."""
+        tokens = inputs["input_ids"].shape[-1]
+        if longest is not None and tokens >= longest:
+            text = f"the prompt has {tokens:,} tokens, and the model's context, of {longest:,}, no room for an answer"
+            raise RefusedError(400, text)
+        if longest is not None:
+            room = longest - tokens
+            config.max_new_tokens = room if config.max_new_tokens is None else min(config.max_new_tokens, room)
+        return {**inputs, "stopping_criteria": StoppingCriteriaList([Ended()])}
 
     class InContext(GenerateManager):
-        """Generates with the context variables of the request."""
+        """Generates with the context variables of the request, and within the model's context."""
+
+        def generate_streaming(
+            self, model: Any, processor: Any, inputs: Any, gen_config: Any, *a: Any, **k: Any
+        ) -> Any:
+            ending.require_not_begun()
+            return super().generate_streaming(model, processor, within_context(inputs, gen_config), gen_config, *a, **k)
+
+        async def generate_non_streaming(
+            self, model: Any, processor: Any, inputs: Any, gen_config: Any, *a: Any, **k: Any
+        ) -> Any:
+            ending.require_not_begun()
+            given = within_context(inputs, gen_config)
+            return await super().generate_non_streaming(model, processor, given, gen_config, *a, **k)
 
         def submit(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             return super().submit(copy_context().run, run, fn, args, kwargs)
@@ -138,6 +229,7 @@ def _check(completions: Any, name: str) -> None:
         return _checked.get() or []
 
     for stream in (False, True):
-        threads = asyncio.run(ask(stream))
+        with quiet_transformers():
+            threads = asyncio.run(ask(stream))
         if len(threads) != 1:
             raise AttributeError(f"a generation, streamed: {stream}, passed its manager {len(threads)} times, not once")

@@ -15,7 +15,12 @@ _log = logging.getLogger("memoir_fast.serving")
 
 
 def application(
-    memoir: Any, name: str, keys: Keys | None = None, admin: Token | None = None, most_bytes: int = MOST_BYTES
+    memoir: Any,
+    name: str,
+    keys: Keys | None = None,
+    admin: Token | None = None,
+    most_bytes: int = MOST_BYTES,
+    ending: server.Ending | None = None,
 ) -> Gate:
     """The server of a model with a memory: an ASGI application, to be run in one process, by uvicorn or another.
 
@@ -25,6 +30,7 @@ def application(
         keys (Keys, optional): who may ask, and for which banks. Default: anybody, for edits in no bank.
         admin (Token, optional): what requests under /memoir must bear. Default: there are no such routes.
         most_bytes (int): bodies of requests are no longer. Default: 1 MiB.
+        ending (Ending, optional): ends answers early.
 
     Raises:
         MemoirError: a package is missing, or this transformers has another server than is known; see `server.build`.
@@ -35,12 +41,18 @@ def application(
         >>> uvicorn.run(app, port=8000)  # doctest: +SKIP
     """
     metrics = Metrics(memoir)
-    app = server.build(memoir.model, memoir.tokenizer, name, metrics.generation)
+    app = server.build(memoir.model, memoir.tokenizer, name, metrics.generation, ending)
     app.router.routes.append(_scraped(metrics))
     if admin is not None:
         app.router.routes.extend(edits.routes(memoir))
     for kind in (AttributeError, KeyError, TypeError, ValueError):
         app.add_exception_handler(kind, _malformed)
+    from fastapi.exceptions import RequestValidationError
+    from starlette.exceptions import HTTPException
+
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(server.RefusedError, _refused)
     app.add_exception_handler(Exception, _failed)
     return Gate(app, memoir.banks, metrics.request, keys, admin, most_bytes)
 
@@ -60,6 +72,20 @@ async def _malformed(_: Any, error: Exception) -> Any:
     """What transformers' handlers raise for bodies that are none: they check little of them themselves."""
     _log.info("a request was refused", exc_info=error)
     return refusal(400, f"the request was not understood: {type(error).__name__}: {error}")
+
+
+async def _invalid(_: Any, error: Any) -> Any:
+    """A body that is no JSON object, as FastAPI says it."""
+    why = "; ".join(str((one.get("ctx") or {}).get("error") or one.get("msg")) for one in error.errors())
+    return refusal(422, f"the body of a request is a JSON object: {why}")
+
+
+async def _http(_: Any, error: Any) -> Any:
+    return refusal(error.status_code, str(error.detail), error.headers)
+
+
+async def _refused(_: Any, error: Any) -> Any:
+    return refusal(error.status, str(error))
 
 
 async def _failed(_: Any, error: Exception) -> Any:

@@ -36,7 +36,7 @@ def routes(memoir: Any) -> list[Any]:
             given = {**request.path_params, **request.query_params}
             try:
                 body = await request.body()
-                values = strict_json.loads(body) if body else None
+                values = _json(body) if body else None
                 limiter = one_at_a_time if changes else None
                 return JSONResponse(_plain(await to_thread.run_sync(act, given, values, limiter=limiter)))
             except UnknownEditError as error:
@@ -73,7 +73,7 @@ def routes(memoir: Any) -> list[Any]:
             return memoir.edit(edit_from(values))
         if not values:
             raise ValueError("a list of edits holds one at least")
-        return memoir.edit([edit_from(one) for one in values], progress=False)
+        return memoir.edit([_one_of(values, index) for index in range(len(values))], progress=False)
 
     def deleted(given: dict[str, str], _: Any) -> Any:
         _known(given, "id")
@@ -111,6 +111,20 @@ def edit_from(values: Any) -> Edit:
     if others:
         raise ValueError(f"an edit has the fields {', '.join(FIELDS)}, got {', '.join(others):.200}")
     return edit_of(values)
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return strict_json.loads(body)
+    except ValueError as error:
+        raise ValueError(f"the body must be JSON: {error}") from None
+
+
+def _one_of(values: list[Any], index: int) -> Edit:
+    try:
+        return edit_from(values[index])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"edit {index + 1} of {len(values)}: {error}") from None
 
 
 def _calibration(values: Any) -> dict[str, Any]:

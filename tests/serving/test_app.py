@@ -1,6 +1,8 @@
 """The server of a memory: what it answers, to whom, and which edits each request sees."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -14,6 +16,11 @@ from memoir_fast.serving.app import application  # noqa: E402
 FRANCE, DESERT, UNRELATED = "The capital of France is", "Which animal lives in the desert?", "Who wrote the play?"
 ADMIN = "the-admins-own-token"
 WITHOUT = {"prompt": FRANCE, "max_tokens": 2, "temperature": 0}
+
+
+def events(text):
+    """The JSON of each server-sent event."""
+    return [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
 
 
 def whole(text, stream):
@@ -87,7 +94,7 @@ def test_without_a_token_there_are_no_such_routes_and_without_keys_anybody_may_a
 def test_malformed_bodies_are_the_clients_fault(client, keys, body):
     for path in ("/v1/chat/completions", "/v1/completions"):
         status, said, _ = client("POST", path, key=keys["acme"], raw=body)
-        assert 400 <= status < 500 and set(said) & {"error", "detail"}, (path, status, said)
+        assert 400 <= status < 500 and said["error"]["message"], (path, status, said)
     assert client.complete(FRANCE, keys["acme"]).startswith(" London")
 
 
@@ -98,6 +105,52 @@ def test_long_bodies_are_refused(client, keys):
         status, said, _ = client("POST", "/v1/completions", key=keys["acme"], raw=raw)
         assert status == 413 and "4,096 bytes" in said["error"]["message"]
     assert client("POST", "/v1/completions", key="nobody", raw=long)[0] == 401  # before it is read
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_prompt_has_to_leave_room_in_the_models_context(client, keys, memoir, stream):
+    longest = memoir.model.config.max_position_embeddings
+    prompts = [" ".join(["Rome"] * words) for words in range(1, 1 + longest)]
+    tokens = {len(memoir.tokenizer(prompt).input_ids): prompt for prompt in prompts}
+    full = min(length for length in tokens if length >= longest)
+    fits = max(length for length in tokens if length < longest)
+    for path, body in (
+        ("/v1/completions", {"prompt": tokens[full]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": tokens[full]}]}),
+        ("/v1/responses", {"input": tokens[full]}),
+    ):
+        status, said, _ = client("POST", path, {**body, "temperature": 0, "stream": stream}, keys["acme"])
+        assert status == 400 and f"context, of {longest:,}" in said["error"]["message"], path
+    body = {"prompt": tokens[fits], "max_tokens": 64, "temperature": 0}
+    status, said, _ = client("POST", "/v1/completions", body, keys["acme"])
+    assert status == 200 and said["usage"]["total_tokens"] <= longest
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_what_is_under_way_when_the_server_ends_is_told_so(memoir, start, stream):
+    ending = server.Ending()
+    client = start(application(memoir, "tiny", ending=ending))
+    body = {"prompt": UNRELATED, "max_tokens": 200, "stream": stream, "temperature": 0}
+    body["generation_config"] = json.dumps({"eos_token_id": None})
+    with ThreadPoolExecutor(1) as other:
+        asked = other.submit(client, "POST", "/v1/completions", body)
+        while not ending._turn.locked():
+            assert not asked.done()
+            time.sleep(0.001)
+        ending.begin()
+        status, said, _ = asked.result()
+    ending.finish()
+    if stream:
+        assert events(said)[-1] == {"error": "the server is ending"}
+    else:
+        assert (status, said["error"]["message"]) == (503, "the server is ending")
+    assert client("POST", "/v1/completions", body)[0] == 503
+
+
+def test_every_refusal_has_one_form(client, keys):
+    for method, path, expected in (("GET", "/v1/nothing", 404), ("GET", "/v1/completions", 405)):
+        status, said, _ = client(method, path, key=keys["acme"])
+        assert status == expected and said["error"]["message"]
 
 
 def test_no_other_model_is_loaded_and_this_one_stays(client, keys):

@@ -1,10 +1,12 @@
 """`memoir serve` as a process: what it acknowledged outlives `kill -9`."""
 
 import dataclasses
+import json
 import os
 import re
 import signal
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -99,6 +101,26 @@ def test_a_server_ends_on_a_signal_and_lets_the_folder_go(process, connect, fold
     os.kill(child, signal.SIGINT)
     assert ended(child) == 0
     Memoir.open(tiny_llama, tiny_tokenizer, folder).close()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Servers leave answers under way almost no time."""
+    monkeypatch.setattr("memoir_fast.cli.commands.serve.GRACE", 0.1)
+
+
+def test_an_answer_that_outlasts_the_end_is_told_so(impatient, process, connect):
+    child, port = process
+    body = {"prompt": "The capital of France is", "max_tokens": 240, "stream": False}
+    body["generation_config"] = json.dumps({"eos_token_id": None})
+    with ThreadPoolExecutor(8) as many:
+        asked = [many.submit(connect(port), "POST", "/v1/completions", body) for _ in range(8)]
+        time.sleep(0.3)
+        os.kill(child, signal.SIGINT)
+        answers = [one.result() for one in asked]
+    assert ended(child) == 0
+    refused = [said["error"]["message"] for status, said, _ in answers if status != 200]
+    assert refused == ["the server is ending"] * len(refused) != []
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """`memoir serve`: transformers' OpenAI-compatible server, with a memory that is edited over HTTP."""
 
+import asyncio
 import socket
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from memoir_fast.cli.options import Device, Dtype, Model, Quiet
 
 LOOPBACK = "127.0.0.1"
 GRACE = 10  # seconds that answers under way have left
+TOLD = 5  # seconds more, in which those that have not ended are told so
 
 
 def serve(
@@ -48,6 +50,7 @@ def serve(
     """
     from memoir_fast import Memoir
     from memoir_fast.hf.loading import load_model
+    from memoir_fast.hf.server import Ending
     from memoir_fast.serving.access import read_keys, read_token
     from memoir_fast.serving.app import application
 
@@ -55,8 +58,9 @@ def serve(
     with _bound(host, port) as listening:
         loaded, tokenizer = load_model(model, dtype, device)
         with Memoir.open(loaded, tokenizer, memory) as memoir:
-            app = application(memoir, name or model, known, token, max_body)
-            _run(app, listening, quiet)
+            ending = Ending()
+            app = application(memoir, name or model, known, token, max_body, ending)
+            _run(app, listening, ending, quiet)
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -71,9 +75,11 @@ def _bound(host: str, port: int) -> socket.socket:
     return made
 
 
-def _run(app: Any, listening: socket.socket, quiet: bool) -> None:
+def _run(app: Any, listening: socket.socket, ending: Any, quiet: bool) -> None:
     """Answers until SIGINT or SIGTERM, and then ends what is under way."""
     import uvicorn
+
+    from memoir_fast.hf.smollm import quiet_transformers
 
     host, port, *_ = listening.getsockname()
 
@@ -83,5 +89,13 @@ def _run(app: Any, listening: socket.socket, quiet: bool) -> None:
             if not quiet:
                 typer.echo(f"memoir serves at http://{f'[{host}]' if ':' in host else host}:{port}/v1")
 
-    with suppress(KeyboardInterrupt):  # uvicorn has ended by then
-        Saying(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE)).run([listening])
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            if not quiet and self.server_state.connections:
+                typer.echo(f"memoir serve ends; answers under way have {GRACE} seconds", err=True)
+            asyncio.get_running_loop().call_later(GRACE, ending.begin)
+            await super().shutdown(sockets)
+
+    unsaid = quiet_transformers() if quiet else nullcontext()  # it says a line for each request
+    with unsaid, suppress(KeyboardInterrupt):  # uvicorn has ended by then
+        Saying(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE + TOLD)).run([listening])
+    ending.finish()
