@@ -13,6 +13,7 @@ from memoir_fast.hf.partial_forward import layer_input
 from memoir_fast.hf.presets import device_of
 from memoir_fast.hf.tokens import Row, pad, padding_id, prompt_ids
 from memoir_fast.modules import MemoirLinear
+from memoir_fast.modules.autocast import without_autocast
 
 
 def irrelevant_prompts() -> list[str]:
@@ -21,6 +22,7 @@ def irrelevant_prompts() -> list[str]:
     return text.splitlines()
 
 
+@without_autocast()
 def features(
     model: nn.Module, layer: nn.Module, tokenizer: Any, prompts: Sequence[str], mu: torch.Tensor, batch: int = 16
 ) -> torch.Tensor:

@@ -17,6 +17,7 @@ from memoir_fast.hf.own_pass import uncompiled
 from memoir_fast.hf.partial_forward import block_inputs, blocks_around
 from memoir_fast.hf.presets import device_of
 from memoir_fast.hf.tokens import Row, pad, padding_id, prompt_ids, token_texts
+from memoir_fast.modules.autocast import without_autocast
 from memoir_fast.modules.prompt_sums import PromptSums
 from memoir_fast.modules.routing_code import ASKS, BEGINS_WORD, ENDS, ENDS_SOFTLY, INITIAL, RoutingCode
 
@@ -41,6 +42,7 @@ _HARD_END = re.compile(r"[。！？\n]")
 _SPACES = ("\u0120", "\u2581", "\u010a", " ", "\n")  # how tokenizers write white space at a token's beginning
 
 
+@without_autocast()
 def make(
     model: Any, layer: nn.Module, tokenizer: Any, prompts: Sequence[str], block: int | None = None, seed: int = 0
 ) -> RoutingCode:

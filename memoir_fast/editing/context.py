@@ -19,6 +19,7 @@ from memoir_fast.hf.partial_forward import UpperLayers, layer_input
 from memoir_fast.hf.presets import device_of
 from memoir_fast.hf.tokens import Row, context_length, prompt_ids, row, token_texts
 from memoir_fast.modules import MemoirLinear
+from memoir_fast.modules.autocast import without_autocast
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ class EditContext:
         end = getattr(self.tokenizer, "eos_token_id", None)
         return [] if end is None else [end]
 
+    @without_autocast()
     def hash(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Mask int32 [W] and columns int32 [k] of a prompt, run by itself as a query would be."""
         ids = torch.tensor([prompt_ids(self.tokenizer, prompt)], device=device_of(self.model))

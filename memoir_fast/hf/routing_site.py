@@ -9,6 +9,7 @@ from memoir_fast.hf.hidden import hidden_states
 from memoir_fast.hf.own_pass import OwnPass
 from memoir_fast.hf.partial_forward import blocks_around
 from memoir_fast.modules import MemoirLinear
+from memoir_fast.modules.autocast import without_autocast
 from memoir_fast.modules.compiled import tracing
 from memoir_fast.modules.prompt_sums import PromptSums
 from memoir_fast.modules.routing_code import RoutingCode
@@ -75,6 +76,7 @@ class RoutingSite:
         return ids if ids.shape == shape and ids.device == device else ids.to(device).reshape(shape)
 
     @torch.no_grad()
+    @without_autocast()
     def _looked_up(self, embedded: torch.Tensor) -> torch.Tensor:
         """The tokens int64 [B, S] whose embeddings [B, S, H] are; -1 for what is no token's."""
         with OwnPass():

@@ -13,6 +13,7 @@ from memoir_fast.distributed.row_parallel import Part
 from memoir_fast.errors import MemoirError
 from memoir_fast.modules import banks, compiled, model_state, tickets
 from memoir_fast.modules.adding import added
+from memoir_fast.modules.autocast import without_autocast
 from memoir_fast.modules.base_layer import AroundBase, device_beside, dtype_beside, offloaded
 from memoir_fast.modules.code_store import CodeStore
 from memoir_fast.modules.hashing import TopHash
@@ -244,7 +245,7 @@ class MemoirLinear(AroundBase, Replaceable, tickets.Enrolled, nn.Module):
     @contextmanager
     def learning(self) -> Iterator[None]:
         """Within the block, only this thread prepares changes of the memory; its own passes see the memory as it is."""
-        with self.turns.learning(), self.views.latest():
+        with self.turns.learning(), self.views.latest(), without_autocast():
             yield
 
     @contextmanager

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from memoir_fast import ops
+from memoir_fast.modules.autocast import without_autocast
 from memoir_fast.modules.prompt_sums import OTHER, PLAIN, SENTENCES, USER, PromptSums
 
 QUERIES = 3
@@ -133,6 +134,7 @@ class RoutingCode(nn.Module):
         """D, bits of a code."""
         return self.projection.shape[1]
 
+    @without_autocast()
     def read(self, sums: PromptSums | None, hidden: torch.Tensor, ids: torch.Tensor, real: torch.Tensor) -> PromptSums:
         """Joins further tokens: hidden [B, S, H] entering the block, ids int64 [B, S], real bool [B, S] (no padding).
 
@@ -195,11 +197,13 @@ class RoutingCode(nn.Module):
         total = torch.bmm(shares, sums.sums)
         return torch.where(weight > 0, total / weight, self.mean)
 
+    @without_autocast()
     def masks(self, sums: PromptSums) -> torch.Tensor:
         """The codes of B prompts, packed: int32 [B, 3, W]."""
         features = self.features(sums)
         return self.packed(features.flatten(0, 1)).unflatten(0, features.shape[:2])
 
+    @without_autocast()
     def packed(self, features: torch.Tensor) -> torch.Tensor:
         """Features float32 [N, H] -> codes int32 [N, W]: the k largest projections, signed; the lower index on ties."""
         projected = (features - self.mean) @ self.projection
