@@ -12,8 +12,8 @@ _KINDS = ("cpu", "cuda")
 def without_autocast() -> Iterator[None]:
     """Within the block, or the function that it decorates, products are made in the dtypes of what is multiplied.
 
-    Routing codes are float32 numbers of which the largest are chosen: rounded, they would be another prompt's. An edit is
-    learned by passes of the model as its weights are. Costs a look at a flag where no autocast is in force.
+    Routing codes are float32 numbers of which the largest are chosen: rounded, they would be another prompt's. An edit
+    is learned by passes of the model as its weights are. Costs a look at a flag where no autocast is in force.
 
     Example:
         >>> import torch
