@@ -1,6 +1,6 @@
 """`EditedModel`: a language model whose layer has a memory, or several, and whose sequences are followed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -15,10 +15,11 @@ from memoir_fast.core.pages import page_edits
 from memoir_fast.core.routing_code import THRESHOLD, make
 from memoir_fast.distributed.row_parallel import Part
 from memoir_fast.errors import MemoirError, UnsupportedModelError
-from memoir_fast.hf.adapters import require_no_soft_prompt
+from memoir_fast.hf.adapters import beneath_adapters, require_no_soft_prompt
 from memoir_fast.hf.banks import Which, asked
 from memoir_fast.hf.further import with_further
-from memoir_fast.hf.presets import complete, find_layer, plain_model
+from memoir_fast.hf.partial_forward import NotReached, layer_input
+from memoir_fast.hf.presets import complete, device_of, find_layer, plain_model
 from memoir_fast.hf.proof import TOKENS, Passes, prove
 from memoir_fast.hf.routing import Route, Router
 from memoir_fast.hf.tensor_parallel import part_of, require_served
@@ -61,9 +62,9 @@ class EditedModel:
         assert self.config.layer is not None
         if any(isinstance(module, MemoirLinear) for module in model.modules()):
             raise MemoirError("this model has a memory already; detach() it before another is attached")
-        base = find_layer(model, self.config.layer)
+        base = _layer(model, self.config.layer, tokenizer)
         part = part_of(plain_model(model), base, self.config.layer)
-        further = [find_layer(model, name) for name in self.names[1:]]
+        further = [_layer(model, name, tokenizer) for name in self.names[1:]]
         if part is not None and further:
             raise UnsupportedModelError(
                 "a model that lies on several processes cannot be given a memory of several layers: leave further out"
@@ -106,7 +107,7 @@ class EditedModel:
         self.background: torch.Tensor | None = None
         """Masks, or routing codes, int32 [M, W] of the irrelevant prompts of the latest calibration."""
         try:
-            self._put(self.layer, *self.layer.further)
+            self._put((one.base, one) for one in (self.layer, *self.layer.further))
             plain_one = plain_model(model)
             self._router = Router(plain_one, getattr(plain_one, "base_model", plain_one), self.layer)
             if plain is not None:
@@ -200,13 +201,31 @@ class EditedModel:
         return (self.config.layer, *self.config.further)
 
     def _take_off(self) -> None:
-        self._put(*(one.base for one in (self.layer, *self.layer.further)))
+        self._put((one, one.base) for one in (self.layer, *self.layer.further))
 
-    def _put(self, *modules: nn.Module) -> None:
-        """Lets modules stand in the place of the layers, the last one first: it waits for what the first decides."""
-        for full, module in zip(self.names[::-1], modules[::-1], strict=True):
+    def _put(self, pairs: Iterable[tuple[nn.Module, nn.Module]]) -> None:
+        """For each layer (old, new): the new one stands in the old one's place, which may be within adapters.
+
+        The last one first: it waits for what the first decides.
+        """
+        for full, (old, new) in [*zip(self.names, pairs, strict=True)][::-1]:
             parent, _, name = full.rpartition(".")
-            setattr(plain_model(self.model).get_submodule(parent), name, module)
+            holder: Any = plain_model(self.model).get_submodule(parent)
+            found = getattr(holder, name)
+            while found is not old and found is not beneath_adapters(found):
+                holder, name, found = found, "base_layer", found.base_layer
+            setattr(holder, name, new)
+
+
+def _layer(model: Any, name: str, tokenizer: Any) -> Any:
+    """What a memory is put beside: the layer itself, or, where adapters do without its output, all of them."""
+    layer, outermost = find_layer(model, name), plain_model(model).get_submodule(name)
+    if layer is not outermost:
+        try:
+            layer_input(model, layer, input_ids=_check_rows(tokenizer).to(device_of(model)))
+        except NotReached:
+            return outermost
+    return layer
 
 
 def _agree(code: RoutingCode, part: Part) -> None:

@@ -2,7 +2,22 @@
 
 from typing import Any
 
+from torch import nn
+
 from memoir_fast.errors import UnsupportedModelError
+
+
+def beneath_adapters(layer: Any) -> Any:
+    """The layer that adapters of PEFT are put around; any other as it is.
+
+    A memory beside that one leaves every adapter in the place, and under the names, that it has without a memory: PEFT
+    looks for these when it saves, loads, adds, merges or takes off adapters.
+    """
+    while callable(getattr(layer, "get_base_layer", None)) and isinstance(
+        getattr(layer, "base_layer", None), nn.Module
+    ):
+        layer = layer.base_layer
+    return layer
 
 
 def require_no_soft_prompt(model: Any) -> None:

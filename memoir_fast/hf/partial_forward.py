@@ -37,6 +37,10 @@ class LowerStates(NamedTuple):
         return LowerStates(part(self.input_ids), part(self.attention_mask), part(self.x), part(self.hidden), together)
 
 
+class NotReached(RuntimeError):
+    """A forward pass ended without a layer that was waited for."""
+
+
 class _Reached(Exception):
     """Ends a forward pass behind the edited block."""
 
@@ -79,7 +83,7 @@ def _entering(
             own.before(module, look, with_kwargs=True)
         model(**inputs, use_cache=False)
     if len(seen) < len(modules):
-        raise RuntimeError("the model's forward pass did not reach the edited layer")
+        raise NotReached("the model's forward pass did not reach the edited layer")
     return seen
 
 

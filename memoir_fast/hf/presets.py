@@ -7,6 +7,7 @@ from torch import nn
 
 from memoir_fast.config import MemoirConfig
 from memoir_fast.errors import UnsupportedModelError
+from memoir_fast.hf.adapters import beneath_adapters
 from memoir_fast.modules.base_layer import executed_on
 from memoir_fast.modules.memoir_linear import linear_shape
 
@@ -102,10 +103,13 @@ def plain_model(model: Any) -> Any:
 
 
 def find_layer(model: nn.Module, name: str) -> Any:
-    """The submodule of that full name in the plain model; ValueError with names that exist where there is none."""
+    """The submodule of that full name in the plain model, without adapters that PEFT has put around it.
+
+    ValueError with names that exist where there is none.
+    """
     model = plain_model(model)
     try:
-        return model.get_submodule(name)
+        return beneath_adapters(model.get_submodule(name))
     except AttributeError:
         linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)][-8:]
         raise ValueError(f"the model has no layer {name!r}; its last linear layers are {', '.join(linear)}") from None

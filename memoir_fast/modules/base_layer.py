@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from memoir_fast.errors import MemoirError
+from memoir_fast.errors import MemoirError, UnsupportedModelError
 
 
 class AroundBase:
@@ -21,6 +21,21 @@ class AroundBase:
     def bias(self) -> torch.Tensor | None:
         """The base layer's bias."""
         return self.base.bias  # type: ignore[no-any-return]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What merges adapters into a layer, or packs it anew, gives it another weight: that is the base layer's."""
+        if name in ("weight", "bias"):
+            setattr(self.base, name, value)
+            return
+        if name == "base" and getattr(value, "base_layer", None) is self.__dict__.get("_modules", {}).get(
+            "base", value
+        ):
+            raise UnsupportedModelError(
+                f"an adapter (a {type(value).__name__}) cannot be put inside of a layer that has a memory, where its "
+                "weights would be left out of what PEFT saves: put adapters on first and the memory last, or leave this "
+                "layer out, e.g. by exclude_modules=['base']"
+            )
+        super().__setattr__(name, value)
 
 
 def weight_of(layer: Any) -> torch.Tensor:
