@@ -32,8 +32,8 @@ class AroundBase:
         ):
             raise UnsupportedModelError(
                 f"an adapter (a {type(value).__name__}) cannot be put inside of a layer that has a memory, where its "
-                "weights would be left out of what PEFT saves: put adapters on first and the memory last, or leave this "
-                "layer out, e.g. by exclude_modules=['base']"
+                "weights would be left out of what PEFT saves: put adapters on first and the memory last, or leave "
+                "this layer out, e.g. by exclude_modules=['base']"
             )
         super().__setattr__(name, value)
 
