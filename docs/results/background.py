@@ -7,19 +7,16 @@ paraphrases are routed to their own edit, neighbours to any, and questions that 
 """
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+from codes_alone import routes, store
 
-from memoir_fast import Edit, Memoir
-from memoir_fast.core import pages
+from memoir_fast import Memoir
 from memoir_fast.core.background import irrelevant_prompts
-from memoir_fast.core.routing_code import prompt_codes
-from memoir_fast.editing.code_rows import code_rows
 from memoir_fast.hf.loading import load_model
 from memoir_fast.io.readers import Case, read_cases, read_prompts
-from memoir_fast.mask_format import pack
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--model", default="smollm2", help="a hub id, a local folder, or smollm2")
@@ -28,31 +25,9 @@ parser.add_argument("--counterfact", type=Path, required=True, help="the last 50
 parser.add_argument("--questions", type=Path, required=True, help="the last 1,000 are asked, the first are background")
 parser.add_argument("--package", type=int, nargs="*", default=[40, 80, 160], help="so many prompts of the package")
 parser.add_argument("--others", type=int, nargs="*", default=[160, 1000], help="so many of the questions instead")
+parser.add_argument("--subjects", action="store_true", help="edits are told their subjects, which the rows have")
 options = parser.parse_args()
 model, tokenizer = load_model(options.model, dtype="float32")
-
-
-def stored(cases: Sequence[Case], background: Sequence[str]) -> Memoir:
-    """A memory in which edits have codes and thresholds, and nothing was learned."""
-    memoir = Memoir.attach(model, tokenizer, irrelevant=background)
-    layer = memoir.layer
-    mask = torch.zeros(1, layer.store.width, dtype=torch.bool)
-    mask[:, : layer.store.k] = True
-    for case in cases:
-        others = [one.prompt for one in memoir.edits.values()]
-        edit = Edit(case.prompt, case.target)
-        rows = code_rows(model, layer, tokenizer, edit, others)
-        page, _ = pages.choose(layer, 10**9, lambda _: None)
-        with layer.changing(page=page, rows=True), memoir.edits.put(edit, pack(mask)[0], page, rows):
-            pass
-    return memoir
-
-
-def routes(memoir: Memoir, prompts: Sequence[str]) -> list[int]:
-    """The edit that each prompt is routed to; -1 for none."""
-    code = memoir.layer.code
-    found = prompt_codes(model, memoir.layer, tokenizer, code, prompts)
-    return memoir.layer.codes.match(found)[0].tolist()
 
 
 def own_share(memoir: Memoir, cases: Sequence[Case]) -> float:
@@ -73,7 +48,9 @@ for name, background in [
 ]:
     cells = []
     for cases in (zsre, counterfact):
-        memoir = stored(cases, background)
+        told = cases if options.subjects else [dataclasses.replace(one, subject=None) for one in cases]
+        memoir = Memoir.attach(model, tokenizer, irrelevant=background)
+        store(memoir, [one.edit for one in told])
         cells.append(f"{own_share(memoir, cases):.3f}")
         if cases is counterfact:
             near = [prompt for case in cases for prompt, _ in case.locality]

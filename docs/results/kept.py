@@ -1,24 +1,19 @@
-"""What `Edit(keep=...)` does for questions that differ from an edit in their subject alone.
+"""What `Edit(keep=...)` and `Edit(subject=...)` do for questions that differ from an edit in their subject alone.
 
 The package's facts are stored as codes with their thresholds; nothing is learned. Of 56 there is the same question on
-another subject, once as it is named in the edit's `keep`, and twice reworded, as the fact itself is. Per case: how many
-are left alone, and how many rewordings of the facts are found.
+another subject, once as it may be named in the edit's `keep`, and twice reworded, as the fact itself is. Per case: how
+many are left alone, and how many rewordings of the facts are found.
 
     python docs/results/kept.py
 """
 
 import argparse
-from collections.abc import Sequence
 
-import torch
+from codes_alone import routes, store
 
 from memoir_fast import Edit, Memoir
-from memoir_fast.core import pages
-from memoir_fast.core.routing_code import prompt_codes
-from memoir_fast.editing.code_rows import code_rows
 from memoir_fast.hf.loading import load_model
 from memoir_fast.io.facts import Fact, facts
-from memoir_fast.mask_format import pack
 
 OTHER = {
     "femur": "tibia",
@@ -94,42 +89,32 @@ def about_another(fact: Fact, text: str) -> str:
     return text.replace(fact.subject, OTHER[fact.subject])
 
 
-def stored(keep: bool) -> Memoir:
-    """A memory in which the facts have codes and thresholds, and nothing was learned."""
-    memoir = Memoir.attach(model, tokenizer)
-    layer, mask = memoir.layer, torch.zeros(1, memoir.layer.store.width, dtype=torch.bool)
-    mask[:, : layer.store.k] = True
-    for fact in known:
-        kept = [about_another(fact, fact.prompt)] if keep and fact.subject in OTHER else []
-        edit = Edit(fact.prompt, fact.target, keep=kept)
-        rows = code_rows(model, layer, tokenizer, edit, [one.prompt for one in memoir.edits.values()])
-        page, _ = pages.choose(layer, 10**9, lambda _: None)
-        with layer.changing(page=page, rows=True), memoir.edits.put(edit, pack(mask)[0], page, rows):
-            pass
-    return memoir
-
-
-def routes(memoir: Memoir, prompts: Sequence[str]) -> list[int]:
-    """The edit that each prompt is routed to; -1 for none."""
-    codes = prompt_codes(model, memoir.layer, tokenizer, memoir.layer.code, prompts)
-    return memoir.layer.codes.match(codes)[0].tolist()
+def edit_of(fact: Fact, keep: bool, subject: bool) -> Edit:
+    """The fact as an edit, told what to keep or what it is about."""
+    kept = [about_another(fact, fact.prompt)] if keep and fact.subject in OTHER else []
+    return Edit(fact.prompt, fact.target, keep=kept, subject=fact.subject if subject else "")
 
 
 print("| | kept, left alone | reworded, left alone | the facts' prompts, found | reworded, found |")
 print("|" + " --- |" * 5)
-for keep in (False, True):
-    memoir = stored(keep)
+memoir = Memoir.attach(model, tokenizer)
+for how, keep, subject in (
+    ("neither", False, False),
+    ("with `keep`", True, False),
+    ("with `subject`", False, True),
+    ("with both", True, True),
+):
+    ids = store(memoir, [edit_of(fact, keep, subject) for fact in known])
     near = routes(memoir, [about_another(fact, fact.prompt) for fact in asked])
     again = routes(memoir, [about_another(fact, text) for fact in asked for text in fact.paraphrases])
     own = routes(memoir, [fact.prompt for fact in known])
-    words = [(number, text) for number, fact in enumerate(known) for text in fact.paraphrases]
+    words = [(ids[fact.prompt], text) for fact in known for text in fact.paraphrases]
     found = routes(memoir, [text for _, text in words])
     counts = [
         (near.count(-1), len(near)),
         (again.count(-1), len(again)),
-        (sum(one == number for number, one in enumerate(own)), len(own)),
-        (sum(one == number for one, (number, _) in zip(found, words, strict=True)), len(found)),
+        (sum(one == ids[fact.prompt] for one, fact in zip(own, known, strict=True)), len(own)),
+        (sum(one == edit_id for one, (edit_id, _) in zip(found, words, strict=True)), len(found)),
     ]
     cells = [f"{right} of {all_of}" for right, all_of in counts]
-    print(f"| {'with' if keep else 'without'} `keep` | {' | '.join(cells)} |", flush=True)
-    memoir.detach()
+    print(f"| {how} | {' | '.join(cells)} |", flush=True)

@@ -177,7 +177,7 @@ def _logits(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[torch.Te
 
 
 def _edit_of(fact: Fact) -> Edit:
-    return Edit(fact.prompt, fact.target, keep=(fact.neighbour,) if fact.kept else ())
+    return Edit(fact.prompt, fact.target, keep=(fact.neighbour,) if fact.kept else (), subject=fact.subject)
 
 
 class _Asked(NamedTuple):

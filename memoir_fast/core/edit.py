@@ -30,6 +30,10 @@ class Edit:
         author (str): who asks for it, a free text for the record: nothing is decided by it. Printable, at most 200
             characters, no white space around it. Default: "", nobody is named.
         source (str): where it comes from, e.g. a link; as `author`, at most 2,000 characters. Default: "".
+        subject (str): what the prompt is about, in the words of the prompt, such as "Japan". With routing codes, only
+            prompts that name it follow the edit, in whatever case of letters and order of its words: the same question
+            about another subject is left alone. So rewordings that are farther away are found. A chat names it in its
+            latest turn. Every paraphrase must name it. Default: "", a prompt need not name anything.
         taught_at (float, optional): when it was first written to a memory, in seconds since 1970 by that machine's
             clock. The memory puts it in, and keeps it when the edit is taught again, saved or merged; edits that differ
             in it alone are equal. Default: None, not yet.
@@ -51,6 +55,7 @@ class Edit:
     author: str = ""
     source: str = ""
     taught_at: float | None = field(default=None, compare=False)
+    subject: str = ""
 
     def __post_init__(self) -> None:
         for name in ("paraphrases", "keep"):
@@ -71,6 +76,8 @@ class Edit:
         for text in (self.prompt, self.target, *self.paraphrases, *self.keep):
             if not text.isascii():
                 _require_characters(text)
+        if self.subject != "":
+            _require_named(self.subject, (self.prompt, *self.paraphrases))
         for name in _LONGEST:
             if (text := getattr(self, name)) != "":
                 require_line(name, text)
@@ -110,6 +117,44 @@ def require_line(name: str, text: object) -> str:
             f"got {text[:201]!r}"
         )
     return text
+
+
+def _require_named(subject: object, prompts: tuple[str, ...]) -> None:
+    """TypeError, ValueError where a subject is no text, or a prompt does not name it."""
+    if not isinstance(subject, str):
+        raise TypeError(f"an edit's subject must be a string, got {type(subject).__name__}")
+    if not subject.strip():
+        raise ValueError(f"an edit's subject must not be blank, got {subject!r}: leave it out where there is none")
+    for prompt in prompts:
+        if not names(prompt, subject):
+            raise ValueError(
+                f"the subject must stand in the prompt and each paraphrase: {subject!r} is not in {prompt!r}"
+            )
+
+
+def names(prompt: str, subject: str) -> bool:
+    """Whether a subject stands in a prompt, in whatever case of letters.
+
+    Example:
+        >>> from memoir_fast.core.edit import names
+        >>> names("Japan's currency is", "japan"), names("What is used there?", "Japan")
+        (True, False)
+    """
+    return subject.strip().casefold() in prompt.casefold()
+
+
+def subject_in(told: str | None, *prompts: str) -> str:
+    """The subject that a row of a data set tells, where all its prompts name it beside other words; "" otherwise.
+
+    Example:
+        >>> from memoir_fast.core.edit import subject_in
+        >>> subject_in("Japan", "Japan's currency is"), subject_in("5G is", "5G is"), subject_in(None, "5G is")
+        ('Japan', '', '')
+    """
+    bare = (told or "").strip()
+    if not bare or not all(names(one, bare) and one.strip().casefold() != bare.casefold() for one in prompts):
+        return ""
+    return bare
 
 
 def _require_characters(text: str) -> None:

@@ -13,6 +13,7 @@ from memoir_fast.core.calibration import Calibration
 from memoir_fast.core.live_edits import LiveEdits
 from memoir_fast.core.pages import page_edits
 from memoir_fast.core.routing_code import THRESHOLD, make
+from memoir_fast.core.subject import alike_tokens
 from memoir_fast.distributed.row_parallel import Part
 from memoir_fast.errors import MemoirError, UnsupportedModelError
 from memoir_fast.hf.adapters import beneath_adapters, require_no_soft_prompt
@@ -93,6 +94,8 @@ class EditedModel:
             part,
             sum(beside),
         )
+        if self.layer.code is not None:
+            self.layer.code.alike.copy_(alike_tokens(tokenizer, len(self.layer.code.alike)))
         start = self.layer.out_features
         for one, outputs in zip(further, beside, strict=True):
             self.layer.further += (FurtherLinear(one, self.layer, slice(start, start + outputs)),)

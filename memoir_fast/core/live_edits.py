@@ -56,6 +56,10 @@ class Codes(Protocol):
     def room(self) -> torch.Tensor:
         """int32 [n], up to where a threshold may be raised, in bits; 0 for rows of prompts that are kept."""
 
+    @property
+    def names(self) -> torch.Tensor | None:
+        """int32 [n, P, T], the subject that prompts must name; None: none has any."""
+
 
 class LiveEdits(Mapping[int, Edit]):
     """The live edits by id, in the order in which they came; the store's rows change through it alone.
@@ -226,7 +230,7 @@ class LiveEdits(Mapping[int, Edit]):
             self._raise_for(ids, [own[one] for own, one in zip(codes.codes.split([*rows]), leads, strict=True)])
             self._layer.codes.remove([edit_id for edit_id in found if edit_id is not None])
             owner = torch.tensor(ids, dtype=torch.int32).repeat_interleave(torch.tensor([*rows], dtype=torch.int64))
-            self._layer.codes.add(owner.to(codes.codes.device), codes.codes, codes.min_overlap, codes.room)
+            self._layer.codes.add(owner.to(codes.codes.device), codes.codes, codes.min_overlap, codes.room, codes.names)
         return ids
 
     def _raise_for(self, edit_ids: Sequence[int], codes: Sequence[torch.Tensor]) -> None:
@@ -249,7 +253,7 @@ class LiveEdits(Mapping[int, Edit]):
         if codes is None:
             raise ValueError("an edit needs routing codes here, got none")
         first = len(store)
-        store.add(edit_id, codes.codes, codes.min_overlap, codes.room)
+        store.add(edit_id, codes.codes, codes.min_overlap, codes.room, codes.names)
         leads = codes.codes[codes.room > 0]
         store.raise_where(leads, edit_id, banks.bound(self._layer.store, edit_id))
         return first

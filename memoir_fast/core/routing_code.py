@@ -6,7 +6,7 @@ Nothing else of a corpus is needed: how unexpected a token is in general, the mo
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -153,14 +153,28 @@ def features_at(
     return [torch.cat(parts) for parts in zip(*read, strict=True)]
 
 
+class Asked(NamedTuple):
+    """What N prompts are searched by."""
+
+    codes: torch.Tensor
+    """int32 [N, 3, W]."""
+    words: torch.Tensor
+    """bool [N, 1 + V], their tokens; see `RoutingCode.said`."""
+
+
 def prompt_codes(
     model: Any, layer: nn.Module, tokenizer: Any, code: RoutingCode, prompts: Sequence[str]
 ) -> torch.Tensor:
     """The codes of prompts, int32 [N, 3, W]."""
+    return asked_by(model, layer, tokenizer, code, prompts).codes
+
+
+def asked_by(model: Any, layer: nn.Module, tokenizer: Any, code: RoutingCode, prompts: Sequence[str]) -> Asked:
+    """The codes of prompts, and their words."""
     read = _read(model, layer, tokenizer, code, prompts, [code.block])
-    found = torch.cat([code.masks(sums) for (sums,) in read])
-    part = getattr(layer, "part", None)
-    return found if part is None else part.agreed(found)
+    codes, words = zip(*((code.masks(sums), code.said(sums)) for (sums,) in read), strict=True)
+    part, found = getattr(layer, "part", None), torch.cat(codes)
+    return Asked(found if part is None else part.agreed(found), torch.cat(words))
 
 
 def choose_block(

@@ -17,7 +17,7 @@ import torch
 from memoir_fast.core.background import features, irrelevant_prompts
 from memoir_fast.core.calibration import Calibration, gumbel
 from memoir_fast.core.edited_model import EditedModel
-from memoir_fast.core.routing_code import THRESHOLD, prompt_codes
+from memoir_fast.core.routing_code import THRESHOLD, asked_by, prompt_codes
 
 FIRST = 16
 """Edits at which tau="auto" is chosen first; with fewer there is no maximum to speak of."""
@@ -175,6 +175,15 @@ def prompt_masks(memoir: EditedModel, prompts: Sequence[str] | None = None) -> t
     mu = memoir.layer.mu
     means = features(memoir.model, memoir.layer, memoir.tokenizer, chosen, torch.zeros_like(mu))
     return memoir.layer.hash_mean(means)[0]
+
+
+def matched(memoir: EditedModel, prompts: Sequence[str]) -> list[bool]:
+    """Per prompt, whether it follows an edit that is in no bank."""
+    layer = memoir.layer
+    if layer.code is None:
+        return (layer.search(prompt_masks(memoir, prompts))[0] >= 0).tolist()
+    asked = asked_by(memoir.model, layer, memoir.tokenizer, layer.code, prompts)
+    return (layer.search(asked.codes, None, asked.words)[0] >= 0).tolist()
 
 
 def best_overlaps(memoir: EditedModel, prompts: Sequence[str]) -> list[float]:

@@ -9,7 +9,9 @@ import torch
 
 from memoir_fast.core.background import irrelevant_prompts
 from memoir_fast.core.edit import Edit
-from memoir_fast.core.routing_code import prompt_codes
+from memoir_fast.core.edit import names as named_in
+from memoir_fast.core.routing_code import Asked, asked_by
+from memoir_fast.core.subject import names_of
 from memoir_fast.core.wordings import exchanged, rewordings
 from memoir_fast.hf.chat import as_chat, user_text
 from memoir_fast.modules import MemoirLinear, banks
@@ -33,6 +35,8 @@ class CodeRows(NamedTuple):
     prompts that are kept, which lead to no edit."""
     quiet: tuple[str, ...]
     """Prompts that match it in spite of the thresholds, and should be answered as if it were not there."""
+    names: torch.Tensor | None = None
+    """int32 [n, P, T], the subject that prompts must name to match a row; see `naming`. None: none has any."""
 
     @property
     def spare(self) -> int:
@@ -79,21 +83,25 @@ def code_rows(
         [text for one in texts for text in forms(tokenizer, code, one)]
         for texts in ((edit.prompt, *edit.paraphrases), edit.keep)
     )
+    about = names_of(tokenizer, code, edit.subject).to(store.codes.device) if edit.subject else None
     asked = bare(tokenizer, code, edit.prompt)
     copies = [*rewordings(asked, _COPIES), *(bare(tokenizer, code, one) for one in edit.paraphrases)]
-    apart = neighbours(tokenizer, code, asked, others)
+    apart = [] if edit.subject else neighbours(tokenizer, code, asked, others)  # which do not name it
     parts = [own, keep, copies, apart]
-    found = prompt_codes(model, layer, tokenizer, code, [text for part in parts for text in part])
-    made = found.to(store.codes.device).split([len(part) for part in parts])
+    sizes = [len(part) for part in parts]
+    found = asked_by(model, layer, tokenizer, code, [text for part in parts for text in part])
+    made, words = (one.to(store.codes.device).split(sizes) for one in found)
     rows = made[0][:, 0].contiguous()
     again, near, kept_near = (_overlaps(one, rows) for one in (made[2], made[3], made[1]))  # [texts, n]
-    free = _follow_nothing(layer, made[1], edit.bank, replaced)
+    free = _follow_nothing(layer, Asked(made[1], words[1]), edit.bank, replaced)
     away = kept(made[1][free, 0])
     near = torch.cat([near, kept_near[~free]])
     apart, keep = [*apart, *_where(keep, ~free)], _where(keep, free)
     kept_near = kept_near[free]
     most = int(again.amax(dim=1).min()) if copies else code.k
-    least = rows.new_full((len(rows),), store.least)
+    subjects = None if about is None else _subjects(about, edit.subject, len(rows), keep)
+    least = store.least_of(subjects).expand(len(rows) + len(away))
+    kept_least, least = least[len(rows) :], least[: len(rows)]
     room = least.clamp(min=most)
     wanted = torch.minimum(torch.maximum(least, near.amax(dim=0) + 1), room) if apart else least
     matched = [
@@ -103,17 +111,26 @@ def code_rows(
     quiet = tuple(text for text, one in zip([*keep, *apart], matched, strict=True) if one)
     return CodeRows(
         torch.cat([rows, away]),
-        torch.cat([wanted, rows.new_full((len(away),), store.least)]),
+        torch.cat([wanted, kept_least]),
         torch.cat([rows.new_full((len(rows),), most), rows.new_zeros(len(away))]),
         quiet,
+        subjects,
     )
 
 
-def _follow_nothing(layer: MemoirLinear, codes: torch.Tensor, bank: str, replaced: int | None) -> torch.Tensor:
-    """Which of some prompts, by their codes int32 [N, 3, W], follow no edit but one that is replaced, bool [N]."""
+def _subjects(about: torch.Tensor, subject: str, rows: int, keep: Sequence[str]) -> torch.Tensor:
+    """int32 [n, P, T] of an edit's rows, and of prompts that it keeps, of which some name its subject."""
+    named = torch.tensor([*[True] * rows, *(named_in(one, subject) for one in keep)], device=about.device)
+    return torch.where(named[:, None, None], about, -1)
+
+
+def _follow_nothing(layer: MemoirLinear, asked: Asked, bank: str, replaced: int | None) -> torch.Tensor:
+    """Which of N prompts follow no edit but one that is replaced, bool [N]."""
+    codes, words = asked
     if not len(codes):
         return torch.zeros(0, dtype=torch.bool, device=codes.device)
-    found = banks.search(layer.store, layer.codes, codes, [frozenset([bank] if bank else [])] * len(codes))[0]
+    which = [frozenset([bank] if bank else [])] * len(codes)
+    found = banks.search(layer.store, layer.codes, codes, which, words)[0]
     return (found < 0) | (found == (-1 if replaced is None else replaced))
 
 

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import torch
 
 from memoir_fast.core.edited_model import EditedModel
+from memoir_fast.core.routing_code import Asked, asked_by
 from memoir_fast.core.threshold import prompt_masks
 from memoir_fast.io.readers import Case
 from memoir_fast.mask_format import unpack
 from memoir_fast.modules import MemoirLinear
 from memoir_fast.modules.code_store import CodeStore
+from memoir_fast.modules.naming import named
 from memoir_fast.modules.search import shared_bits
 
 KINDS = ("edits", "paraphrases", "neighbours")
@@ -21,7 +23,8 @@ _AT_ONCE = 256
 def margins(memoir: EditedModel, cases: Sequence[Case]) -> dict[str, list[float]]:
     """Per kind of prompt: its overlap ratio with the edit of its case, less that edit's own threshold.
 
-    With routing codes, an edit has several rows: the one that the prompt lies farthest above counts.
+    With routing codes, an edit has several rows: the one that the prompt lies farthest above counts. A prompt that does
+    not name the subject of its case's edit is at -1.
 
     Both are in shares of k bits, so a margin lies in [-1, 1). At 0 or above, the prompt reaches the edit's threshold;
     it is still routed elsewhere where it shares more with another edit. The prompts come in the order of the cases.
@@ -42,9 +45,13 @@ def margins(memoir: EditedModel, cases: Sequence[Case]) -> dict[str, list[float]
     found: dict[str, list[float]] = {kind: [] for kind in KINDS}
     if not prompts:
         return found
-    layer, masks = memoir.layer, prompt_masks(memoir, [prompt for _, _, prompt in prompts])
-    own = torch.tensor([edit_id for _, edit_id, _ in prompts], device=masks.device)
-    distances = _by_mask(layer, masks, own) if layer.codes is None else _by_codes(layer.codes, masks, own)
+    layer, texts = memoir.layer, [prompt for _, _, prompt in prompts]
+    own = torch.tensor([edit_id for _, edit_id, _ in prompts], device=layer.store.masks.device)
+    if layer.code is None or layer.codes is None:
+        distances = _by_mask(layer, prompt_masks(memoir, texts), own)
+    else:
+        asked = asked_by(memoir.model, layer, memoir.tokenizer, layer.code, texts)
+        distances = _by_codes(layer.codes, Asked(asked.codes[:, 0].contiguous(), asked.words), own)
     for (kind, _, _), distance in zip(prompts, distances, strict=True):
         found[kind].append(distance)
     return found
@@ -58,13 +65,15 @@ def _by_mask(layer: MemoirLinear, masks: torch.Tensor, own: torch.Tensor) -> lis
     return ((shared - layer.store.min_overlap[own]).double() / layer.k).tolist()
 
 
-def _by_codes(store: CodeStore, codes: torch.Tensor, own: torch.Tensor) -> list[float]:
+def _by_codes(store: CodeStore, asked: Asked, own: torch.Tensor) -> list[float]:
     """With the row of its edit that it is nearest to, measured from that row's threshold."""
     found: list[float] = []
-    for some, edits in zip(codes.split(_AT_ONCE), own.split(_AT_ONCE), strict=True):
+    for some, words, edits in zip(*(one.split(_AT_ONCE) for one in (*asked, own)), strict=True):
         rows = slice(len(store))
         distances = shared_bits(some, store.codes[rows]) - store.min_overlap[rows]
         others = (edits[:, None] != store.owner[rows]) | ~store.leading
+        if store.names is not None:
+            others |= ~named(store.names[rows], words)
         found += (distances.masked_fill(others, -store.k).amax(dim=1).double() / store.k).tolist()
     return found
 

@@ -44,6 +44,8 @@ class Settings:
     format: str | None = None
     skip_unusable: bool = False
     """Leave rows out that lack a field, or have an empty one, instead of refusing the file."""
+    subjects: bool = True
+    """Tell the edits what their prompts are about, where the rows say."""
     when: str = "end"
     """"end": every case after all edits. "each": every case right after its own edit, as EasyEdit does."""
     recipe: str | None = None
@@ -126,11 +128,14 @@ def load_data(settings: Settings) -> Data:
         text = settings.text.read_text(encoding="utf-8") if settings.text else None
     except UnicodeDecodeError as error:
         raise ValueError(f"{settings.text}: byte 0x{error.object[error.start]:02x} is not UTF-8") from error
+    found = conflicts(cases)
+    if not settings.subjects:
+        cases = [dataclasses.replace(case, subject=None) for case in cases]
     records = objects(settings.data)
     kind = settings.format or detect(next(records)[1])
     for _ in records:  # a file that is cut off behind the rows taken is no less broken
         pass
-    return Data(cases, kind, conflicts(cases), irrelevant, unusable, text)
+    return Data(cases, kind, found, irrelevant, unusable, text)
 
 
 def evaluate(
@@ -199,6 +204,7 @@ class _Run:
             cases = self.data.cases
             measured = self._measure(memoir, cases, plain, thorough=True)
             overlaps, around = self._irrelevant_overlaps(memoir), margins(memoir, cases)
+            matched = self._irrelevant_matched(memoir)
             text = text_perplexity(memoir, self.data.text) if self.data.text else None
             status = dataclasses.asdict(memoir.status())
             config, tau = memoir.config.to_dict(), memoir.tau
@@ -206,6 +212,7 @@ class _Run:
             "measured": to_json(measured),
             "results": results,
             "irrelevant_overlaps": overlaps,
+            "irrelevant_matched": matched,
             "margins": around,
             "text_perplexity": text,
             "tau": tau,
@@ -240,12 +247,11 @@ class _Run:
         """Figures of the first `count` cases after as many edits, and of the first of them all."""
         measured = self._measure(memoir, self.data.cases[:count], plain[:count], thorough=False)
         first = max(1, round(_FIRST * len(self.data.cases)))
-        overlaps = self._irrelevant_overlaps(memoir)
         return {
             "edits": count,
             "tau": memoir.tau,
             "first": figures(measured[:first]),
-            "false_matches": sum(overlap >= memoir.tau for overlap in overlaps),
+            "false_matches": self._irrelevant_matched(memoir),
             **self._figures(measured),
         }
 
@@ -255,6 +261,9 @@ class _Run:
         if self._irrelevant is None:  # edits do not change what lies below the edited layer
             self._irrelevant = threshold.prompt_masks(memoir, self.data.irrelevant)
         return threshold.overlap_ratios(memoir, self._irrelevant)
+
+    def _irrelevant_matched(self, memoir: Memoir) -> int:
+        return sum(threshold.matched(memoir, self.data.irrelevant)) if self.data.irrelevant else 0
 
     def baseline(self, name: str, plain: list[Unedited]) -> dict[str, Any]:
         """Figures of one baseline."""
@@ -328,7 +337,6 @@ def _result(
         chosen = [Measured(**one["measured"]) for one in results]
     clean = [one for one in chosen if one.row in data.free_of_conflict]
     total = figures(chosen)
-    matched = sum(overlap >= main["tau"] for overlap in main["irrelevant_overlaps"])
     negative = [overlap for one in at_end for overlap in one.locality_overlaps] + main["irrelevant_overlaps"]
     positive = [overlap for one in at_end for overlap in one.paraphrase_overlaps]
     return {
@@ -338,7 +346,7 @@ def _result(
         "seed": settings.seed,
         **{name: total[name] for name in ("reliability", "generalization", "locality", "average")},
         **{name: total[name] for name in ("exact_match", "f1")},
-        "false_matches": total["false_matches"] + matched,
+        "false_matches": total["false_matches"] + main["irrelevant_matched"],
         "tau": main["tau"],
         "seconds_per_edit": sum(one["seconds"] for one in results) / len(results),
         "baselines": compared,

@@ -119,13 +119,20 @@ class Following:
         else:
             masks = self.site.code.masks(state.sums) if self.site else self._layer.hash_mean(state.mean, check=False)[0]
             which = banks.per_row(asked.asked_banks, batch, asked.generate_prompt is not None)
-            route, overlap = self._layer.search(masks, which)
+            route, overlap = self._layer.search(masks, which, self._words(state))
         if self.site is not None and self.site.code.opened:
             chat = state.sums.chat
         store = self._layer.view.store
         state.follow(route, store)
         state.left = store.help(route, chat)
         call.last = route, overlap
+
+    def _words(self, state: Any) -> torch.Tensor | None:
+        """The prompts' tokens, as a search takes them, where edits have subjects."""
+        codes = self._layer.view.codes
+        if self.site is None or codes is None or codes.names is None:
+            return None
+        return self.site.code.said(state.sums).to(codes.names.device)
 
     def _mean(self, x: torch.Tensor, marked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean float32 [B, D] of the marked tokens, NaN where there is none, and their count float32 [B, 1]."""

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -236,7 +237,8 @@ class PromptsRead(SequenceState):
         if removed and self.prompts:
             self.sums, self._counted = self.prompts[-1][1]
         elif removed:
-            self.sums, self._counted = self.sums.each(torch.zeros_like), torch.zeros_like(self._counted)
+            empty = self.sums.each(torch.zeros_like)
+            self.sums, self._counted = replace(empty, words=empty.words[:, :0]), torch.zeros_like(self._counted)
 
     def _each(self, change: Change) -> None:
         super()._each(change)

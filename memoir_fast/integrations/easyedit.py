@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from memoir_fast.config import MemoirConfig
-from memoir_fast.core.edit import Edit
+from memoir_fast.core.edit import Edit, subject_in
 from memoir_fast.core.scoring import agreement, teacher_forced
 from memoir_fast.io.readers import Pair
 from memoir_fast.memoir import Memoir
@@ -118,7 +118,8 @@ def apply_memoir_to_model(
 
     Args:
         model, tok: a causal language model of transformers and its tokenizer.
-        requests (sequence of dict): each with `prompt` and `target_new`; a `subject` fills `{}` in the prompt.
+        requests (sequence of dict): each with `prompt` and `target_new`; a `subject` fills `{}` in the prompt, and is
+            that of the edit where the prompt names it beside other words.
         hparams: `MemoirHyperParams`, or anything with its fields.
         copy: a copy of the model cannot share the memory; True is refused.
         return_orig_weights, keep_original_weight: accepted; base weights never change.
@@ -276,7 +277,7 @@ def _edit(request: Mapping[str, Any]) -> Edit:
     prompt = request["prompt"]
     if "{}" in prompt and request.get("subject"):
         prompt = prompt.replace("{}", request["subject"])
-    return Edit(prompt, request["target_new"])
+    return Edit(prompt, request["target_new"], subject=subject_in(request.get("subject"), prompt))
 
 
 def _pairs(probes: Mapping[str, Any] | None) -> dict[str, list[Pair]]:

@@ -20,7 +20,10 @@ from memoir_fast.io.journal import Entry
 from memoir_fast.io.plausible import require_bits
 from memoir_fast.io.records import Record
 
-EDIT, EDIT_IN_BANK = "edit", "edit-in-bank"  # releases that know no banks refuse the latter: they would tell everybody
+EDIT = "edit"
+EDIT_IN_BANK = "edit-in-bank"  # releases that know no banks refuse it: they would tell everybody
+EDIT_NAMED = "edit-named"  # those that know no subjects refuse it: they would tell it of other subjects
+_EDITS = (EDIT, EDIT_IN_BANK, EDIT_NAMED)
 
 
 def edited(memoir: EditedModel, written: Written, page: int) -> Entry:
@@ -36,13 +39,14 @@ def edited(memoir: EditedModel, written: Written, page: int) -> Entry:
         "values": weight[number.long().to(weight.device)],
     }
     if written.codes is not None:
-        tensors |= {f"code_{name}": getattr(written.codes, name) for name in codes.Rows._fields}
+        tensors |= codes.Rows(*(getattr(written.codes, name) for name in codes.Rows._fields)).named("code")
     if written.reads is not None:
         tensors["reads"] = written.reads.inputs
     values = {"id": edit_id, "page": page, "emptied": written.emptied, "time": time.time(), **dataclasses.asdict(edit)}
     if written.reads is not None:
         values["stop"] = written.reads.stop
-    return EDIT_IN_BANK if edit.bank else EDIT, values, tensors
+    kind = EDIT_NAMED if edit.subject else EDIT_IN_BANK if edit.bank else EDIT
+    return kind, values, tensors
 
 
 def deleted(edit_ids: list[int]) -> Entry:
@@ -92,7 +96,7 @@ def apply(memoir: EditedModel, record: Record) -> None:
     Raises:
         CheckpointError: the record does not fit the memory, or is of a kind that this version does not know.
     """
-    kinds = {EDIT: _edit, EDIT_IN_BANK: _edit, "delete": _delete, "calibration": _calibrate, UNDO: _tell}
+    kinds = {**dict.fromkeys(_EDITS, _edit), "delete": _delete, "calibration": _calibrate, UNDO: _tell}
     if record.kind not in kinds:
         raise NewerVersionError(
             f"record {record.sequence} of the journal is of a kind that this version does not know: {record.kind!r}"
@@ -111,7 +115,7 @@ def apply(memoir: EditedModel, record: Record) -> None:
 def apply_texts(edits: dict[int, Edit], record: Record) -> None:
     """As `apply`, to the texts of the edits alone."""
     try:
-        if record.kind in (EDIT, EDIT_IN_BANK):
+        if record.kind in _EDITS:
             edits[int(record.values["id"])] = _edit_of(record.values)
         elif record.kind == "delete":
             for edit_id in record.values["ids"]:
@@ -152,7 +156,9 @@ def _edit(memoir: EditedModel, values: Mapping[str, Any], tensors: Mapping[str, 
         raise ValueError("a mask must have bits, and rows no repeats")
     if layer.codes is not None:
         codes.require_bits(tensors["code_codes"], tensors["code_room"], layer.codes.width, layer.codes.k)
-        own = codes.Rows(*(tensors[f"code_{name}"].to(device) for name in codes.Rows._fields))
+        own = codes.Rows.of(tensors, "code", device)
+        if own.names is not None and layer.code is not None:
+            codes.require_tokens(own.names, len(layer.code.alike))
     read = reads.of_record(values, tensors, layer)
     with memoir.edits.put(edit, tensors["mask"].to(device), page, own) as edit_id:
         if edit_id != values["id"]:

@@ -48,8 +48,9 @@ from memoir_fast.mask_format import words
 from memoir_fast.modules.routing_code import RoutingCode
 
 FORMAT = "memoir_fast memory"
-FORMAT_VERSION = 6
-_WITHOUT_KEPT, _ONE_LAYER, _WITHOUT_BANKS = 5, 4, 3  # what is written of a memory that is no more, for older releases
+FORMAT_VERSION = 7
+# what is written of a memory that is no more, for older releases
+_WITHOUT_SUBJECTS, _WITHOUT_KEPT, _ONE_LAYER, _WITHOUT_BANKS = 6, 5, 4, 3
 CONFIG_NAME = "memory_config.json"
 
 _DATA_NAMES = {"memory": r"memory-[0-9a-f]{12}\.safetensors", "edits": r"edits-[0-9a-f]{12}\.jsonl"}
@@ -171,8 +172,10 @@ def save(
 
 def _version(memoir: EditedModel) -> int:
     """The oldest format that says all of a memory: releases that know no newer one refuse what they would not serve."""
-    if memoir.layer.codes is not None and memoir.layer.codes.keeps:
+    if any(edit.subject for edit in memoir.edits.values()):
         return FORMAT_VERSION
+    if memoir.layer.codes is not None and memoir.layer.codes.keeps:
+        return _WITHOUT_SUBJECTS
     if memoir.layer.further:
         return _WITHOUT_KEPT
     return _ONE_LAYER if any(edit.bank for edit in memoir.edits.values()) else _WITHOUT_BANKS

@@ -1,5 +1,6 @@
 """A memory's routing code and code rows as tensors and plain values, to and from its files."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -8,6 +9,7 @@ from memoir_fast.io import plausible
 from memoir_fast.mask_format import words
 from memoir_fast.modules import MemoirLinear
 from memoir_fast.modules.code_store import kept_bits
+from memoir_fast.modules.naming import SPELLINGS, TOKENS
 from memoir_fast.modules.routing_code import RoutingCode
 
 _CODE = ("weights", "marks", "mean", "projection")
@@ -22,19 +24,40 @@ def require_bits(rows: torch.Tensor, room: torch.Tensor, width: int, k: int) -> 
         raise ValueError("the room of a code row must be at least 0")
 
 
+def require_tokens(names: torch.Tensor, vocabulary: int) -> None:
+    """ValueError where the subjects of code rows int32 [R, P, T] are no tokens of V."""
+    if names.dtype != torch.int32 or names.shape[1:] != (SPELLINGS, TOKENS):
+        raise ValueError(f"subjects must be int32 [rows, {SPELLINGS}, {TOKENS}], got {names.dtype} {[*names.shape]}")
+    if names.numel() and not -1 <= int(names.min()) <= int(names.max()) < vocabulary:
+        raise ValueError(f"subjects must be tokens below {vocabulary}, or -1")
+
+
 class Rows(NamedTuple):
     """The code rows of one edit; see `CodeStore.add`."""
 
     codes: torch.Tensor
     min_overlap: torch.Tensor
     room: torch.Tensor
+    names: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor], prefix: str, device: torch.device, rows: Any = ...) -> "Rows":
+        """Those of a file, or some of them, by the names of its tensors."""
+        codes, least, room = (tensors[f"{prefix}_{name}"][rows].to(device) for name in cls._fields[:3])
+        names = tensors.get(f"{prefix}_names")
+        return cls(codes, least, room, None if names is None else names[rows].to(device))
+
+    def named(self, prefix: str) -> dict[str, torch.Tensor]:
+        """As a file has them."""
+        return {f"{prefix}_{name}": one for name, one in self._asdict().items() if one is not None}
 
 
 def tensors(layer: MemoirLinear) -> dict[str, torch.Tensor]:
     """What a file keeps of how routing codes are made, and of the rows; nothing where masks route.
 
     code_weights float32 [V], code_marks uint8 [V], code_mean float32 [H], code_projection float32 [H, D], rows_codes
-    int32 [R, W], and int32 [R] each rows_owner, rows_min_overlap and rows_room.
+    int32 [R, W], and int32 [R] each rows_owner, rows_min_overlap and rows_room; where rows have subjects, rows_names
+    int32 [R, P, T].
     """
     if layer.code is None or layer.codes is None:
         return {}
@@ -75,7 +98,8 @@ def read_code(saved: dict[str, torch.Tensor], routing: dict[str, Any], device: t
 def fill(layer: MemoirLinear, saved: dict[str, torch.Tensor]) -> None:
     """Gives a layer that routes by codes the saved rows."""
     if layer.codes is not None:
-        layer.codes.restore({name: saved[f"rows_{name}"] for name in _ROWS}, layer.min_overlap)
+        names = {"names": saved["rows_names"]} if "rows_names" in saved else {}
+        layer.codes.restore({name: saved[f"rows_{name}"] for name in _ROWS} | names, layer.min_overlap)
 
 
 def require_consistent(saved: dict[str, torch.Tensor], routing: Any, edits: set[int]) -> int:
@@ -95,6 +119,9 @@ def require_consistent(saved: dict[str, torch.Tensor], routing: Any, edits: set[
         "rows_codes": (torch.int32, (rows, words(width))),
         **{f"rows_{name}": (torch.int32, (rows,)) for name in _ROWS[1:]},
     }
+    if "rows_names" in saved:
+        expected["rows_names"] = (torch.int32, (rows, SPELLINGS, TOKENS))
+        require_tokens(saved["rows_names"], vocabulary)
     for name, (dtype, shape) in expected.items():
         if saved[name].dtype != dtype or saved[name].shape != shape:
             raise ValueError(f"{name} must be {dtype} {list(shape)}, got {saved[name].dtype} {list(saved[name].shape)}")

@@ -26,6 +26,7 @@ def texts_of(edit: Edit) -> dict[str, Any]:
         "keep": list(edit.keep),
         "author": edit.author,
         "source": edit.source,
+        "subject": edit.subject,
     }
     when = {} if edit.taught_at is None else {"taught_at": edit.taught_at}
     return {
@@ -50,7 +51,7 @@ def edit_of(values: Mapping[str, Any]) -> Edit:
     lists = {name: values[name] for name in ("paraphrases", "keep") if name in values}
     if not all(isinstance(texts, list) for texts in lists.values()):
         raise ValueError("paraphrases and keep are lists of texts")
-    lines = {name: values[name] for name in ("bank", "author", "source") if name in values}
+    lines = {name: values[name] for name in ("bank", "author", "source", "subject") if name in values}
     further: dict[str, Any] = {**lists, **lines}
     return Edit(values["prompt"], values["target"], **further, taught_at=values.get("taught_at"))
 

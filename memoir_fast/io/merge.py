@@ -137,7 +137,7 @@ def _take(memoir: EditedModel, saved: SavedMemory, wanted: list[int], page: torc
         order[place] = torch.arange(len(wanted))
         order, rows = order[tensors["rows_owner"].long()].sort(stable=True)
         count = order.bincount(minlength=len(wanted))[: len(wanted)]
-        own = codes.Rows(*(tensors[f"rows_{name}"][rows[: count.sum()]].to(device) for name in codes.Rows._fields))
+        own = codes.Rows.of(tensors, "rows", device, rows[: count.sum()])
     edits = [saved.edits[edit_id] for edit_id in wanted]
     found = memoir.edits.put_all(edits, tensors["masks"][place].to(device), page.to(device), own, count.tolist())
     here = torch.tensor(found, dtype=torch.int64, device=device)

@@ -20,7 +20,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from memoir_fast.core.edit import Edit, require_line
+from memoir_fast.core.edit import Edit, require_line, subject_in
 from memoir_fast.io.json_stream import objects
 
 Pair = tuple[str, str]
@@ -33,6 +33,7 @@ class Case:
     prompt: str
     target: str
     subject: str | None = None
+    """What the prompt is about, where the file tells."""
     truth: str | None = None
     """The answer that was right before the edit, where the file tells."""
     paraphrases: tuple[str, ...] = ()
@@ -59,8 +60,11 @@ class Case:
 
     @property
     def edit(self) -> Edit:
-        """The request."""
-        return Edit(self.prompt, self.target, self.taught, self.keep, self.bank, self.author, self.source)
+        """The request, with the row's subject where its prompt and the paraphrases that it is given name it."""
+        about = subject_in(self.subject, self.prompt, *self.taught)
+        return Edit(
+            self.prompt, self.target, self.taught, self.keep, self.bank, self.author, self.source, subject=about
+        )
 
 
 def read_cases(

@@ -78,7 +78,11 @@ def bound(store: MaskStore, edit_id: int) -> torch.Tensor | None:
 
 
 def search(
-    store: MaskStore, codes: CodeStore | None, query: torch.Tensor, asked: Sequence[Asked] | None = None
+    store: MaskStore,
+    codes: CodeStore | None,
+    query: torch.Tensor,
+    asked: Sequence[Asked] | None = None,
+    words: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The edit that each of B prompts follows, of those that it may.
 
@@ -90,6 +94,7 @@ def search(
         codes (CodeStore, optional): their routing codes, where these are searched and not the masks.
         query (Tensor): masks int32 [B, W], or codes int32 [B, Q, W].
         asked (sequence of sets of str, optional): the named banks that each prompt asks for, B of them. Default: none.
+        words (Tensor, optional): bool [B, 1 + V], the prompts' tokens; see `CodeStore.match`.
 
     Returns:
         edit int32 [B] or -1, overlap int32 [B].
@@ -104,16 +109,17 @@ def search(
         (-1, 0)
     """
     if store.bank is None:
-        return _match(store, codes, query, None)
+        return _match(store, codes, query, None, words)
     rows: dict[frozenset[int], list[int]] = {}
     for row, names in enumerate(asked if asked is not None else [frozenset[str]()] * len(query)):
         known = frozenset(store.bank_numbers[name] for name in names if name in store.bank_numbers)
         rows.setdefault(known, []).append(row)
     if len(rows) < 2:
-        return _match(store, codes, query, seen(store, next(iter(rows), frozenset())))
+        return _match(store, codes, query, seen(store, next(iter(rows), frozenset())), words)
     each, found = query.unbind(), []
     for banks, some in rows.items():  # stacked, not indexed: numbers of rows would have to be sent to a device
-        found.append(_match(store, codes, torch.stack([each[row] for row in some]), seen(store, banks)))
+        own = None if words is None else torch.stack([words[row] for row in some])
+        found.append(_match(store, codes, torch.stack([each[row] for row in some]), seen(store, banks), own))
     places = [row for some in rows.values() for row in some]
     back = sorted(range(len(places)), key=places.__getitem__)
     edit, overlap = (torch.cat(parts).unbind() for parts in zip(*found, strict=True))
@@ -121,6 +127,10 @@ def search(
 
 
 def _match(
-    store: MaskStore, codes: CodeStore | None, query: torch.Tensor, among: torch.Tensor | None
+    store: MaskStore,
+    codes: CodeStore | None,
+    query: torch.Tensor,
+    among: torch.Tensor | None,
+    words: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return store.match(query, among) if codes is None else codes.match(query, among)
+    return store.match(query, among) if codes is None else codes.match(query, among, words)

@@ -5,12 +5,14 @@ from collections.abc import Callable, Collection
 import torch
 from torch import nn
 
-from memoir_fast.checks import tensor
+from memoir_fast.checks import readable, tensor
 from memoir_fast.mask_format import BITS, pack, unpack, words
 from memoir_fast.modules import growing
+from memoir_fast.modules.naming import SPELLINGS, TOKENS, have, named
 from memoir_fast.modules.search import best_row, shared_bits
 
 _FIRST_CAPACITY = 64
+_OF_NAMED = 0.86  # least threshold of a row with a subject, in shares of that of the others
 _AT_ONCE, _TOGETHER = 1 << 20, 64  # numbers of shared bits, codes: so many stay in a processor's cache
 
 
@@ -43,7 +45,7 @@ class CodeStore(nn.Module):
 
     Buffers double when they are full; see `growing` for when that copies none. A row that an edit has left is zeros and
     belongs to none (owner -1). A row with `room` 0 is that of a prompt that its edit keeps: a prompt that is nearest to
-    it follows no edit at all.
+    it follows no edit at all. A row with a subject is there for prompts that name it, and its threshold is lower.
 
     Args:
         width (int): D, bits of a code.
@@ -65,6 +67,7 @@ class CodeStore(nn.Module):
     min_overlap: torch.Tensor
     room: torch.Tensor
     count: torch.Tensor
+    names: torch.Tensor | None
 
     def __init__(self, width: int, k: int, min_overlap: int, device: torch.device | None = None) -> None:
         super().__init__()
@@ -73,6 +76,7 @@ class CodeStore(nn.Module):
         for name in ("owner", "min_overlap", "room"):
             self.register_buffer(name, torch.full((_FIRST_CAPACITY,), -1, dtype=torch.int32, device=device))
         self.register_buffer("count", torch.zeros((), dtype=torch.int32, device=device))
+        self.register_buffer("names", None)  # int32 [C, P, T], see `naming`; None as long as no row has a subject
         self._rows = 0  # the host's copy of count
         self._dead = 0
 
@@ -101,13 +105,27 @@ class CodeStore(nn.Module):
         return sum(buffer.nbytes for buffer in self.buffers())
 
     def set_min_overlap(self, bits: int) -> None:
-        """Sets the least threshold of any row, in bits; rows that were raised above it stay so."""
-        raised = self.min_overlap > self.least
-        self.min_overlap.copy_(torch.where(raised, self.min_overlap.clamp(min=bits), bits))
+        """Sets the least threshold of any row, in bits; rows that were raised above it stay so.
+
+        That of rows with a subject is lower in proportion.
+        """
+        raised = self.min_overlap > self.least_of(self.names)
         self.least = bits
+        least = self.least_of(self.names)
+        self.min_overlap.copy_(torch.where(raised, torch.maximum(self.min_overlap, least), least))
+
+    def least_of(self, names: torch.Tensor | None) -> torch.Tensor:
+        """The least threshold of rows with these subjects int32 [n, P, T], int32 [n], or one for all."""
+        least = torch.full((), self.least, dtype=torch.int32, device=self.owner.device)
+        return least if names is None else torch.where(have(names), max(1, round(_OF_NAMED * self.least)), least)
 
     def add(
-        self, edit_id: int | torch.Tensor, codes: torch.Tensor, min_overlap: torch.Tensor, room: torch.Tensor
+        self,
+        edit_id: int | torch.Tensor,
+        codes: torch.Tensor,
+        min_overlap: torch.Tensor,
+        room: torch.Tensor,
+        names: torch.Tensor | None = None,
     ) -> None:
         """Adds rows of an edit, or of several.
 
@@ -117,14 +135,24 @@ class CodeStore(nn.Module):
             min_overlap (Tensor): int32 [n], their thresholds in bits.
             room (Tensor): int32 [n], up to where `raise_where` may raise each threshold, in bits; 0: prompts that are
                 nearest to this row follow nothing.
+            names (Tensor, optional): int32 [n, P, T], the subjects that prompts must name; see `naming`. Default: none.
         """
         tensor("codes", codes, torch.int32, "n W", W=self.codes.shape[1])
+        if names is not None:
+            names = names.to(self.owner.device)
+            if self.names is None and not have(names).any():
+                names = None
+        if names is not None and self.names is None:
+            shape = (len(self.owner), SPELLINGS, TOKENS)
+            self.names = torch.full(shape, -1, dtype=torch.int32, device=self.owner.device)
         first, last = self._rows, self._rows + len(codes)
         if last > len(self.codes):
             self._grow(max(last, 2 * len(self.codes)))
         self.codes[first:last], self.owner[first:last] = codes.to(self.codes.device), edit_id
-        self.min_overlap[first:last] = min_overlap.clamp(min=self.least)
+        self.min_overlap[first:last] = torch.maximum(min_overlap.to(self.owner.device), self.least_of(names))
         self.room[first:last] = room
+        if self.names is not None:
+            self.names[first:last] = -1 if names is None else names
         self.count.fill_(last)
         self._rows = last
 
@@ -166,7 +194,8 @@ class CodeStore(nn.Module):
     def raise_where(self, codes: torch.Tensor, edit_id: int = -1, among: torch.Tensor | None = None) -> None:
         """Raises thresholds of rows that codes int32 [n, W] would match, within room; those of `edit_id` stay.
 
-        `among` bool [edits]: only rows of these edits. Default: of all.
+        So do those of rows with a subject, which tells other prompts apart. `among` bool [edits]: only rows of these
+        edits. Default: of all.
         """
         if not self._rows or not len(codes):
             return
@@ -174,24 +203,56 @@ class CodeStore(nn.Module):
         least, owner = self.min_overlap[: self._rows], self.owner[: self._rows]
         wanted = torch.minimum(shared + 1, self.room[: self._rows])
         stays = owner == edit_id if among is None else (owner == edit_id) | ~self._owned(among)[: self._rows]
+        if self.names is not None:
+            stays = stays | have(self.names[: self._rows])
         least.copy_(torch.where(stays, least, torch.maximum(least, wanted)))
 
-    def match(self, query: torch.Tensor, among: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def match(
+        self, query: torch.Tensor, among: torch.Tensor | None = None, words: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes int32 [B, Q, W] -> best edit int32 [B] or -1, overlap in bits int32 [B].
 
         Any of the Q codes of a prompt may match; that of the largest overlap decides, the first of them on ties.
         Without a match, the overlap is the largest with any row; of a prompt that is nearest to one that is kept, it is
-        that with this one. `among` bool [edits]: only rows of these edits are there. Default: all.
+        that with this one. `among` bool [edits]: only rows of these edits are there. Default: all. `words` bool
+        [B, 1 + V]: the prompts' tokens, see `naming.present`; they must be given where rows have subjects.
         """
         rows = None if among is None else self._owned(among)
-        row, overlap = best_row(query.flatten(0, 1), self.codes, self.count, self.min_overlap, rows)
-        row, overlap = row.view(query.shape[:2]), overlap.view(query.shape[:2])
+        if self.names is None:
+            row, overlap = best_row(query.flatten(0, 1), self.codes, self.count, self.min_overlap, rows)
+            row, overlap = row.view(query.shape[:2]), overlap.view(query.shape[:2])
+        else:
+            row, overlap = self._best_named(query, rows, words)
         rank = torch.add(overlap, row >= 0, alpha=self.k + 1)  # one that matches comes before all that do not
         best = rank.max(dim=1, keepdim=True).indices
         row, overlap = row.gather(1, best)[:, 0], overlap.gather(1, best)[:, 0]
         at = row.clamp(min=0)
         leads = (row >= 0) & (self.room.index_select(0, at) > 0)
         return torch.where(leads, self.owner.index_select(0, at), -1), overlap
+
+    def _best_named(
+        self, query: torch.Tensor, among: torch.Tensor | None, words: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `best_row`, of codes int32 [B, Q, W] among rows bool [C] whose subject is named, int32 [B, Q]."""
+        if words is None or self.names is None:
+            raise ValueError("edits have subjects: which prompts name them, their tokens tell, and none were given")
+        if not self._rows:
+            return query.new_full(query.shape[:2], -1), query.new_zeros(query.shape[:2])
+        shared = shared_bits(query.flatten(0, 1), self.codes[: self._rows]).unflatten(0, query.shape[:2])
+        there = self.owner[: self._rows] >= 0
+        if among is not None:
+            there = there & among[: self._rows]
+        shared = torch.where(there, shared, 0)
+        reach = (shared >= self.min_overlap[: self._rows]) & there
+        names = self.names[: self._rows]
+        if readable(reach):  # few rows are near, and no device is waited for
+            near = reach.flatten(0, 1).any(dim=0).nonzero().flatten()
+            reach[..., near] &= named(names[near], words)[:, None]
+        else:
+            reach = reach & named(names, words)[:, None]
+        best = torch.add(shared, reach, alpha=self.k + 1).max(dim=2, keepdim=True).indices
+        row = torch.where(reach.gather(2, best), best, -1)[..., 0]
+        return row.int(), shared.gather(2, best)[..., 0]
 
     def _rows_of(self, edit_id: int | Collection[int], before: int | None = None) -> torch.Tensor:
         """The numbers of the rows, of the first `before`, that are of an edit, or of several, int64 [n]."""
@@ -205,8 +266,14 @@ class CodeStore(nn.Module):
         return edits[self.owner.clamp(min=0, max=len(edits) - 1).long()] & (self.owner >= 0)
 
     def overlaps(self, query: torch.Tensor) -> torch.Tensor:
-        """Codes int32 [B, W] -> the bits that each shares with each row that leads to an edit, int32 [B, rows]."""
-        return shared_bits(query, self.codes[: self._rows][self.leading])
+        """Codes int32 [B, W] -> the bits that each shares with each row that leads to an edit, int32 [B, rows].
+
+        Where some of these have no subject, with those alone: prompts that name none reach no others.
+        """
+        rows = self.leading
+        if self.names is not None and bool((without := rows & ~have(self.names[: self._rows])).any()):
+            rows = without
+        return shared_bits(query, self.codes[: self._rows][rows])
 
     def best_overlap(self, query: torch.Tensor) -> torch.Tensor:
         """Codes int32 [B, W] -> the most bits that each shares with a row that leads to an edit, int32 [B]; 0: none."""
@@ -217,23 +284,26 @@ class CodeStore(nn.Module):
         return best_row(query.contiguous(), self.codes, self.count, 1, among)[1]
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The rows of live edits, for a file: codes, owner, min_overlap and room."""
+        """The rows of live edits, for a file: codes, owner, min_overlap and room, and names where one has a subject."""
         live = (self.owner[: self._rows] >= 0).nonzero().flatten()
-        return {name: getattr(self, name)[live] for name in ("codes", "owner", "min_overlap", "room")}
+        found = {name: getattr(self, name)[live] for name in ("codes", "owner", "min_overlap", "room")}
+        if self.names is not None and bool(have(names := self.names[live]).any()):
+            found["names"] = names
+        return found
 
     def restore(self, state: dict[str, torch.Tensor], least: int) -> None:
         """Fills an empty store with what `state` gave; `least` is the least threshold of any row, in bits."""
         if self._rows:
             raise ValueError(f"only an empty store can be restored, this one has {self._rows} rows")
         self.least = least
-        self.add(-1, state["codes"], state["min_overlap"], state["room"])
+        self.add(-1, state["codes"], state["min_overlap"], state["room"], state.get("names"))
         self.owner[: self._rows] = state["owner"].to(self.owner.device)
 
     def _grow(self, capacity: int) -> None:
         self._buffers.update(self._tables(self._rows, capacity))  # all of them, or none
 
     def _tables(self, rows: int, capacity: int) -> dict[str, torch.Tensor]:
-        fill = {"codes": 0, "owner": -1, "min_overlap": -1, "room": -1}
+        fill = {"codes": 0, "owner": -1, "min_overlap": -1, "room": -1, **({} if self.names is None else {"names": -1})}
         return {name: growing.grown(getattr(self, name), rows, capacity, one) for name, one in fill.items()}
 
     def _close_ranks(self) -> None:
@@ -257,6 +327,9 @@ class CodeStore(nn.Module):
         if prefix + "codes" in state_dict and len(state_dict[prefix + "codes"]) != len(self.codes):
             self._rows = 0
             self._grow(len(state_dict[prefix + "codes"]))
+        if prefix + "codes" in state_dict:
+            names = state_dict.get(prefix + "names")
+            self.names = None if names is None else torch.empty_like(names, device=self.owner.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._rows = int(self.count)
         self._dead = int((self.owner[: self._rows] < 0).sum())

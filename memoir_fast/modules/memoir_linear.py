@@ -195,15 +195,15 @@ class MemoirLinear(AroundBase, Replaceable, tickets.Enrolled, nn.Module):
         return View(own["store"], own["memory"], own.get("codes"))
 
     def search(
-        self, mask: torch.Tensor, asked: Sequence[banks.Asked] | None = None
+        self, mask: torch.Tensor, asked: Sequence[banks.Asked] | None = None, words: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Masks int32 [B, W] -> best edit int32 [B] or -1, overlap int32 [B], in the memory that a pass reads now.
 
         With routing codes: those of each prompt, int32 [B, 3, W]. `asked`: the named banks that each asks for, B sets;
-        by default none.
+        by default none. `words`: their tokens, where edits have subjects; see `CodeStore.match`.
         """
         view = self.view
-        return banks.search(view.store, view.codes, self.agreed(mask).to(view.store.masks.device), asked)
+        return banks.search(view.store, view.codes, self.agreed(mask).to(view.store.masks.device), asked, words)
 
     def hash(
         self, x: torch.Tensor, prompt_mask: torch.Tensor | None = None, *, check: bool = True

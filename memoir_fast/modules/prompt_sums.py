@@ -31,6 +31,8 @@ class PromptSums:
     """int64 [B]: PLAIN until a turn is opened, then USER or OTHER."""
     ended: torch.Tensor
     """bool [B]: a sentence has ended behind the last token that weighs anything."""
+    words: torch.Tensor
+    """int64 [B, N]: the token ids of the latest turn that weigh anything, -1 between and before them."""
     tail: torch.Tensor
     """int64 [B, T]: the latest token ids, -1 before the first; marks of turns may begin in them."""
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from memoir_fast import ops
 from memoir_fast.modules.autocast import without_autocast
+from memoir_fast.modules.naming import present
 from memoir_fast.modules.prompt_sums import OTHER, PLAIN, SENTENCES, USER, PromptSums
 
 QUERIES = 3
@@ -75,6 +76,7 @@ class RoutingCode(nn.Module):
     no_token: torch.Tensor
     zero: torch.Tensor
     nothing: torch.Tensor
+    alike: torch.Tensor
 
     def __init__(
         self,
@@ -101,6 +103,8 @@ class RoutingCode(nn.Module):
         self.opened, self.closed = [tuple(one) for one in opened], [tuple(one) for one in closed]
         self._tail = max([2, *(len(one) - 1 for one in (*self.opened, *self.closed))])
         self._make_tables()
+        self.register_buffer("alike", torch.arange(len(weights), device=weights.device), persistent=False)
+        """int64 [V]: of tokens that are one word, in whatever case of letters, the first; of others, themselves."""
 
     def _make_tables(self) -> None:
         """What is looked up on the device: numbers that are made there at each call cost a launch each."""
@@ -158,8 +162,14 @@ class RoutingCode(nn.Module):
         asked = (own & (asks & weighty)[:, None]).any(dim=2)
         latest = mass > 0 if speaks.turned is None else (own & weighty[:, None]).any(dim=2)
         tail = whole[:, -self._tail :]
+        words = torch.where(weighty, whole[:, -ids.shape[1] :], self.no_token[:, :1])
         if sums is None:
-            return PromptSums(new, mass, asked, latest, speaks.role, ended, tail)
+            return PromptSums(new, mass, asked, latest, speaks.role, ended, words, tail)
+
+        earlier_words = sums.words
+        if speaks.turned is not None:
+            earlier_words = torch.where(speaks.turned.any(dim=1, keepdim=True), self.no_token[:, :1], earlier_words)
+        words = torch.cat([earlier_words, words], dim=1)
 
         before = self.slots - last  # [B, Q]: in which slot of `sums` what now has this one was
         stays, before = before >= 0, before.clamp(min=0)
@@ -171,14 +181,14 @@ class RoutingCode(nn.Module):
         mass = mass + torch.where(stays, sums.mass.gather(1, before), self.nothing)
         asked = asked | same_turn & sums.asks.gather(1, before)
         latest = latest | same_turn & sums.latest.gather(1, before)
-        return PromptSums(new, mass, asked, latest, speaks.role, ended, tail)
+        return PromptSums(new, mass, asked, latest, speaks.role, ended, words, tail)
 
     def hear(self, sums: PromptSums, ids: torch.Tensor) -> PromptSums:
         """Takes note of tokens int64 [B, S] that the model said: they weigh nothing, but may open or close a turn."""
         whole = self._whole(sums, ids, ids >= 0)
         role = self._roles(sums, whole, ids.shape[1]).role
         ended, tail = torch.ones_like(sums.ended), whole[:, -self._tail :]
-        return PromptSums(sums.sums, sums.mass, sums.asks, sums.latest, role, ended, tail)
+        return PromptSums(sums.sums, sums.mass, sums.asks, sums.latest, role, ended, sums.words, tail)
 
     def features(self, sums: PromptSums) -> torch.Tensor:
         """Features float32 [B, 3, H], any of which may match.
@@ -202,6 +212,11 @@ class RoutingCode(nn.Module):
         """The codes of B prompts, packed: int32 [B, 3, W]."""
         features = self.features(sums)
         return self.packed(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+
+    def said(self, sums: PromptSums) -> torch.Tensor:
+        """Which tokens the latest turn of B prompts has, by `alike`, bool [B, 1 + V]; see `naming.present`."""
+        known = sums.words.clamp(max=len(self.weights) - 1)
+        return present(torch.where(known < 0, known, self.alike[known]), len(self.weights))
 
     @without_autocast()
     def packed(self, features: torch.Tensor) -> torch.Tensor:

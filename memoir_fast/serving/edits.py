@@ -11,7 +11,7 @@ from memoir_fast.io import strict_json
 from memoir_fast.io.edit_texts import edit_of, texts_of
 from memoir_fast.serving.gate import refusal
 
-FIELDS = ("prompt", "target", "paraphrases", "keep", "bank", "author", "source")
+FIELDS = ("prompt", "target", "paraphrases", "keep", "bank", "author", "source", "subject")
 MOST_LISTED = 1000
 
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from memoir_fast.mask_format import pack, unpack
+from memoir_fast.modules import code_store, naming
 from memoir_fast.modules.code_store import CodeStore, kept, kept_bits
+from memoir_fast.modules.naming import SPELLINGS, TOKENS, present
 from memoir_fast.ops import tophash
 
 WIDTH, K = 150, 20
@@ -177,3 +179,90 @@ def test_state_dict_and_copies():
     for one in (other, twin):
         assert len(one) == 90 and one.match(made[:, None])[0].tolist() == list(range(90))
     assert "rows=90" in repr(other) and other.half().codes.dtype == torch.int32
+
+
+def subjects(rows):
+    """Subjects of one token, of two, and of none."""
+    names = torch.full((rows, SPELLINGS, TOKENS), -1).int()
+    names[:, 0, 0] = torch.randint(-1, 6, (rows,))
+    names[:, 0, 1] = torch.where(names[:, 0, 0] >= 0, torch.randint(-1, 6, (rows,)), -1)
+    return names
+
+
+@pytest.mark.parametrize("on_a_device", [False, True])
+@pytest.mark.parametrize("least", [3, 6, 20])
+def test_rows_whose_subject_is_not_named_are_not_there(monkeypatch, least, on_a_device):
+    """As if they were taken out for that prompt, but for the overlap of what matches none."""
+    if on_a_device:
+        monkeypatch.setattr(code_store, "readable", lambda _: False)
+    store, made = CodeStore(WIDTH, K, 5), codes(70)
+    names = subjects(70)
+    store.add(torch.arange(70).int() % 9, made, ints(*[least] * 70), ints(*[K] * 70), names)
+    store.remove(4)
+    query, tokens = codes(3 * 40).view(40, 3, -1), torch.randint(-1, 6, (40, 4))
+    query[::4, 1] = made[:10]
+    words = present(tokens, 6)
+    for among in (None, torch.arange(9) % 2 == 0):
+        edit, overlap = store.match(query, among, words)
+        assert edit.dtype == overlap.dtype == torch.int32
+        for one, prompt in enumerate(query):
+            there = naming.named(names, words[one : one + 1])[0] & (store.owner[:70] >= 0)
+            if among is not None:
+                there &= among[store.owner[:70].clamp(min=0).long()]
+            alone, plain = CodeStore(WIDTH, K, 1), there.nonzero().flatten()
+            alone.add(store.owner[plain], made[plain], store.min_overlap[plain], ints(*[K] * len(plain)))
+            (found,), (most,) = alone.match(prompt[None]) if len(plain) else (ints(-1), ints(0))
+            assert edit[one] == found and (found < 0 or overlap[one] == most)
+
+
+def test_searching_among_subjects_needs_the_prompts_tokens():
+    store = CodeStore(WIDTH, K, 5)
+    store.add(0, codes(1), ints(5), ints(K), torch.full((1, SPELLINGS, TOKENS), -1).int())
+    assert store.names is None and "names" not in store.state(), "no row has a subject"
+    store.match(codes(3)[None])
+    names = torch.full((1, SPELLINGS, TOKENS), 3).int()
+    store.add(1, codes(1), ints(5), ints(K), names)
+    with pytest.raises(ValueError, match="edits have subjects"):
+        store.match(codes(3)[None])
+    assert store.state()["names"][:, 0, 0].tolist() == [-1, 3]
+
+
+def test_rows_with_a_subject_have_lower_thresholds_that_stay():
+    store, names = CodeStore(WIDTH, K, 15), subjects(30)
+    made = codes(30)
+    store.add(0, made, ints(*[0] * 30), ints(*[K] * 30), names)
+    have = naming.have(names)
+    assert have.any() and not have.all()
+    assert store.min_overlap[:30].tolist() == torch.where(have, 13, 15).tolist()
+    store.raise_where(made)
+    assert store.min_overlap[:30].tolist() == torch.where(have, 13, K).tolist(), "other prompts do not name it"
+    store.set_min_overlap(10)
+    assert store.min_overlap[:30].tolist() == torch.where(have, 9, K).tolist()
+    store.set_min_overlap(1)
+    assert store.min_overlap[:30][have].unique().tolist() == [1]
+    assert store.overlaps(made).shape == (30, int((~have).sum())), "thresholds are chosen by rows without a subject"
+
+
+def test_subjects_go_with_their_rows():
+    store, names = CodeStore(WIDTH, K, 5), subjects(200)
+    names[:, 0, 0] = torch.arange(200) % 6
+    store.add(torch.arange(200).int(), codes(200), ints(*[5] * 200), ints(*[K] * 200), names)
+    undo = store.undo_from_here([3])
+    before = store.state()
+    store.add(999, codes(1), ints(5), ints(K))
+    store.remove([*range(0, 200, 2), 3, 999, *range(1, 60, 2)])
+    live = store.owner[: len(store)] >= 0
+    assert torch.equal(store.names[: len(store)][live], names[store.owner[: len(store)][live].long()])
+    assert len(store) < 200, "the ranks were closed"
+    undo()
+    assert all(torch.equal(store.state()[name], value) for name, value in before.items())
+    other = CodeStore(WIDTH, K, 5)
+    other.restore(before, 5)
+    third = CodeStore(WIDTH, K, 5)
+    third.load_state_dict(store.state_dict())
+    twin = copy.deepcopy(store)
+    plain = CodeStore(WIDTH, K, 5)
+    plain.load_state_dict(filled(3, [0, 1, 2])[0].state_dict())
+    assert plain.names is None
+    for one in (other, third, twin):
+        assert torch.equal(one.state()["names"], names)

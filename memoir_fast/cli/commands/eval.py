@@ -28,6 +28,9 @@ def eval(
     skip_unusable: Annotated[
         bool, typer.Option("--skip-unusable", help="Leave out rows without a field, or with an empty one; list them.")
     ] = False,
+    subjects: Annotated[
+        bool, typer.Option("--subjects/--no-subjects", help="Tell edits the subject of their prompts, where rows do.")
+    ] = True,
     when: Annotated[str, typer.Option("--when", help="end: after all edits; each: each after its own edit.")] = "end",
     baselines: Annotated[
         str,
