@@ -19,6 +19,7 @@ from memoir_fast.hf import routing
 from memoir_fast.hf.answer import Answer
 from memoir_fast.hf.routing import Route
 from memoir_fast.io.facts import facts
+from memoir_fast.modules.naming import SPELLINGS, TOKENS
 
 FIELDS = [
     "model",
@@ -67,7 +68,8 @@ def test_demo(model, tmp_path, monkeypatch):
         assert 0 <= figures[name] <= 1
     assert figures["seconds_per_edit"] > 0
     own = 4 * (4 + 1 + 1 + 2)  # 48 bits in 4 words, a page, a threshold, two lengths
-    assert figures["bytes_per_edit"] == own + 4 * (48 + 3)  # a code of 1,536 bits, its edit, threshold and room
+    code = 4 * (48 + 3)  # of 1,536 bits, its edit, threshold and room
+    assert figures["bytes_per_edit"] == own + code + 4 * SPELLINGS * TOKENS
     assert (figures["dtype"], figures["threads"]) == ("float32", torch.get_num_threads())
     for text in (facts()[0].prompt, facts()[1].target, "the same bits", "edit deleted"):
         assert text in result.stdout

@@ -65,9 +65,9 @@ def edited(request, tiny_llama, tiny_tokenizer):
         recipe=recipe,
     )
     memoir = Memoir.attach(tiny_llama, tiny_tokenizer, config)
-    memoir.edit(
-        [Edit(fact, "x", bank=bank) for fact, bank in zip(FACTS, ("", "acme", "emea"), strict=True)], progress=False
-    )
+    banks, subjects = ("", "acme", "emea"), ("France", "", "desert")
+    edits = [Edit(fact, "x", bank=one, subject=about) for fact, one, about in zip(FACTS, banks, subjects, strict=True)]
+    memoir.edit(edits, progress=False)
     assert memoir.layer.memory.pages > 1
     return SimpleNamespace(model=tiny_llama, plain=plain, memoir=memoir, layers=1 + further, routing=routing)
 
@@ -143,7 +143,7 @@ TEMPLATE = "{% for one in messages %}<|im_start|>{{ one.role }}\n{{ one.content 
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("routing", "template", "most"),
-    [("paper", None, 23), ("early", None, 84), ("early", TEMPLATE, 116)],
+    [("paper", None, 23), ("early", None, 85), ("early", TEMPLATE, 117)],
     ids=["masks", "codes", "codes, chats"],
 )
 def test_what_a_prefill_launches_beside_the_model(tiny_llama, tiny_tokenizer, routing, template, most):
