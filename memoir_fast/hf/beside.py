@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from memoir_fast.errors import MemoirError
+
 _STEP, _BESIDE = "a manager's", "beside"
 
 
@@ -30,16 +32,32 @@ class _Groups:
     @contextmanager
     def block(self, group: str) -> Iterator[None]:
         """Runs when no block of the other group does; a thread's blocks inside of its own are part of that."""
-        if getattr(self._inside, "block", False):
+        if self.inside():
             yield
             return
         self._enter(group)
-        self._inside.block = True
+        self._inside.block = group
         try:
             yield
         finally:
-            self._inside.block = False
-            self._leave()
+            if self.inside():
+                self._inside.block = ""
+                self._leave()
+
+    def inside(self) -> str:
+        """The group of the block that this thread is in; "" where it is in none."""
+        return getattr(self._inside, "block", "")
+
+    @contextmanager
+    def left(self) -> Iterator[None]:
+        """Within the block, the one of this thread is left; it then waits to be in it again."""
+        group, self._inside.block = self.inside(), ""
+        self._leave()
+        try:
+            yield
+        finally:
+            self._enter(group)
+            self._inside.block = group
 
     def _enter(self, group: str) -> None:
         turn = threading.Event()
@@ -107,22 +125,58 @@ def beside() -> Iterator[None]:
         >>> with beside():
         ...     output = model(**tokenizer("The capital of France is", return_tensors="pt"))
     """
-    global _blocks
+    if _groups.inside() == _BESIDE:
+        yield
+        return
     with _groups.block(_BESIDE):
-        with _lock:
-            _blocks += 1
-            if _blocks == 1:
-                for manager in list(_managers):
-                    own = getattr(manager, "_original_attn_impl", None)  # None: it took none, or has given it back
-                    if own is not None:
-                        _switched.append((manager, manager.model.config._attn_implementation))
-                        manager.model.set_attn_implementation(own)
+        _take_models()
         try:
             yield
         finally:
-            with _lock:
-                _blocks -= 1
-                while _blocks == 0 and _switched:
-                    manager, kind = _switched.pop()
-                    if getattr(manager, "_original_attn_impl", None) is not None:  # it was not stopped meanwhile
-                        manager.model.set_attn_implementation(kind)
+            if _groups.inside():  # it was not left for good, by Ctrl-C
+                _give_models_back()
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Within the block, managers run their passes, also where it is in a `beside` block: for who waits for these."""
+    if _groups.inside() != _BESIDE:
+        yield
+        return
+    _give_models_back()
+    with _groups.left():
+        yield
+    _take_models()
+
+
+def require_apart() -> None:
+    """MemoirError in a `beside` block: who makes a manager there would wait for passes which wait for him."""
+    if _groups.inside() == _BESIDE:
+        raise MemoirError(
+            "a manager of continuous batching was asked for within a generate of this model, or within beside(): its "
+            "passes would wait for the end of that. Make it outside, or call model.generate_batch"
+        )
+
+
+def _take_models() -> None:
+    """A `beside` block begins: models have their own attention."""
+    global _blocks
+    with _lock:
+        _blocks += 1
+        if _blocks == 1:
+            for manager in list(_managers):
+                own = getattr(manager, "_original_attn_impl", None)  # None: it took none, or has given it back
+                if own is not None:
+                    _switched.append((manager, manager.model.config._attn_implementation))
+                    manager.model.set_attn_implementation(own)
+
+
+def _give_models_back() -> None:
+    """It ends: managers have theirs again."""
+    global _blocks
+    with _lock:
+        _blocks -= 1
+        while _blocks == 0 and _switched:
+            manager, kind = _switched.pop()
+            if getattr(manager, "_original_attn_impl", None) is not None:  # it was not stopped meanwhile
+                manager.model.set_attn_implementation(kind)

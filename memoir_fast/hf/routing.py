@@ -19,7 +19,7 @@ from torch import nn
 from memoir_fast.errors import MemoirError, PackedBatchError
 from memoir_fast.hf import banks, continuous
 from memoir_fast.hf.around import Around
-from memoir_fast.hf.beside import beside, step
+from memoir_fast.hf.beside import apart, beside, require_apart, step
 from memoir_fast.hf.cache import find_cache, held, remember, remembered
 from memoir_fast.hf.call import Call, resume, running, suspend
 from memoir_fast.hf.compiled import Tracing
@@ -325,6 +325,7 @@ class Router:
     def _batching(self, start: Any, *args: Any, **kwargs: Any) -> Any:
         """The manager of `model.init_continuous_batching`, whose requests it follows."""
         require_whole(self._model, "continuous batching")
+        require_apart()
         with step():
             return continuous.follow(self, self._layer.views, start(*args, **kwargs))
 
@@ -332,7 +333,7 @@ class Router:
         """Runs `model.generate_batch`, which logs errors of what is asked for its requests and raises none."""
         require_whole(self._model, "continuous batching")
         which = kwargs.pop("memoir_banks", None)
-        with self.overridden(**({} if which is None else {"asked_banks": banks.asked(which)})):
+        with apart(), self.overridden(**({} if which is None else {"asked_banks": banks.asked(which)})):
             for row in range(len(inputs or ())):
                 continuous.of_request(self, row, len(inputs))
             return generate_batch(inputs, *args, **kwargs)

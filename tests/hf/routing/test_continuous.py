@@ -239,6 +239,21 @@ def test_passes_beside_take_turns_with_a_manager(memoir):
         assert tokens(name) == [said]
 
 
+@early
+@pytest.mark.timeout(120)
+def test_a_generate_that_turns_to_continuous_batching_waits_for_no_turn_of_its_own(memoir):
+    ids, which, alone = _ids(memoir, PROMPTS[0]), ["acme", None], []
+    for bank in which:
+        with memoir.banks(bank or ""):
+            alone.append(_alone(memoir, ids))
+    asked = {"cache_implementation": "paged", "continuous_batching_config": _small(), "memoir_banks": which}
+    said = memoir.model.generate(torch.tensor([ids, ids]), generation_config=_config(), **asked)
+    assert said[0, :, len(ids) :].tolist() == alone and alone[0] != alone[1]
+    with beside(), pytest.raises(MemoirError, match="Make it outside"):
+        memoir.model.init_continuous_batching(generation_config=_config())
+    assert _alone(memoir, ids) == alone[1]
+
+
 class Interleaving:
     """Random requests, cancellations, edits and deletions on one memory and manager."""
 
