@@ -21,7 +21,10 @@ def lines(figures: dict[str, Any], logs: Path | None = None) -> list[str]:
     found = [f"WRONG   {row['bench']}: {row['case']}: {row['failed']}" for row in figures["rows"] if "failed" in row]
     for log in sorted(logs.glob("*.log")) if logs is not None else ():
         text = log.read_text(encoding="utf-8", errors="replace")
-        found += [f"FAILED  {name}: {why or ''}" for name, why in dict(_FAILED_TEST.findall(text)).items()]
+        reasons: dict[str, str] = {}
+        for name, why in _FAILED_TEST.findall(text):  # of a test whose worker ended, the first knows more
+            reasons.setdefault(name, why)
+        found += [f"FAILED  {name}: {why or ''}" for name, why in reasons.items()]
     missed = [one for one in verdicts(figures) if one.word == "MISSED"]
     missed.sort(key=lambda one: -_times(one.value or 1e-9, one.bound, one.at_least))
     found += [f"missed  {str(one).removeprefix('MISSED').strip()}" for one in missed]

@@ -61,8 +61,38 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow tests first: begun last, one of them would run alone."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """The slow tests first: begun last, one of them would run alone. Then those of a GPU, which may be cut off."""
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, _turn(item)))
+
+
+_FIRST_ON_A_GPU = (
+    "test_on_a_gpu.py",
+    "test_masked_linear_cuda.py",
+    "test_masked_linear_pages.py",
+    "test_mask_match.py",
+)
+
+
+def _turn(item: pytest.Item) -> int:
+    """Whole models, the residual product and the search come before other kernels, torch's own on a device last."""
+    if item.get_closest_marker("gpu") is None or "gpu-reference" in item.name:
+        return len(_FIRST_ON_A_GPU) + 1
+    file = item.path.name
+    return _FIRST_ON_A_GPU.index(file) if file in _FIRST_ON_A_GPU else len(_FIRST_ON_A_GPU)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
+    """A worker whose device has failed for good ends, lest all tests to come fail in it: another takes its place."""
+    report = yield
+    error = call.excinfo.value if call.excinfo else None
+    if "PYTEST_XDIST_WORKER" in os.environ and "CUDA error" in str(error):
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            os.write(2, f"\nFAILED {item.nodeid} - {error}\n".encode())
+            os._exit(1)
+    return report
 
 
 @pytest.fixture(autouse=True)

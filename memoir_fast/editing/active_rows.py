@@ -108,7 +108,8 @@ def _fused_adam(
 ) -> torch.Tensor:
     """The same by torch's own fused kernel, in one pass over the four instead of eight: a step of zeros is the move."""
     move = torch.zeros_like(slope)
-    steps = [torch.tensor(float(step - 1), device=slope.device)]
+    # A number that is sent to the device would be waited for.
+    steps = [torch.full((), step - 1.0, dtype=torch.float32, device=slope.device)]
     adam(
         [move],
         [slope],

@@ -146,6 +146,36 @@ def test_every_test_of_a_gpu_is_where_they_are_looked_for():
     assert [path for path in marked if not any(path.is_relative_to(folder) for folder in folders)] == []
 
 
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_worker_whose_device_has_failed_ends_after_its_test(request, monkeypatch, capfd, lost):
+    """Its context is gone, and each further test would fail in it. An error that left the device usable is an error."""
+    (own,) = [
+        one
+        for one in request.config.pluginmanager.get_plugins()
+        if str(getattr(one, "__file__", "")) == str(ROOT / "tests" / "conftest.py")
+    ]
+    ended = []
+
+    def synchronize():
+        if lost:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
+    monkeypatch.setattr("torch.cuda.synchronize", synchronize)
+    monkeypatch.setattr(own.os, "_exit", ended.append)
+
+    def failing():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    call = pytest.CallInfo.from_call(failing, "call")
+    steps = own.pytest_runtest_makereport(request.node, call)
+    next(steps)
+    with pytest.raises(StopIteration) as stopped:
+        steps.send("the report")
+    assert stopped.value.value == "the report" and ended == ([1] if lost else [])
+    assert ("illegal memory access" in capfd.readouterr().err) == lost
+
+
 def test_no_time_left_is_said_and_is_no_failure_of_the_stage(make_gpu):
     done, figures = make_gpu(BUDGET=3)
     found = outcomes(done.stdout)

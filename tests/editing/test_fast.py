@@ -1,10 +1,13 @@
 """`recipe="fast"`: the published loop's result, for every architecture and dtype, one by one and in batches."""
 
+import collections
 import copy
 import dataclasses
+import sys
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from memoir_fast import Edit, Memoir, MemoirConfig
 from memoir_fast.editing import active_rows
@@ -214,3 +217,39 @@ def test_an_exception_while_learning_leaves_no_patch_behind(tiny_llama, tiny_tok
     with torch.no_grad():
         assert torch.equal(tiny_llama(ids).logits, logits)
     assert memoir.layer.store.live == [0]
+
+
+class Waiting(TorchFunctionMode):
+    """Counts what the package calls that would wait for a device: values that are read, and numbers that are sent."""
+
+    READS = ("tolist", "item", "__bool__", "__int__", "__float__", "nonzero", "unique", "bincount", "masked_select")
+
+    def __init__(self):
+        super().__init__()
+        self.counted = collections.Counter()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name, frame = getattr(func, "__name__", ""), sys._getframe(1)
+        index = args[1] if name in ("__getitem__", "__setitem__") else ()
+        marks = [one for one in (index if isinstance(index, tuple) else (index,)) if isinstance(one, torch.Tensor)]
+        sends = func is torch.tensor and kwargs and kwargs.get("device") is not None
+        if name in self.READS or sends or any(one.dtype == torch.bool for one in marks):
+            while frame.f_code.co_filename == __file__:
+                frame = frame.f_back
+            if "memoir_fast/editing" in frame.f_code.co_filename:
+                self.counted[f"{name} in {frame.f_code.co_name}"] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_a_device_once(tiny_llama, tiny_tokenizer, monkeypatch):
+    """For its losses. The form of Adam is a device's; two edits learn together, each with its quiet rows."""
+    monkeypatch.setattr(active_rows, "_plain_adam", active_rows._fused_adam)
+    counted = []
+    for steps in (4, 9):
+        recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=1, questions=0, steps=steps, bar=0.0)
+        memoir = _attach(copy.deepcopy(tiny_llama), tiny_tokenizer, recipe)
+        with Waiting() as waiting:
+            results = memoir.edit(EDITS[:2], batch=2, progress=False)
+        assert [one.steps for one in results] == [steps, steps]
+        counted.append(waiting.counted)
+    assert dict(counted[1] - counted[0]) == {"tolist in _step": 5}

@@ -9,10 +9,12 @@ import os
 import random
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+_HERE = Path(__file__).parent
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda"
 _COMPILE = ["test_interpreter.py", "test_ahead_of_time.py", "test_tuning.py"]
@@ -32,6 +34,17 @@ if INTERPRETED:
     collect_ignore = _COMPILE
 elif DEVICE == "cpu":
     collect_ignore = _RUN
+_ONE_IN = 25  # random cases are run among a GPU's tests: each takes compilations of its own
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On a device, cases with names and some random ones are a GPU's tests; the others run where there is time."""
+    for item in items if DEVICE == "cuda" else ():
+        if item.path.parent == _HERE and item.path.name in _RUN:
+            values = getattr(item, "callspec", None)
+            if values is None or values.params.get("seed", 0) % _ONE_IN == 0:
+                item.add_marker(pytest.mark.gpu)
 
 
 class Draw:
