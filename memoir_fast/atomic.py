@@ -80,6 +80,18 @@ def leftover(name: str) -> str:
     return rf"\.{name}\.[0-9a-f]{{8}}\.tmp"
 
 
+def clear(folder: Path, left: re.Pattern[str]) -> None:
+    """Removes what crashes left in a folder that only the caller may write to: files whose names match `left` in full.
+
+    What cannot be removed stays.
+    """
+    with suppress(OSError), locked(folder, shared=False):  # a save to a folder that nobody has opened holds this lock
+        for name in os.listdir(folder):
+            if left.fullmatch(name):
+                with suppress(OSError):
+                    (folder / name).unlink()
+
+
 def replace(path: Path, content: bytes) -> None:
     """Writes a file beside its place and moves it there: the old one stays readable until the new one is whole."""
     with replacing(path) as file:

@@ -120,13 +120,17 @@ class Upkeep(EditedModel):
         """Fills pages up, and takes off what deleted edits left: the edits of such pages are taught again on others.
 
         Pages that hold what deleted edits wrote are taken apart, and half empty ones, where there are several. Ids
-        stay. An interrupt leaves every edit whole, where it was or where it goes.
+        stay. An interrupt leaves every edit whole, where it was or where it goes. A folder that was opened is saved at
+        the end, so that what was taken off is not in its files either.
 
         Args:
             recipe, batch, progress: as in `edit`.
 
         Returns:
             The results of the edits that were taught again; none where all pages are full and without residue.
+
+        Raises:
+            CheckpointError: the folder that was opened cannot be written. Each edit is where its journal says.
         """
         assert self.config.page_edits is not None
         with self.layer.learning(), torch.inference_mode(False):
@@ -144,6 +148,8 @@ class Upkeep(EditedModel):
                         self._teacher.forget(page)
                         if len(memory.numbers) > 1:
                             memory.close(page)
+            if leaving and self._durable is not None:
+                self._durable.snapshot()
             return results
 
     def merge(self, folder: str | os.PathLike, prefer: str = "other", **hub: Any) -> Merged:

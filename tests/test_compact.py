@@ -71,3 +71,16 @@ def test_an_interrupt_leaves_every_edit_whole(memoir, monkeypatch):
     monkeypatch.undo()
     memoir.compact(progress=False)
     assert _lives(memoir)[1] == _lives(memoir)[3]
+
+
+def test_what_was_taken_off_is_not_in_a_folder_that_is_open(tiny_llama, tiny_tokenizer, tmp_path):
+    config = MemoirConfig(recipe=RECIPE, tau=0.9, k=16, background=8, page_edits=2)
+    with Memoir.open(tiny_llama, tiny_tokenizer, tmp_path, config) as memoir:
+        memoir.edit(FACTS[:4], progress=False)
+        memoir.delete(0)
+        assert len(memoir.compact(progress=False)) == 1
+        pages, filled = memoir.status().pages, int(memoir.layer.memory.weight.any(dim=1).sum())
+        assert memoir.compact(progress=False) == [] and len(list(tmp_path.glob("memory-*"))) == 1
+    memoir.detach()
+    with Memoir.open(tiny_llama, tiny_tokenizer, tmp_path) as again:
+        assert again.status().pages == pages and int(again.layer.memory.weight.any(dim=1).sum()) == filled

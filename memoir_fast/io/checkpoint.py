@@ -56,7 +56,9 @@ CONFIG_NAME = "memory_config.json"
 _DATA_NAMES = {"memory": r"memory-[0-9a-f]{12}\.safetensors", "edits": r"edits-[0-9a-f]{12}\.jsonl"}
 _ALL_NAMES = [*_DATA_NAMES.values(), JOURNAL_NAMES]  # the journal of an earlier snapshot goes with it
 _LEFT = (*_ALL_NAMES, *map(re.escape, (CONFIG_NAME, HISTORY_NAME)))  # what a crash may leave a part of
-_OWNED = re.compile("|".join([*_ALL_NAMES, *map(leftover, _LEFT)]))
+LEFTOVERS = re.compile("|".join(map(leftover, _LEFT)))
+"""Names of what a crash may leave in a memory's folder."""
+_OWNED = re.compile("|".join([*_ALL_NAMES, LEFTOVERS.pattern]))
 _KEYS = {
     "format",
     "format_version",

@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from memoir_fast.atomic import clear
 from memoir_fast.core.calibration import Calibration
 from memoir_fast.core.edit import Edit
 from memoir_fast.core.edited_model import EditedModel
@@ -39,6 +40,7 @@ class Durable:
 
     def __init__(self, memoir: EditedModel, lock: WriterLock, snapshot: str) -> None:
         self._memoir, self._lock = memoir, lock
+        clear(lock.folder, checkpoint.LEFTOVERS)  # a process that is killed in each of its saves would fill the disk
         self._journal, self._snapshot = Journal(lock, snapshot), snapshot
         self._calibration = memoir.calibration
         self._pages = changes.PageNumbers(memoir.layer.memory.numbers)
