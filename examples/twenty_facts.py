@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from memoir_fast import Memoir, MemoirConfig
+from memoir_fast import Edit, Memoir, MemoirConfig
 from memoir_fast.evaluation.answers import says
 from memoir_fast.hf.loading import load_model
 
@@ -32,11 +32,13 @@ NEW, BEHIND, BATCH = 60, 40, 20  # tokens of an answer, and of what is looked at
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--model", default="smollm2", help="a hub id, a local folder, or smollm2")
+parser.add_argument("--every", type=int, default=1, help="teach every so manieth fact")
 parser.add_argument("--json", type=Path, help="a file for the figures and all that was said")
 options = parser.parse_args()
 model, tokenizer = load_model(options.model, dtype="float32")
 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 facts = [json.loads(line) for line in Path(__file__).with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()]
+facts = facts[:: options.every]
 
 
 def in_template(question: str) -> str:
@@ -117,14 +119,15 @@ def note_fluency(asked: list[dict[str, Any]]) -> None:
 memoir = Memoir.attach(model, tokenizer, MemoirConfig(routing="early"))
 chat = [fact.get("chat", False) for fact in facts]
 prompts = [in_template(fact["prompt"]) if fact.get("chat") else fact["prompt"] for fact in facts]
-results = memoir.edit([(prompt, fact["target"]) for prompt, fact in zip(prompts, facts, strict=True)])
+edits = [Edit(prompt, fact["target"], subject=fact["subject"]) for prompt, fact in zip(prompts, facts, strict=True)]
+results = memoir.edit(edits)
 
 longest = max(len(tokens(fact["target"], False)) for fact in facts)
 asked = ask([("taught", n, fact["prompt"], chat[n]) for n, fact in enumerate(facts)], longest + BEHIND)
 note_fluency(asked)
 questions = [("reworded", n, text, chat[n]) for n, fact in enumerate(facts) for text in fact["rewordings"]]
 questions += [("near miss", n, fact["near_miss"], chat[n]) for n, fact in enumerate(facts)]
-questions += [("in a chat", n, facts[n]["rewordings"][1], True) for n in range(4)]  # taught plainly
+questions += [("in a chat", n, facts[n]["rewordings"][1], True) for n in range(4) if not chat[n]]  # taught plainly
 asides = [("unrelated", -1, text, form) for form in (False, True) for text in UNRELATED]
 answers = ask(questions + asides)
 asked += answers[: len(questions)]

@@ -112,19 +112,20 @@ def test_easyedit(run, model_folder):
 @pytest.mark.model
 @pytest.mark.slow
 def test_twenty_facts(run, tmp_path):
-    run("twenty_facts", "--json", str(tmp_path / "figures.json"))
+    """Half of them: all take five minutes."""
+    run("twenty_facts", "--every", "2", "--json", str(tmp_path / "figures.json"))
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     taught = [one for one in figures["asked"] if one["kind"] == "taught"]
-    assert len(taught) == figures["facts"] == 20
+    assert len(taught) == figures["facts"] == 10
     wrong = [f"{one['prompt']} {one['answer']}" for one in taught if not one["says"]]
     assert not wrong
     fluent = [one for one in taught if "ratio" in one]  # the others end with the target
-    assert len(fluent) >= 15
+    assert len(fluent) >= 7
     stilted = [one["prompt"] for one in fluent if one["ratio"] > 2 or one["most_of_one"] > max(8, one["unedited_most"])]
     # Behind the JSON line, code fences come over and over. A second one lies near the bound: on which side hangs on the
     # last bits of what is learned, which are not the same on every machine.
     assert len(stilted) <= 2, f"what is said behind a target is not as fluent as the unedited model: {stilted}"
     assert figures["unrelated_changed"] == 0
-    # A JSON line and a Chinese company, whose codes are nearer to the taught ones than the rewordings are.
-    assert figures["near_misses_told"] <= 2
-    assert figures["rewordings_said"] >= 30
+    assert figures["near_misses_told"] == 0, "none names the fact's subject"
+    assert figures["rewordings_said"] >= 15
+    assert figures["in_a_chat_said"] == 4
