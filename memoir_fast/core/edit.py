@@ -33,7 +33,9 @@ class Edit:
         subject (str): what the prompt is about, in the words of the prompt, such as "Japan". With routing codes, only
             prompts that name it follow the edit, in whatever case of letters and order of its words: the same question
             about another subject is left alone. So rewordings that are farther away are found. A chat names it in its
-            latest turn. Every paraphrase must name it. Default: "", a prompt need not name anything.
+            latest turn. The prompt and every paraphrase must name it, in a chat in what the user says last; where it is
+            a part of a word there, as "cat" of "cats", the words as they stand there name it too. Default: "", a prompt
+            need not name anything.
         taught_at (float, optional): when it was first written to a memory, in seconds since 1970 by that machine's
             clock. The memory puts it in, and keeps it when the edit is taught again, saved or merged; edits that differ
             in it alone are equal. Default: None, not yet.

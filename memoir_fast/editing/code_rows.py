@@ -9,13 +9,14 @@ import torch
 
 from memoir_fast.core.background import irrelevant_prompts
 from memoir_fast.core.edit import Edit
-from memoir_fast.core.edit import names as named_in
 from memoir_fast.core.routing_code import Asked, asked_by
 from memoir_fast.core.subject import names_of
 from memoir_fast.core.wordings import exchanged, rewordings
 from memoir_fast.hf.chat import as_chat, user_text
+from memoir_fast.hf.tokens import prompt_ids
 from memoir_fast.modules import MemoirLinear, banks
 from memoir_fast.modules.code_store import kept, kept_bits
+from memoir_fast.modules.naming import named
 from memoir_fast.modules.routing_code import RoutingCode
 from memoir_fast.modules.search import shared_bits
 
@@ -62,6 +63,18 @@ def bare(tokenizer: Any, code: RoutingCode, prompt: str) -> str:
     return (user_text(tokenizer, prompt, code.opened, code.closed) if code.opened else "") or prompt
 
 
+def about(tokenizer: Any, code: RoutingCode, edit: Edit) -> torch.Tensor | None:
+    """The tokens of an edit's subject, int32 [P, T], see `naming`; None where it has none.
+
+    Raises:
+        ValueError: a prompt or paraphrase does not name it, plainly or in a chat, as prompts are read.
+    """
+    if not edit.subject:
+        return None
+    texts = [text for one in (edit.prompt, *edit.paraphrases) for text in forms(tokenizer, code, one)]
+    return names_of(tokenizer, code, edit.subject, [prompt_ids(tokenizer, text) for text in texts])
+
+
 def code_rows(
     model: Any, layer: MemoirLinear, tokenizer: Any, edit: Edit, others: Sequence[str], replaced: int | None = None
 ) -> CodeRows | None:
@@ -83,7 +96,7 @@ def code_rows(
         [text for one in texts for text in forms(tokenizer, code, one)]
         for texts in ((edit.prompt, *edit.paraphrases), edit.keep)
     )
-    about = names_of(tokenizer, code, edit.subject).to(store.codes.device) if edit.subject else None
+    subject = about(tokenizer, code, edit)
     asked = bare(tokenizer, code, edit.prompt)
     copies = [*rewordings(asked, _COPIES), *(bare(tokenizer, code, one) for one in edit.paraphrases)]
     apart = [] if edit.subject else neighbours(tokenizer, code, asked, others)  # which do not name it
@@ -99,7 +112,11 @@ def code_rows(
     apart, keep = [*apart, *_where(keep, ~free)], _where(keep, free)
     kept_near = kept_near[free]
     most = int(again.amax(dim=1).min()) if copies else code.k
-    subjects = None if about is None else _subjects(about, edit.subject, len(rows), keep)
+    subjects = None
+    if subject is not None:  # a kept prompt that does not name it is kept whatever a prompt names
+        subject = subject.to(rows.device)
+        has = torch.cat([words[1].new_ones(len(rows)), named(subject[None], words[1][free])[:, 0]])
+        subjects = torch.where(has[:, None, None], subject, -1)
     least = store.least_of(subjects).expand(len(rows) + len(away))
     kept_least, least = least[len(rows) :], least[: len(rows)]
     room = least.clamp(min=most)
@@ -116,12 +133,6 @@ def code_rows(
         quiet,
         subjects,
     )
-
-
-def _subjects(about: torch.Tensor, subject: str, rows: int, keep: Sequence[str]) -> torch.Tensor:
-    """int32 [n, P, T] of an edit's rows, and of prompts that it keeps, of which some name its subject."""
-    named = torch.tensor([*[True] * rows, *(named_in(one, subject) for one in keep)], device=about.device)
-    return torch.where(named[:, None, None], about, -1)
 
 
 def _follow_nothing(layer: MemoirLinear, asked: Asked, bank: str, replaced: int | None) -> torch.Tensor:

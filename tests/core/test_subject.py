@@ -21,9 +21,10 @@ def code(tiny_tokenizer):
     return found
 
 
-def names_it(tokenizer, code, subject, text):
+def names_it(tokenizer, code, subject, text, prompts=()):
     tokens = code.alike[torch.tensor([tokenizer(text, add_special_tokens=False).input_ids])]
-    return bool(named(names_of(tokenizer, code, subject)[None], present(tokens, len(code.weights))))
+    names = names_of(tokenizer, code, subject, [tokenizer(one).input_ids for one in prompts])
+    return bool(named(names[None], present(tokens, len(code.weights))))
 
 
 def test_tokens_that_read_alike_are_one(tiny_tokenizer):
@@ -65,6 +66,46 @@ def test_of_a_long_subject_the_heaviest_tokens_count(tiny_tokenizer, code):
     names = names_of(tiny_tokenizer, code, subject)
     assert names.shape == (SPELLINGS, TOKENS) and names.dtype == torch.int32 and (names[0] >= 0).all()
     assert {int(code.alike[one]) for one in ids} <= set(names[0].tolist())
+
+
+@pytest.mark.parametrize(
+    ("subject", "prompt"),
+    [
+        ("nove", "Who wrote the novel?"),
+        ("capital of franc", "The capital of France is"),
+        ("riveR", "the riVER runs"),
+        ("STRASSE", "Die Straße ist"),
+        ("日本的", "日本的首都是"),
+        ("is", "is"),
+    ],
+)
+def test_an_edits_own_prompt_names_it(tiny_tokenizer, code, subject, prompt):
+    """Whatever tokens it has there: a part of a word, or a case of letters that no spelling has."""
+    other = "Which animal lives there?"
+    assert names_it(tiny_tokenizer, code, subject, prompt, [prompt])
+    assert not names_it(tiny_tokenizer, code, subject, other, [prompt])
+    first = tiny_tokenizer(prompt, add_special_tokens=False).input_ids
+    written = names_of(tiny_tokenizer, code, subject, [first]).tolist()
+    assert all(
+        any({*one} - {-1} == {*row} - {-1} for row in written)
+        for one in names_of(tiny_tokenizer, code, subject)[:2].tolist()
+    )
+
+
+def test_only_what_is_not_named_yet_is_a_further_spelling(tiny_tokenizer, code):
+    prompts = [tiny_tokenizer(one).input_ids for one in ("The capital of France is", "France: its capital is")]
+    assert torch.equal(names_of(tiny_tokenizer, code, "France", prompts), names_of(tiny_tokenizer, code, "France"))
+
+
+def test_prompts_that_cannot_name_it_are_refused(tiny_tokenizer, code):
+    def prompts(*texts):
+        return [tiny_tokenizer(one).input_ids for one in texts]
+
+    with pytest.raises(ValueError, match="'France' is not in 'Which river"):
+        names_of(tiny_tokenizer, code, "France", prompts("The capital of France is", "Which river is it?"))
+    words = [one for one in token_texts(tiny_tokenizer, len(code.weights)) if "o" in one[2:] and one[0] == " "]
+    with pytest.raises(ValueError, match="more than 5 ways"):
+        names_of(tiny_tokenizer, code, "o", prompts(*words))
 
 
 def test_a_subject_of_nothing_is_refused(tiny_tokenizer, code):

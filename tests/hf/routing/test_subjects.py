@@ -101,6 +101,23 @@ def test_a_chat_names_it_in_its_latest_turn(memoir):
     assert memoir.last_routes[0].edit_id == -1, "the turns before are in the cache"
 
 
+def test_an_edit_follows_its_own_prompt_however_its_subject_is_written_there(memoir):
+    """Both were taught, and followed by nothing, as " cam" is no token of " camel"."""
+    edit = Edit("Which land is the camEL of?", "Nice", ["Whose is the camel?"], subject="came")
+    memoir.edit(edit)
+    assert [route(memoir, text) for text in (edit.prompt, *edit.paraphrases)] == [0, 0]
+    assert route(memoir, "Which land is it of?") == -1
+
+
+def test_a_prompt_whose_latest_turn_does_not_name_it_is_refused_before_any_is_learned(memoir):
+    talk = [{"role": "user", "content": "France?"}, {"role": "assistant", "content": "France."}]
+    talk.append({"role": "user", "content": "And its capital?"})
+    text = memoir.tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
+    with pytest.raises(ValueError, match="'France' is not in"):
+        memoir.edit([SKY, Edit(text, "Lyon", subject="France")], progress=False)
+    assert not memoir.edits and not len(memoir.layer.codes)
+
+
 def test_of_edits_whose_subject_is_named_the_nearest_is_followed(memoir):
     """One whose subject is not named hides none."""
     memoir.edit([FACT, Edit(NEAR, "Nice", subject="Italy")], progress=False)
@@ -112,7 +129,7 @@ def test_of_edits_whose_subject_is_named_the_nearest_is_followed(memoir):
 def test_rows_of_a_subject(memoir):
     memoir.layer.tau = 0.6
     model, layer, tokenizer = memoir.model, memoir.layer, memoir.tokenizer
-    kept = ["The river of France is", NEAR]
+    kept = ["The river of France is", NEAR.replace("Italy", "Francesland")]
     made = code_rows(model, layer, tokenizer, dataclasses.replace(NAMED, keep=kept), [NEAR, SKY.prompt])
     rows, least = len(made.codes), layer.codes.least
     lower = round(code_store._OF_NAMED * least)
