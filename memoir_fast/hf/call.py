@@ -27,6 +27,13 @@ class Call:
     pieces: Any = None  # Pieces, where it holds several sequences in a row
     reached: bool = False  # the edited layer has run
     read: Routed | None = None  # and has read there
+    generation: Any = None  # the Generation that it runs in
+    others: bool = False  # its sequences are others than that generation's
+
+    def prompt_end(self, asked: Any) -> int | None:
+        """Where the prompt ends, of what is asked for in `generate`; None: nothing says so."""
+        end: int | None = asked.generate_prompt
+        return None if self.others else end
 
 
 @dataclass

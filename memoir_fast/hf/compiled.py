@@ -189,6 +189,8 @@ def _run(
         call.ids = ids
         resume(router, call)
         router.enter(router.in_rows(hidden) if hidden.dim() == 2 else hidden.reshape(len(hidden), -1, hidden.shape[-1]))
+        if cached and call.generation is not None and call.state is not None:
+            call.generation.begin(call.state)
     finally:
         suspend(router)
     return tickets.issue(Passing(call.state, call))

@@ -31,7 +31,7 @@ class Following:
         """Whether the tokens of a pass are said by the model; else they are a prompt, or a part of one."""
         if call.state is None:
             return False
-        prompt_end = asked.generate_prompt
+        prompt_end = call.prompt_end(asked)
         return call.length >= prompt_end if prompt_end is not None else tokens == 1
 
     def say(self, call: Call, x: torch.Tensor, asked: Overrides) -> Routed | None:
@@ -51,7 +51,7 @@ class Following:
         state = call.state
         batch, tokens = x.shape[:2]
         _require_batch(state, batch)
-        start, prompt_end = call.length, asked.generate_prompt
+        start, prompt_end = call.length, call.prompt_end(asked)
         real = real_tokens(call.attention_mask, start, batch, tokens, x.device)
         prompt, said = real, 0
         if asked.lengths is not None:

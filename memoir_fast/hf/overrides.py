@@ -1,5 +1,6 @@
 """What blocks of code ask of a router, in a thread or task."""
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,6 +13,27 @@ from memoir_fast.hf import banks
 from memoir_fast.modules.banks import Asked
 
 
+class Generation:
+    """One call of `model.generate`, whose sequences are those of the cache that its first pass fills.
+
+    Other passes of the model may run within it: those of a negative prompt (`guidance_scale`), or of a processor of
+    logits. How long the generation's prompt is says nothing of theirs.
+    """
+
+    def __init__(self) -> None:
+        self._state: Any = None
+
+    def begin(self, state: Any) -> None:
+        """Notes the state of a pass's sequences, which a cache keeps: the first one's is its own."""
+        if self._state is None:
+            self._state = weakref.ref(state)
+
+    def others(self, state: Any) -> bool:
+        """Whether a pass whose cache keeps this state (None: none yet) is one of other sequences."""
+        own = self._state and self._state()
+        return own is not None and own is not state
+
+
 @dataclass(frozen=True)
 class Overrides:
     """What is asked of a router for the sequences of a pass."""
@@ -21,6 +43,8 @@ class Overrides:
     lengths: tuple[int, ...] | None = None
     generate_prompt: int | None = None
     """Positions that are prompt, in `model.generate`."""
+    generation: Generation | None = None
+    """Whose they are."""
     asked_banks: Asked | tuple[Asked, ...] | None = None
 
     def of_row(self, row: int, batch: int) -> "Overrides":

@@ -25,7 +25,7 @@ from memoir_fast.hf.call import Call, resume, running, suspend
 from memoir_fast.hf.compiled import Tracing
 from memoir_fast.hf.following import Following
 from memoir_fast.hf.hidden import batch_shape, in_rows
-from memoir_fast.hf.overrides import Overrides, asked_of, overriding
+from memoir_fast.hf.overrides import Generation, Overrides, asked_of, overriding
 from memoir_fast.hf.packed import WHAT_INSTEAD, paged, spans
 from memoir_fast.hf.pieces import Piece, Pieces, SeveralInRow, packed_pieces
 from memoir_fast.hf.prompt import prompt_positions
@@ -282,6 +282,8 @@ class Router:
             state,
             state.length if state is not None else held(cache),
             (args, kwargs),
+            generation=asked.generation,
+            others=asked.generation is not None and asked.generation.others(state),
         )
         if found is not None:
             call.pieces = Pieces(found, self.following, self._layer)
@@ -310,6 +312,8 @@ class Router:
         cache = call.cache if call.cache is not None else find_cache(output)
         if cache is not None and call.state is not None:
             remember(cache, call.state)
+            if call.generation is not None:
+                call.generation.begin(call.state)
 
     def _wrap(self, name: str, around: str) -> None:
         """Lets `around(method, *args)` stand in the place of the model's method of that name, where it has one."""
@@ -341,9 +345,10 @@ class Router:
     def _generating(self, generate: Any, *args: Any, **kwargs: Any) -> Any:
         """Runs `model.generate`, noting how many positions are its prompt, which no forward pass can tell."""
         which = kwargs.pop("memoir_banks", None)
-        changes = {} if which is None else {"asked_banks": banks.asked(which)}
-        positions = prompt_positions(self._model, generate, args, kwargs)
-        with beside(), self._layer.views.generation(), self.overridden(generate_prompt=positions, **changes):
+        changes: dict[str, Any] = {} if which is None else {"asked_banks": banks.asked(which)}
+        changes["generate_prompt"] = prompt_positions(self._model, generate, args, kwargs)
+        changes["generation"] = Generation()
+        with beside(), self._layer.views.generation(), self.overridden(**changes):
             return generate(*args, **kwargs)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -239,3 +239,34 @@ def test_generate_keeps_its_signature_and_takes_no_input_at_all(taught):
         output = taught.model.generate(max_new_tokens=4, do_sample=False)
     assert torch.equal(output, taught.plain.generate(max_new_tokens=4, do_sample=False)) and output.shape == (1, 5)
     assert taught.model.generate(max_new_tokens=4, do_sample=False).shape == (1, 5)
+
+
+@pytest.mark.parametrize(("text", "negative", "routes"), [(FACTS[0], FACTS[1], (0, 1)), (UNMATCHED, "the", (-1, -1))])
+def test_a_negative_prompt_has_a_route_of_its_own(taught, text, negative, routes):
+    """It is longer than the prompt, or shorter, and what is said behind it is no part of it."""
+    other, decided = taught.ids(negative), []
+    said = taught.ids("river")[:, :1]
+    taught.add(torch.cat([other, said], dim=1))
+    taught.model.register_forward_hook(lambda *_: decided.append(_routes(taught)[0]))
+    settings = {
+        "guidance_scale": 1.5,
+        "negative_prompt_ids": other,
+        "prefix_allowed_tokens_fn": lambda *_: said[0].tolist(),
+    }
+    taught.model.generate(taught.ids(text), max_new_tokens=4, do_sample=False, **settings)
+    assert decided == [routes[0], *[routes[1]] * 7]
+
+
+def test_a_pass_within_a_generation_is_a_prompt_of_its_own(taught):
+    longer, decided = taught.ids("the river " + FACTS[1]), []
+    taught.add(longer)
+
+    def allowed(*_):
+        taught.model(input_ids=longer, use_cache=False)
+        decided.append(taught.memoir.last_routes[0].edit_id)
+        return [5, 6]
+
+    output = taught.model.generate(
+        taught.ids(FACTS[0]), max_new_tokens=3, do_sample=False, prefix_allowed_tokens_fn=allowed
+    )
+    assert decided == [3, 3, 3] and set(output[0, -3:].tolist()) <= {5, 6}
