@@ -1,7 +1,7 @@
 """Tensors that lie in a mapped file, gone through so that little of the file is in memory at once."""
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,8 +12,8 @@ _MAPS = Path("/proc/self/maps")
 _AT_ONCE = 1 << 22  # bytes
 
 
-def pieces(values: torch.Tensor, at_once: int = _AT_ONCE) -> Iterator[torch.Tensor]:
-    """The rows of a tensor on the CPU, contiguous, some `at_once` bytes of them at a time.
+def pieces(values: torch.Tensor, at_once: int = _AT_ONCE, sizes: Sequence[int] | None = None) -> Iterator[torch.Tensor]:
+    """The rows of a tensor on the CPU, contiguous, some `at_once` bytes of them at a time, or as many as `sizes` say.
 
     Each piece must be done with when the next is asked for. Where the tensor lies in a mapped file, and is not written
     to, the system then drops its copy of the piece, and reads it from the file again if it is looked at once more.
@@ -25,7 +25,7 @@ def pieces(values: torch.Tensor, at_once: int = _AT_ONCE) -> Iterator[torch.Tens
     """
     step = max(1, at_once * len(values) // max(1, values.nbytes))
     mapped = values.nbytes > at_once and in_file(values)
-    for piece in values.split(step) if len(values) else ():
+    for piece in values.split(step if sizes is None else [*sizes]) if len(values) else ():
         yield piece
         if mapped:
             begin = -(-piece.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE

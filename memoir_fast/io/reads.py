@@ -7,6 +7,7 @@ import torch
 
 from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.core.reads import Reads
+from memoir_fast.io.mapped import pieces
 from memoir_fast.modules import MemoirLinear
 
 
@@ -38,7 +39,7 @@ def read(saved: Mapping[str, torch.Tensor], layer: MemoirLinear) -> dict[int, Re
         return {}
     _require_columns(saved["reads"], layer)
     whose = saved["reads_of"].tolist()
-    every = saved["reads"].split([tokens for _, tokens, _ in whose])
+    every = pieces(saved["reads"], sizes=[tokens for _, tokens, _ in whose])
     return {edit_id: Reads(inputs.clone(), bool(stop)) for (edit_id, _, stop), inputs in zip(whose, every, strict=True)}
 
 
@@ -78,5 +79,6 @@ def _require_columns(inputs: torch.Tensor, layer: MemoirLinear) -> None:
 def _require_inputs(inputs: torch.Tensor) -> None:
     if inputs.dtype != torch.bfloat16 or inputs.dim() != 2 or not len(inputs):
         raise ValueError(f"reads must be bfloat16 [tokens, k], got {inputs.dtype} {list(inputs.shape)}")
-    if not inputs.float().square().sum().isfinite():
+    squares = torch.stack([piece.float().square().sum() for piece in pieces(inputs)])
+    if not squares.sum().isfinite():
         raise ValueError("reads must be finite, and their squares too")
