@@ -21,7 +21,7 @@ cudaError_t allow_shared(Kernel kernel, size_t bytes, std::atomic<uint64_t>& ask
   error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
   if (error == cudaSuccess) asked |= own;
-  return error;
+  return error == cudaSuccess ? error : cudaGetLastError();
 }
 
 // Starts before the kernel ahead of it on the stream has ended, and waits for that itself.
@@ -40,7 +40,8 @@ cudaError_t launch_clusters(void (*kernel)(Parameters...), int64_t blocks, int c
   config.stream = stream;
   config.attrs = attributes;
   config.numAttrs = cluster > 1 ? 2 : 1;
-  return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+  cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+  return cudaGetLastError();  // which forgets it: another backend's launches shall not be told
 }
 
 int64_t clusters_of(const LinearCall& call) { return (call.outputs + int64_t{kTileOutputs} - 1) / kTileOutputs; }
@@ -84,8 +85,24 @@ cudaError_t launch_tiles(const LinearCall& call, cudaStream_t stream) {
   return launch_clusters(multiply_tiles<T, kRows>, clusters_of(call) * call.splits, call.splits, shared, stream, call);
 }
 
+// Whether a block may have that much shared memory; compute capability 12 has 99 KiB, others 227.
+cudaError_t may_share(size_t bytes, bool& may) {
+  int device = 0, most = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  may = bytes <= static_cast<size_t>(most);
+  return error == cudaSuccess ? error : cudaGetLastError();
+}
+
 template <class T>
-cudaError_t launch_tiles(const LinearCall& call, cudaStream_t stream) {
+cudaError_t launch_tiles(const LinearCall& wanted, cudaStream_t stream) {
+  LinearCall call = wanted;
+  if (call.tile_rows > 32) {  // the columns of a wide layer leave less room
+    bool fits = false;
+    const cudaError_t error = may_share(sizeof(Tile<T, 64>) + list_bytes(call), fits);
+    if (error != cudaSuccess) return error;
+    call.tile_rows = fits ? 64 : 32;
+  }
   return call.tile_rows == 16   ? launch_tiles<T, 16>(call, stream)
          : call.tile_rows == 32 ? launch_tiles<T, 32>(call, stream)
                                 : launch_tiles<T, 64>(call, stream);

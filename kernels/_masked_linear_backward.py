@@ -33,10 +33,16 @@ def _grad_x(
     BLOCK_J: tl.constexpr,
     BLOCK_O: tl.constexpr,
 ):
-    """Grid (k tiles, S tiles, B): grad [S, O] times the active rows of memory, into a zeroed grad_x [B, S, D]."""
-    b = tl.program_id(2).to(tl.int64)
-    s = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)
-    j = tl.program_id(0) * BLOCK_J + tl.arange(0, BLOCK_J)
+    """Grid (k tiles * S tiles * B,): grad [S, O] times the active rows of memory, into a zeroed grad_x [B, S, D].
+
+    In one dimension, since a packed batch has more sequences than the others may have.
+    """
+    j_tiles = tl.cdiv(k, BLOCK_J)
+    s_tiles = tl.cdiv(S, BLOCK_S)
+    place = tl.program_id(0) // j_tiles
+    b = (place // s_tiles).to(tl.int64)
+    s = place % s_tiles * BLOCK_S + tl.arange(0, BLOCK_S)
+    j = tl.program_id(0) % j_tiles * BLOCK_J + tl.arange(0, BLOCK_J)
     edit = tl.load(route_ptr + b * stride_r).to(tl.int64)
     if (edit < 0) | (edit >= C):
         return
@@ -134,7 +140,7 @@ def _to_x(
     config = _launch.config("masked_linear_grad_x", x, f"k{k} O{outputs}")
     block_s = power_of_two(tokens, 16, config["BLOCK_S"])
     block_j = power_of_two(k, 16, config["BLOCK_J"])
-    _grad_x[(triton.cdiv(k, block_j), triton.cdiv(tokens, block_s), batch)](
+    _grad_x[(triton.cdiv(k, block_j) * triton.cdiv(tokens, block_s) * batch,)](
         grad_x,
         grad,
         memory,

@@ -123,13 +123,16 @@ def _rows(
     BLOCK_K: tl.constexpr,
     BLOCK_O: tl.constexpr,
 ):
-    """Grid (O tiles, SPLITS, row tiles * SLOTS): slot i of a tile serves all rows of the tile's i-th distinct route.
+    """Grid (O tiles * SPLITS * row tiles * SLOTS,): slot i of a tile serves all rows of the tile's i-th distinct route.
 
-    With MAY_BE_DENSE x holds zeros at inactive inputs (`_activate`), and slot 0 serves a tile of many routes alone.
+    In one dimension, since a packed batch has more tiles than the others may have. With MAY_BE_DENSE x holds zeros at
+    inactive inputs (`active_inputs`), and slot 0 serves a tile of many routes alone.
     """
-    tile = tl.program_id(2) // SLOTS
-    slot = tl.program_id(2) % SLOTS
-    split = tl.program_id(1)
+    o_tiles = tl.cdiv(outputs, BLOCK_O)
+    place = tl.program_id(0) // o_tiles
+    tile = place // SPLITS // SLOTS
+    slot = place // SPLITS % SLOTS
+    split = place % SPLITS
     index = tl.arange(0, ROWS)
     m = tile * ROWS + index
     b = (m // S).to(tl.int64)
@@ -154,7 +157,7 @@ def _rows(
         member = (m < M) & (route == mine)
     if mine == -2:
         return
-    o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
+    o = tl.program_id(0) % o_tiles * BLOCK_O + tl.arange(0, BLOCK_O)
 
     acc = tl.zeros((ROWS, BLOCK_O), tl.float32)
     if dense | (mine >= 0):
@@ -243,7 +246,7 @@ def launch(
     else:
         sizes = (rows, tokens, width, outputs, k, edits, len(memory))
         strides = (*out.stride(), *x.stride(), *memory.stride(), *columns.stride(), *route.stride())
-        _rows[(tiles, splits, triton.cdiv(rows, _ROWS) * slots)](
+        _rows[(tiles * splits * triton.cdiv(rows, _ROWS) * slots,)](
             *tensors, *sizes, *strides, MAY_BE_DENSE=may_be_dense, SLOTS=slots, ROWS=_ROWS, **constants
         )
     if splits > 1:

@@ -110,3 +110,23 @@ def test_memory_streams_of_one_token_are_read_in_16_bytes(bench):
     loads_of_one_step = constants["BLOCK_K"] * constants["BLOCK_O"] * 2 // (16 * threads)
     assert code.wide_loads >= 2 * loads_of_one_step  # before the loop, and in it
     assert launch.grid[0] * constants["BLOCK_O"] == 4096
+
+
+@pytest.mark.parametrize("sequences", [70_000, 3])
+def test_no_grid_is_larger_than_a_device_takes(bench, sequences):
+    """A packed row is a batch of as many sequences as it has tokens; 65,535 is the most but in the first dimension."""
+    from memoir_fast.kernels import masked_linear
+
+    machine_code, *_ = bench
+    x = torch.empty(sequences, 1, 64, device="meta", dtype=torch.bfloat16)
+    memory, columns = x.new_empty(64, 32), torch.empty(5, 24, device="meta", dtype=torch.int32)
+    route = columns.new_empty(sequences)
+    grad = x.new_empty(sequences, 1, 32)
+
+    def serve():
+        masked_linear.masked_linear(x, memory, columns, route)
+        masked_linear.masked_linear_backward(grad, x, memory, columns, route, True, False)
+
+    launches = machine_code.launches(serve, 90)
+    assert {"rows", "grad_x"} <= {one.kernel.name for one in launches}
+    assert all(one.grid[0] < 2**31 and max(one.grid[1:], default=1) <= 65_535 for one in launches), launches
