@@ -93,6 +93,7 @@ class Memoir(Kept):
         edits: str | Edit | Iterable[Edit | tuple[str, str]],
         target: str | None = None,
         *,
+        subject: str = "",
         bank: str | None = None,
         recipe: str | Recipe | None = None,
         batch: int | str | None = None,
@@ -105,6 +106,7 @@ class Memoir(Kept):
         Args:
             edits: a prompt (then `target` is its answer), an Edit, or several Edits or (prompt, target) pairs.
             target (str, optional): what the model shall say after the prompt.
+            subject (str): what the prompt is about, beside a prompt; see `Edit`. Default: a prompt need not name anything.
             bank (str, optional): answer only requests that ask for this bank, see `banks`. Default: each Edit's own.
             recipe (str | Recipe, optional): Default: that of the config.
             batch (int, optional): edits learned together as one joint problem, or "auto": what free memory allows.
@@ -124,8 +126,11 @@ class Memoir(Kept):
             raise TypeError("edit(prompt, target) needs a target, got None")
         if target is not None and not isinstance(edits, str):
             raise TypeError(f"edit(prompt, target) takes a target beside a prompt only, got {type(edits).__name__}")
+        if subject != "" and not isinstance(edits, str):
+            raise TypeError(f"a subject goes beside a prompt, got {type(edits).__name__}: give each Edit its own")
         single = isinstance(edits, (str, Edit))
-        given: Any = [(edits, target or "")] if isinstance(edits, str) else [edits] if single else edits
+        own = Edit(edits, target or "", subject=subject) if isinstance(edits, str) else edits
+        given: Any = [own] if single else own
         wanted = [as_edit(one, bank) for one in given]
         settings, teacher = self._recipe(recipe, batch), self._teacher
         teacher.require_room(wanted)

@@ -126,6 +126,16 @@ def test_of_edits_whose_subject_is_named_the_nearest_is_followed(memoir):
     assert route(memoir, NEAR) == 1 and route(memoir, FACT.prompt) == 0
 
 
+def test_a_subject_beside_a_prompt(memoir):
+    memoir.edit(FACT.prompt, FACT.target, subject="France")
+    assert memoir.edits[0] == NAMED and route(memoir, NEAR) == -1
+    with pytest.raises(TypeError, match="beside a prompt, got list"):
+        memoir.edit([SKY], subject="sky")
+    with pytest.raises(ValueError, match="not in 'The capital of Italy is'"):
+        memoir.edit(NEAR, "Nice", subject="France")
+    assert dict(memoir.edits) == {0: NAMED}
+
+
 def test_rows_of_a_subject(memoir):
     memoir.layer.tau = 0.6
     model, layer, tokenizer = memoir.model, memoir.layer, memoir.tokenizer
