@@ -106,7 +106,7 @@ class Memoir(Kept):
         Args:
             edits: a prompt (then `target` is its answer), an Edit, or several Edits or (prompt, target) pairs.
             target (str, optional): what the model shall say after the prompt.
-            subject (str): what the prompt is about, beside a prompt; see `Edit`. Default: a prompt need not name anything.
+            subject (str): what the prompt is about, beside a prompt; see `Edit`. Default: none is told.
             bank (str, optional): answer only requests that ask for this bank, see `banks`. Default: each Edit's own.
             recipe (str | Recipe, optional): Default: that of the config.
             batch (int, optional): edits learned together as one joint problem, or "auto": what free memory allows.
