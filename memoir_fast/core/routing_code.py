@@ -166,15 +166,21 @@ def prompt_codes(
     model: Any, layer: nn.Module, tokenizer: Any, code: RoutingCode, prompts: Sequence[str]
 ) -> torch.Tensor:
     """The codes of prompts, int32 [N, 3, W]."""
-    return asked_by(model, layer, tokenizer, code, prompts).codes
+    read = _read(model, layer, tokenizer, code, prompts, [code.block])
+    return _agreed(layer, torch.cat([code.masks(sums) for (sums,) in read]))
 
 
 def asked_by(model: Any, layer: nn.Module, tokenizer: Any, code: RoutingCode, prompts: Sequence[str]) -> Asked:
-    """The codes of prompts, and their words."""
+    """The codes of prompts, and their words, 1 + V bytes each: of many prompts, some at a time are asked for."""
     read = _read(model, layer, tokenizer, code, prompts, [code.block])
     codes, words = zip(*((code.masks(sums), code.said(sums)) for (sums,) in read), strict=True)
-    part, found = getattr(layer, "part", None), torch.cat(codes)
-    return Asked(found if part is None else part.agreed(found), torch.cat(words))
+    return Asked(_agreed(layer, torch.cat(codes)), torch.cat(words))
+
+
+def _agreed(layer: nn.Module, codes: torch.Tensor) -> torch.Tensor:
+    part = getattr(layer, "part", None)
+    found: torch.Tensor = codes if part is None else part.agreed(codes)
+    return found
 
 
 def choose_block(

@@ -18,6 +18,7 @@ from memoir_fast.core.background import features, irrelevant_prompts
 from memoir_fast.core.calibration import Calibration, gumbel
 from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.core.routing_code import THRESHOLD, asked_by, prompt_codes
+from memoir_fast.modules.code_store import least_of_named
 
 FIRST = 16
 """Edits at which tau="auto" is chosen first; with fewer there is no maximum to speak of."""
@@ -29,6 +30,7 @@ _COUNTED = 10  # with at least so many false matches expected among the prompts,
 _LEAST_PROMPTS = 20
 _PROBES = 32  # stored edits whose rewordings must still match
 _LEAST_MATCHED = 0.9
+_AT_ONCE = 64  # prompts that are searched together
 
 
 def calibrate(
@@ -67,7 +69,7 @@ def calibrate(
     best = overlap.amax(dim=1).double() / k
     location, scale = gumbel(best)
     drift = 0.0
-    if edits > 1:
+    if overlap.shape[1] > 1:
         halves = [gumbel(overlap[:, start::2].amax(dim=1).double() / k)[0] for start in (0, 1)]
         drift = max(0.0, location - sum(halves) / 2)
     until = max(holds_until or 0, edits)
@@ -182,8 +184,11 @@ def matched(memoir: EditedModel, prompts: Sequence[str]) -> list[bool]:
     layer = memoir.layer
     if layer.code is None:
         return (layer.search(prompt_masks(memoir, prompts))[0] >= 0).tolist()
-    asked = asked_by(memoir.model, layer, memoir.tokenizer, layer.code, prompts)
-    return (layer.search(asked.codes, None, asked.words)[0] >= 0).tolist()
+    found: list[bool] = []
+    for start in range(0, len(prompts), _AT_ONCE):  # their words are a bit for each token of the vocabulary
+        asked = asked_by(memoir.model, layer, memoir.tokenizer, layer.code, prompts[start : start + _AT_ONCE])
+        found += (layer.search(asked.codes, None, asked.words)[0] >= 0).tolist()
+    return found
 
 
 def best_overlaps(memoir: EditedModel, prompts: Sequence[str]) -> list[float]:
@@ -198,11 +203,15 @@ def overlap_ratios(memoir: EditedModel, masks: torch.Tensor) -> list[float]:
 
 
 def rewordings_matched(memoir: EditedModel, tau: float) -> float:
-    """Share of reworded prompts of stored edits with an overlap of at least tau; warns where it is small."""
+    """Share of reworded prompts of stored edits that reach tau, with a subject its share; warns where it is small."""
     edits = list(memoir.edits.values())
     chosen = edits[:: max(1, len(edits) // _PROBES)][:_PROBES]
     overlaps = best_overlaps(memoir, [_reworded(edit.prompt) for edit in chosen])
-    matched = sum(overlap >= tau for overlap in overlaps) / len(overlaps)
+    lower = (
+        tau if memoir.layer.codes is None else least_of_named(round(tau * memoir.layer.codes.k)) / memoir.layer.codes.k
+    )
+    needed = [lower if edit.subject else tau for edit in chosen]
+    matched = sum(overlap >= least for overlap, least in zip(overlaps, needed, strict=True)) / len(overlaps)
     if matched < _LEAST_MATCHED:
         warnings.warn(
             f"paraphrases and irrelevant prompts can hardly be told apart: at tau = {tau:.3f} only {matched:.0%} of "

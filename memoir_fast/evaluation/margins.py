@@ -50,8 +50,11 @@ def margins(memoir: EditedModel, cases: Sequence[Case]) -> dict[str, list[float]
     if layer.code is None or layer.codes is None:
         distances = _by_mask(layer, prompt_masks(memoir, texts), own)
     else:
-        asked = asked_by(memoir.model, layer, memoir.tokenizer, layer.code, texts)
-        distances = _by_codes(layer.codes, Asked(asked.codes[:, 0].contiguous(), asked.words), own)
+        distances = []
+        for start in range(0, len(texts), _AT_ONCE):
+            some = slice(start, start + _AT_ONCE)
+            asked = asked_by(memoir.model, layer, memoir.tokenizer, layer.code, texts[some])
+            distances += _by_codes(layer.codes, asked, own[some])
     for (kind, _, _), distance in zip(prompts, distances, strict=True):
         found[kind].append(distance)
     return found
@@ -67,14 +70,12 @@ def _by_mask(layer: MemoirLinear, masks: torch.Tensor, own: torch.Tensor) -> lis
 
 def _by_codes(store: CodeStore, asked: Asked, own: torch.Tensor) -> list[float]:
     """With the row of its edit that it is nearest to, measured from that row's threshold."""
-    found: list[float] = []
-    for some, words, edits in zip(*(one.split(_AT_ONCE) for one in (*asked, own)), strict=True):
-        rows = slice(len(store))
-        distances = shared_bits(some, store.codes[rows]) - store.min_overlap[rows]
-        others = (edits[:, None] != store.owner[rows]) | ~store.leading
-        if store.names is not None:
-            others |= ~named(store.names[rows], words)
-        found += (distances.masked_fill(others, -store.k).amax(dim=1).double() / store.k).tolist()
+    rows = slice(len(store))
+    distances = shared_bits(asked.codes[:, 0].contiguous(), store.codes[rows]) - store.min_overlap[rows]
+    others = (own[:, None] != store.owner[rows]) | ~store.leading
+    if store.names is not None:
+        others |= ~named(store.names[rows], asked.words)
+    found: list[float] = (distances.masked_fill(others, -store.k).amax(dim=1).double() / store.k).tolist()
     return found
 
 

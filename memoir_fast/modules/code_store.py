@@ -1,6 +1,6 @@
 """`CodeStore`: the routing codes of all edits, each with its edit and its own threshold."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import nn
@@ -13,7 +13,13 @@ from memoir_fast.modules.search import best_row, shared_bits
 
 _FIRST_CAPACITY = 64
 _OF_NAMED = 0.86  # least threshold of a row with a subject, in shares of that of the others
+_SHARED_AT_ONCE = 1 << 24  # overlaps of prompts with all rows
 _AT_ONCE, _TOGETHER = 1 << 20, 64  # numbers of shared bits, codes: so many stay in a processor's cache
+
+
+def least_of_named(bits: int) -> int:
+    """The least threshold of a row with a subject, in bits, where that of the others is `bits`."""
+    return max(1, round(_OF_NAMED * bits))
 
 
 def kept_bits(k: int) -> int:
@@ -117,7 +123,7 @@ class CodeStore(nn.Module):
     def least_of(self, names: torch.Tensor | None) -> torch.Tensor:
         """The least threshold of rows with these subjects int32 [n, P, T], int32 [n], or one for all."""
         least = torch.full((), self.least, dtype=torch.int32, device=self.owner.device)
-        return least if names is None else torch.where(have(names), max(1, round(_OF_NAMED * self.least)), least)
+        return least if names is None else torch.where(have(names), least_of_named(self.least), least)
 
     def add(
         self,
@@ -238,6 +244,32 @@ class CodeStore(nn.Module):
             raise ValueError("edits have subjects: which prompts name them, their tokens tell, and none were given")
         if not self._rows:
             return query.new_full(query.shape[:2], -1), query.new_zeros(query.shape[:2])
+        if not readable(query):
+            return self._among_named(query, among, words)
+        found = best_row(query.flatten(0, 1), self.codes, self.count, self.min_overlap, among)
+        row, overlap = (one.view(query.shape[:2]) for one in found)
+        hit = row[row >= 0].unique()
+        if not len(hit):
+            return row, overlap
+        place = torch.searchsorted(hit, row.clamp(min=hit[0]))
+        missed = ((row >= 0) & ~named(self.names[hit], words).gather(1, place)).any(dim=1).nonzero().flatten()
+        if len(missed):  # the best row is there for others: which of all are, has to be seen
+            row[missed], overlap[missed] = self._among_named(query[missed], among, words[missed])
+        return row, overlap
+
+    def _among_named(
+        self, query: torch.Tensor, among: torch.Tensor | None, words: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `_best_named`, by the overlaps with all rows, of so many prompts at a time; no device is waited for."""
+        size = max(1, _SHARED_AT_ONCE // (query.shape[1] * self._rows))
+        parts = [self._some_named(*some, among) for some in zip(query.split(size), words.split(size), strict=True)]
+        row, overlap = (torch.cat(one) for one in zip(*parts, strict=True))
+        return row, overlap
+
+    def _some_named(
+        self, query: torch.Tensor, words: torch.Tensor, among: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.names is not None
         shared = shared_bits(query.flatten(0, 1), self.codes[: self._rows]).unflatten(0, query.shape[:2])
         there = self.owner[: self._rows] >= 0
         if among is not None:
@@ -245,7 +277,7 @@ class CodeStore(nn.Module):
         shared = torch.where(there, shared, 0)
         reach = (shared >= self.min_overlap[: self._rows]) & there
         names = self.names[: self._rows]
-        if readable(reach):  # few rows are near, and no device is waited for
+        if readable(reach):  # few rows are near
             near = reach.flatten(0, 1).any(dim=0).nonzero().flatten()
             reach[..., near] &= named(names[near], words)[:, None]
         else:
@@ -313,13 +345,14 @@ class CodeStore(nn.Module):
         for name, values in kept.items():
             tables[name][:rows] = values
         tables["count"] = torch.full_like(self.count, rows)
+        found = tables if "names" in kept else {**tables, "names": None}  # the last row with a subject has gone
         try:
-            self._take(tables, rows)
+            self._take(found, rows)
         except BaseException:
-            self._take(tables, rows)
+            self._take(found, rows)
             raise
 
-    def _take(self, tables: dict[str, torch.Tensor], rows: int) -> None:
+    def _take(self, tables: Mapping[str, torch.Tensor | None], rows: int) -> None:
         self._buffers.update(tables)
         self._rows, self._dead = rows, 0
 

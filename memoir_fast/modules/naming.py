@@ -5,7 +5,7 @@ import torch
 SPELLINGS, TOKENS = 5, 8
 """P, in how many ways a subject's tokens are kept, and T, how many of each."""
 
-_AT_ONCE = 1 << 16  # rows that are looked at together
+_AT_ONCE = 1 << 24  # tokens of subjects, for each prompt, that are looked up together
 
 
 def present(tokens: torch.Tensor, vocabulary: int) -> torch.Tensor:
@@ -37,7 +37,7 @@ def named(names: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
         [[True, True], [True, True], [False, True]]
     """
     parts = [words.new_zeros((len(words), 0))]
-    for some in names.split(_AT_ONCE):
+    for some in names.split(max(1, _AT_ONCE // (SPELLINGS * TOKENS * max(1, len(words))))):
         found = words[:, some.flatten().long() + 1].view(len(words), *some.shape).all(dim=3)
         given = some[..., 0] >= 0
         parts.append((found & given).any(dim=2) | ~given.any(dim=1))

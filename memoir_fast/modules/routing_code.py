@@ -215,8 +215,9 @@ class RoutingCode(nn.Module):
 
     def said(self, sums: PromptSums) -> torch.Tensor:
         """Which tokens the latest turn of B prompts has, by `alike`, bool [B, 1 + V]; see `naming.present`."""
-        known = sums.words.clamp(max=len(self.weights) - 1)
-        return present(torch.where(known < 0, known, self.alike[known]), len(self.weights))
+        size = len(self.weights)
+        known = sums.words.clamp(min=0, max=size - 1)
+        return present(torch.where(sums.words == known, self.alike[known], -1), size)
 
     @without_autocast()
     def packed(self, features: torch.Tensor) -> torch.Tensor:

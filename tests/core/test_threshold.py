@@ -3,15 +3,18 @@
 import dataclasses
 import math
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from memoir_fast import RECIPES, Memoir, MemoirConfig, ops
+from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig, ops
 from memoir_fast.core import threshold
 from memoir_fast.core.calibration import Calibration
 from memoir_fast.core.routing_code import THRESHOLD
 from memoir_fast.core.threshold import best_overlaps, calibrate, due, overlap_ratios, prompt_masks
+from memoir_fast.modules.code_store import CodeStore
+from memoir_fast.modules.naming import SPELLINGS, TOKENS
 
 WIDTH, K = 512, 128
 
@@ -248,3 +251,30 @@ def test_a_row_that_was_raised_is_so_again(tiny_llama, tiny_tokenizer):
         assert not torch.equal(rows, before)
         raise KeyError
     assert memoir.tau == 0.5 and torch.equal(rows, before)
+
+
+@pytest.mark.parametrize("without", [0, 1, 2])
+def test_few_rows_without_a_subject_are_enough_to_choose(without):
+    store = CodeStore(WIDTH, K, 20)
+    made = ops.tophash(torch.randn(40, WIDTH), K, torch.randperm(WIDTH).int())[0]
+    names = torch.full((16, SPELLINGS, TOKENS), -1, dtype=torch.int32)
+    names[without:, 0, 0] = 3
+    store.add(torch.arange(16).int(), made[:16], torch.zeros(16).int(), torch.full((16,), K).int(), names)
+    memoir = SimpleNamespace(layer=SimpleNamespace(searched=store, store=SimpleNamespace(live=range(16))))
+    found = calibrate(memoir, made[16:], 1e-2, probe=False)
+    overlap = store.overlaps(made[16:])
+    best = overlap.amax(dim=1) / K
+    assert overlap.shape[1] == (without or 16) and found.tau > float(best.quantile(0.9))
+    assert (found.drift == 0) == (without == 1), "one row does not tell how the best of many moves"
+
+
+def test_rewordings_of_edits_with_a_subject_have_to_reach_their_lower_threshold(monkeypatch):
+    edits = [Edit(f"The colour of {name} is", "red", subject=name) for name in ("tea", "snow")]
+    memoir = SimpleNamespace(layer=SimpleNamespace(codes=SimpleNamespace(k=440)), edits=dict(enumerate(edits)))
+    monkeypatch.setattr(threshold, "best_overlaps", lambda *_: [0.52, 0.51])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert threshold.rewordings_matched(memoir, 0.59) == 1.0
+    memoir.edits[1] = dataclasses.replace(edits[1], subject="")
+    with pytest.warns(UserWarning, match="only 50%"):
+        assert threshold.rewordings_matched(memoir, 0.59) == 0.5

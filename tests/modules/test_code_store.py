@@ -9,6 +9,7 @@ from memoir_fast.mask_format import pack, unpack
 from memoir_fast.modules import code_store, naming
 from memoir_fast.modules.code_store import CodeStore, kept, kept_bits
 from memoir_fast.modules.naming import SPELLINGS, TOKENS, present
+from memoir_fast.modules.search import shared_bits
 from memoir_fast.ops import tophash
 
 WIDTH, K = 150, 20
@@ -195,6 +196,7 @@ def test_rows_whose_subject_is_not_named_are_not_there(monkeypatch, least, on_a_
     """As if they were taken out for that prompt, but for the overlap of what matches none."""
     if on_a_device:
         monkeypatch.setattr(code_store, "readable", lambda _: False)
+        monkeypatch.setattr(code_store, "_SHARED_AT_ONCE", 3 * 70 * 9)  # of nine prompts
     store, made = CodeStore(WIDTH, K, 5), codes(70)
     names = subjects(70)
     store.add(torch.arange(70).int() % 9, made, ints(*[least] * 70), ints(*[K] * 70), names)
@@ -213,6 +215,9 @@ def test_rows_whose_subject_is_not_named_are_not_there(monkeypatch, least, on_a_
             alone.add(store.owner[plain], made[plain], store.min_overlap[plain], ints(*[K] * len(plain)))
             (found,), (most,) = alone.match(prompt[None]) if len(plain) else (ints(-1), ints(0))
             assert edit[one] == found and (found < 0 or overlap[one] == most)
+            rows = store.owner[:70] >= 0 if among is None else (store.owner[:70] >= 0) & (store.owner[:70] % 2 == 0)
+            if found < 0:
+                assert overlap[one] == shared_bits(prompt, made[rows]).max(), "whatever their subjects"
 
 
 def test_searching_among_subjects_needs_the_prompts_tokens():
@@ -266,3 +271,8 @@ def test_subjects_go_with_their_rows():
     assert plain.names is None
     for one in (other, third, twin):
         assert torch.equal(one.state()["names"], names)
+    store.add(200, codes(1), ints(5), ints(K))
+    store.remove([*range(200)])
+    assert len(store) == 1 and store.names is None, "the last subject has gone with its row"
+    store.add(201, codes(1), ints(5), ints(K), names[:1])
+    assert naming.have(store.names[:2]).tolist() == [False, True]

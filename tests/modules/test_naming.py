@@ -16,7 +16,7 @@ def subjects(count):
     return names
 
 
-@pytest.mark.parametrize("at_once", [7, 1 << 16])
+@pytest.mark.parametrize("at_once", [7 * SPELLINGS * TOKENS, 1 << 24])
 @pytest.mark.parametrize(("rows", "prompts", "length"), [(0, 3, 5), (60, 0, 5), (63, 1, 1), (200, 5, 24), (65, 2, 0)])
 def test_the_rule(monkeypatch, at_once, rows, prompts, length):
     monkeypatch.setattr(naming, "_AT_ONCE", at_once)

@@ -157,6 +157,14 @@ def test_a_token_without_a_name_weighs_the_usual(code):
     assert float(sums.mass.sum()) == pytest.approx(code.typical + float(code.weights[7]))
 
 
+def test_a_token_that_is_none_of_the_vocabulary_names_nothing(code):
+    size = len(code.weights)
+    ids = torch.tensor([[8, size, size + 7, -1]])
+    sums = code.read(None, torch.randn(1, 4, len(code.mean)), ids, torch.ones_like(ids).bool())
+    assert code.weights[size - 1] > 0 and sums.words.tolist() == ids.tolist()
+    assert code.said(sums).nonzero().tolist() == [[0, 0], [0, 1 + 8]]
+
+
 def test_it_stays_float32_and_refuses_what_cannot_be(code):
     ids = [7, 8]
     before = code.features(read(code, torch.randn(2, HIDDEN, generator=torch.Generator().manual_seed(1)), ids))
