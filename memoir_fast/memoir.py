@@ -135,7 +135,7 @@ class Memoir(Kept):
         settings, teacher = self._recipe(recipe, batch), self._teacher
         teacher.require_room(wanted)
         prepared = [teacher.prepare(edit, settings) for edit in wanted]
-        shown = tqdm(total=len(wanted), desc="editing", unit="edit", disable=single or not progress)
+        shown = tqdm(total=len(wanted), desc="editing", unit="edit", disable=single or not wanted or not progress)
         with shown:
             results, last = [], self.calibration
             for result in teacher.stream(prepared, settings):

@@ -29,6 +29,10 @@ class Upkeep(EditedModel):
     def _teacher(self) -> Teacher: ...
 
     @abstractmethod
+    def _recipe(self, recipe: str | Recipe | None, batch: int | str | None) -> Recipe:
+        """What is to be learned by, of what `edit` was given."""
+
+    @abstractmethod
     def edit(
         self,
         edits: str | Edit | Iterable[Edit | tuple[str, str]],
@@ -105,6 +109,7 @@ class Upkeep(EditedModel):
             The last result of each edit that was taught again; none where none had faded.
         """
         results: dict[int, EditResult] = {}
+        self._recipe(recipe, batch)  # a mistake is told though nothing may have faded
         with self.layer.learning():  # throughout: an edit that was deleted meanwhile must not come back
             for _ in range(turns):
                 faded = [self.edits[edit_id] for edit_id in self.faded()]

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from memoir_fast.cli.plain import cell
+from memoir_fast.cli.plain import cell, grid
 from memoir_fast.evaluation.answers import says
 from memoir_fast.hf.routing import Route
 
@@ -43,7 +42,7 @@ class Freely(NamedTuple):
 
 def answers(screen: Console, rows: Sequence[Shown]) -> None:
     """Some prompts of each kind, and what the model says."""
-    table = Table("kind", "prompt", "taught", "answer before", "answer after", "as it should", "route (overlap)")
+    table = grid("kind", "prompt", "taught", "answer before", "answer after", "as it should", "route (overlap)")
     for row in rows:
         went = f"edit {row.route.edit_id}" if row.route.edit_id >= 0 else "none"
         texts = map(_line, (row.prompt, row.target or "-", row.before, row.after))
@@ -55,7 +54,7 @@ def not_said(screen: Console, freely: Sequence[Freely]) -> None:
     """The taught prompts after which something else was said, or another edit followed; nothing where there is none."""
     wrong = [one for one in freely if not one.said or one.changed]
     if wrong:
-        table = Table("prompt", "taught", "said instead", "route", title="not said freely")
+        table = grid("prompt", "taught", "said instead", "route", title="not said freely")
         for one in wrong:
             route = "left its edit" if one.changed else "its edit"
             table.add_row(*map(_line, (one.prompt, one.target, one.answer, route)))
@@ -64,14 +63,14 @@ def not_said(screen: Console, freely: Sequence[Freely]) -> None:
 
 def deleted(screen: Console, prompt: str, edited: str, again: str, old: str) -> None:
     """One prompt's answers around the deletion of its edit."""
-    table = Table("edited", "edit deleted", "before any edit", title=cell(prompt))
+    table = grid("edited", "edit deleted", "before any edit", title=cell(prompt))
     table.add_row(*map(_line, (edited, again, old)))
     screen.print(table)
 
 
 def figures(screen: Console, values: dict[str, Any]) -> None:
     """The figures of `demo.run`, each with what it means."""
-    table = Table("figure", "value")
+    table = grid("figure", "value")
     missed = f"{values['false_matches']} of {values['unrelated_prompts']} unrelated prompts matched an edit"
     rows = {
         "model": f"{values['model']}, {values['dtype']} on {values['device']}, {values['threads']} threads",

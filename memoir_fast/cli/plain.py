@@ -32,6 +32,19 @@ def cell(text: str) -> Any:
     return Text(plain(text))
 
 
+def grid(*names: str, **given: Any) -> Any:
+    """A rich Table of such columns, which cuts nothing off: what is too wide for its column goes on in the next line.
+
+    Example:
+        >>> from memoir_fast.cli.plain import grid
+        >>> grid("file").columns[0].overflow
+        'fold'
+    """
+    from rich.table import Column, Table
+
+    return Table(*(Column(name, overflow="fold") for name in names), **given)
+
+
 def moment(seconds: Any) -> str:
     """A time in seconds since 1970, as this machine's clock shows it; "no time" for whatever is none.
 

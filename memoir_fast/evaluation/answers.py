@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import torch
+from tqdm.auto import tqdm
 
 from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.hf.presets import device_of
@@ -67,6 +68,7 @@ def free_answers(
     batch: int = 8,
     beyond: int = 0,
     banks: Sequence[str] | None = None,
+    progress: bool = False,
 ) -> list[str]:
     """Per (prompt, target): what the model says, greedily, in as many tokens as the target has; ends are stripped.
 
@@ -78,6 +80,7 @@ def free_answers(
         batch (int): prompts that are answered together, at most. Default: 8.
         beyond (int): how many tokens more it may say, as far as its context has room. Default: 0.
         banks (sequence of str, optional): the bank that each prompt is asked in. Default: those in force.
+        progress (bool): show a progress bar. Default: False.
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
@@ -87,6 +90,7 @@ def free_answers(
     lengths = [len(one.ids) - one.prompt + beyond for one in rows]
     fill, device = padding_id(tokenizer), device_of(model)
     found: dict[int, str] = {}
+    bar = tqdm(total=len(rows), desc="asking", unit="prompt", disable=not progress)
     for part in _parts(rows, lengths, batch, longest):
         width, new = max(rows[index].prompt for index in part), max(lengths[index] for index in part)
         prompts = [rows[index].ids[: rows[index].prompt] for index in part]
@@ -101,6 +105,8 @@ def free_answers(
         )
         for index, said in zip(part, output[:, width:].tolist(), strict=True):
             found[index] = tokenizer.decode(said[: lengths[index]], skip_special_tokens=True).strip()
+        bar.update(len(part))
+    bar.close()
     return [found[index] for index in range(len(pairs))]
 
 

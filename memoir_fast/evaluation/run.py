@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -158,13 +159,23 @@ def evaluate(
     """
     model, tokenizer = load_model()
     run = _Run(settings, data, model, tokenizer, folder, progress, team or Team())
-    before = folder.stage("unedited", run.unedited)
+
+    def stage(name: str, what: str, act: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        def told() -> dict[str, Any]:
+            if progress:
+                tqdm.write(what, file=sys.stderr)
+            return act()
+
+        return folder.stage(name, told)
+
+    before = stage("unedited", "measuring the unedited model", run.unedited)
     plain = [Unedited(**one) for one in before["cases"]]
-    main = folder.stage("main", lambda: run.learn_and_measure(plain))
+    main = stage("main", "teaching the edits and measuring them", lambda: run.learn_and_measure(plain))
     compared = {"unedited": before["figures"]} if "unedited" in settings.baselines else {}
     for name in settings.baselines:
         if name != "unedited":
-            compared[name] = folder.stage(f"baseline-{name}", partial(run.baseline, name, plain))
+            what = f"teaching and measuring the baseline {name}"
+            compared[name] = stage(f"baseline-{name}", what, partial(run.baseline, name, plain))
     return _result(settings, data, main, compared, before)
 
 

@@ -14,8 +14,9 @@
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,17 @@ class _Fields:
         """Whether the field is there and not empty."""
         value = self._values.get(name)
         return bool(value.strip() if isinstance(value, str) else value)
+
+    def require_no_misspelling(self, known: Collection[str], meant: Collection[str]) -> None:
+        """ValueError where a field that is not known has nearly the name of one in `meant`; others are passed over.
+
+        An edit whose bank is misspelt would answer everybody.
+        """
+        for name in self._values.keys() - known:
+            like = [one for one in meant if abs(len(one) - len(name)) <= 2]
+            like = [one for one in like if sorted(one) == sorted(name)] or get_close_matches(name.lower(), like, 1, 0.8)
+            if like:
+                raise ValueError(f"the field {name!r} is not known; is {like[0]!r} meant?")
 
     def text(self, *names: str) -> str:
         """The first of these fields that is there, or of its list of answers the first; not empty."""
@@ -333,7 +345,13 @@ def _nq(fields: _Fields, row: int) -> Case:
     return Case(prompt=fields.text("question"), target=fields.text("answer"), row=row)
 
 
+_MEASURED = ("paraphrases", "locality", "neighbours", "portability")
+_OWN = ("prompt", "target", "subject", "taught_paraphrases", "keep", "bank", "author", "source", *_MEASURED)
+_TOLD = ("truth", "id", "taught_at")  # nothing is decided by them
+
+
 def _jsonl(fields: _Fields, row: int) -> Case:
+    fields.require_no_misspelling({*_OWN, *_TOLD}, _OWN)
     neighbours = fields.pairs("neighbours", "prompt", "answer")
     return Case(
         prompt=fields.text("prompt"),

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from typer.testing import CliRunner
@@ -146,6 +148,18 @@ def test_edit_and_ask(invoke, memory, model, tmp_path):
     assert (values["edit_id"], values["edit_prompt"], values["edit_target"]) == (0, EDITS[0]["prompt"], "Rome")
     assert (values["overlap"], values["tau"]) == (1.0, 0.9)
     assert f"route: edit 0, {EDITS[0]['prompt']!r} -> 'Rome' (overlap 1.000, tau 0.9)" in result.stdout
+
+
+def test_rows_that_do_not_do_what_they_may_seem_to_are_told(invoke, model, easy, tmp_path):
+    rows = [EDITS[0], {**EDITS[0], "target": "Greek", "paraphrases": ["France's capital is"]}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    options = ["-e", tmp_path / "rows.jsonl", "-o", tmp_path / "out", "--recipe", "paper", "--tau", 0.9]
+    done = invoke("edit", "-m", model, *options)
+    assert "1 of them gave way to a later row of the same prompt" in done.stdout
+    assert "paraphrases of 1 rows were not taught" in done.stdout
+    assert "asking: 100%" in done.stderr
+    done = invoke("ask", EDITS[0]["prompt"], "-m", model, "--memory", tmp_path / "out", "--bank", "acme")
+    assert done.exit_code == 0 and "no edit is in the bank 'acme'" in done.stdout
 
 
 def test_ask_what_no_edit_matches(invoke, memory, model):
@@ -319,15 +333,19 @@ def test_damaged_memory(invoke, memory, model):
         assert f"{path} is damaged" in said(invoke(*arguments))
 
 
-def test_interrupt_keeps_what_is_finished(invoke, model, edits, tmp_path, monkeypatch, easy):
-    edit = Memoir.edit
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_keeps_what_is_finished(invoke, model, edits, tmp_path, monkeypatch, easy, number):
+    edit, before = Memoir.edit, signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def interrupted(self, wanted, **options):
         edit(self, wanted[:1], **options)
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+        raise AssertionError("the signal was passed over")
 
     monkeypatch.setattr(Memoir, "edit", interrupted)
     result = invoke("edit", "-m", model, "-e", edits, "-o", tmp_path / "out", "--recipe", "paper")
+    assert signal.signal(signal.SIGTERM, before) is signal.SIG_IGN, "it is not as before"
     assert result.exit_code == 130 and result.stderr.endswith("memoir: interrupted\n")
     assert "1 finished edits are saved" in result.stdout
     assert [edit.target for edit in checkpoint.read(tmp_path / "out").edits.values()] == ["Rome"]

@@ -2,17 +2,23 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import time
 import unicodedata
 import warnings
+from io import StringIO
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
 from memoir_fast.cli import app as command_line
+from memoir_fast.cli.commands import ask, eval
 from memoir_fast.cli.plain import cell, escaped, moment, plain
+from memoir_fast.evaluation import tables
 from memoir_fast.io import checkpoint
 from memoir_fast.io.journal import Journal
 from memoir_fast.io.writer_lock import WriterLock
@@ -106,7 +112,7 @@ def test_no_command_prints_what_steers(invoke, folders, model, tmp_path):
     for call in calls:
         done = invoke(*call)
         assert done.exit_code in (0, 3), (call, done.output)
-        assert not steers(done.stdout + done.stderr.replace("\rediting", "editing")), call  # a bar's own
+        assert not steers(done.stdout + re.sub(r"\r(editing|asking)", "", done.stderr)), call  # a bar's own
         assert any(word in done.stdout for word in ("sky", "river", "whole")), call
     assert json.loads(invoke("export", other).stdout)["prompt"] == EVIL
     said = invoke("inspect", one, "--json", "-")
@@ -153,3 +159,28 @@ def test_log_of_records_without_their_values(invoke, folders):
             journal.append(kind, {"time": "long ago", "tau": "much", "kind": "lie"})
     done = invoke("log", folders[1])
     assert done.exit_code == 0 and "4 records have come since" in done.stdout and "lie" not in done.stdout
+
+
+def test_no_table_cuts_off_what_it_shows():
+    """`grid` makes them all."""
+    for path in Path(command_line.__file__).parent.rglob("*.py"):
+        assert path.name == "plain.py" or "Table(" not in path.read_text(), f"{path} makes a table without `grid`"
+
+
+def test_an_evaluation_is_legible_in_eighty_columns():
+    figures = dict.fromkeys(tables._SHARES, 0.123) | {"perplexity": None, "cases": 7, "conflict_free": None}
+    result = {"edits": 7, "all_rows": figures, "seconds_per_edit": 1.25, "conflicts": [], "tau": 0.5, "irrelevant": 2}
+    result |= {"baselines": {"unedited": figures, "ft": figures}, "false_matches": 0, "learned": 7, "unusable": []}
+    screen = Console(width=80, file=StringIO())
+    eval._show(screen, result)
+    shown = screen.file.getvalue()
+    for text in ("edited", "unedited", "ft", *tables._SHARES.values(), "0.123", "s / edit", "1.25"):
+        assert re.search(rf"│ +{re.escape(text)} +│|┃ +{text} +┃", shown), text
+
+
+def test_an_overlap_above_tau_that_is_no_match_is_explained():
+    values = {"prompt": "a", "answer": "b", "answer_without": "b", "edit_id": None, "tau": 0.58}
+    for overlap in (0.5, 0.75):
+        screen = Console(width=120, file=StringIO())
+        ask._show(screen, {**values, "overlap": overlap}, [])
+        assert ("not every prompt above it matches" in screen.file.getvalue()) == (overlap == 0.75)

@@ -55,6 +55,18 @@ def test_what_was_not_learned_is_an_exit_code(invoke, saved, monkeypatch):
     assert done.exit_code == 3 and json.loads(done.stdout)["learned"] == 0
 
 
+def test_a_recipe_that_there_is_not_is_refused_though_nothing_has_faded(invoke, saved, monkeypatch):
+    monkeypatch.setattr(Memoir, "faded", lambda self: [])
+    done = invoke("refresh", *_options(saved, "--recipe", "cake"))
+    assert done.exit_code == 1 and "recipe must be one of" in done.stderr
+
+
+def test_where_there_is_nothing_to_do_no_bar_is_shown(invoke, saved):
+    assert invoke("compact", *_options(saved, "--out", saved / "new")).exit_code == 0
+    done = invoke("compact", "-m", saved / "model", "--memory", saved / "new")
+    assert done.exit_code == 0 and done.stderr == "" and "0 of 3 edits taught again" in done.stdout
+
+
 def test_compact_takes_pages_with_residue_apart(invoke, saved):
     done = invoke("compact", *_options(saved))
     assert done.exit_code == 0, done.stderr

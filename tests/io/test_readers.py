@@ -180,6 +180,8 @@ def test_an_empty_locality_answer_is_no_locality(tmp_path):
         ({**UNKE, "sub_answer": ["one"]}, "unke", r"row 731\): 2 texts in 'sub_question' have 1 in 'sub_answer'"),
         ({**KNOWEDIT, "locality": ["x"]}, "knowedit", r"row 731\): the field 'locality' must hold objects"),
         ({**OURS, "paraphrases": [1]}, "jsonl", r"row 731\): the field 'paraphrases' must be text or a list of texts"),
+        ({**OURS, "bnak": "acme"}, "jsonl", r"row 731\): the field 'bnak' is not known; is 'bank' meant\?"),
+        ({**OURS, "Paraphrase": "x"}, "jsonl", r"row 731\): the field 'Paraphrase' is not known; is 'paraphrases'"),
     ],
 )
 def test_a_bad_record_is_named_by_line_row_and_field(tmp_path, record, format, message):
@@ -270,6 +272,11 @@ def test_the_field_s_own_files(data_dir):
         assert sum(1 for _ in read_cases(data_dir / name)) == count
     with pytest.raises(ValueError, match=r"row 535\): the field 'alt' is empty"):
         list(read_cases(data_dir / "zsre_train_1k.json"))
+
+
+def test_fields_that_are_the_files_own_are_passed_over(tmp_path):
+    own = {"case_id": 7, "notes": "of May", "object": "Peru", "rank": 3, "rephrase": "x", "author_id": 1}
+    assert list(read_cases(written(tmp_path, [{**OURS, **own}]))) == list(read_cases(written(tmp_path, [OURS])))
 
 
 def test_what_an_edit_is_given_is_not_what_it_is_measured_by(tmp_path):

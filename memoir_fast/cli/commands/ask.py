@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from memoir_fast.cli.options import Device, Dtype, Json, Model, Quiet, console, require_writable, write_json
-from memoir_fast.cli.plain import cell
+from memoir_fast.cli.plain import cell, grid
 
 
 def ask(
@@ -49,19 +49,25 @@ def ask(
         "tau": memoir.tau,
     }
     write_json(json_file, values)
-    _show(console(json_file, quiet), values)
+    empty = sorted(set(bank or ()) - {one.bank for one in memoir.edits.values()})
+    _show(console(json_file, quiet), values, empty)
 
 
-def _show(screen: Any, values: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table("without the memory", "with the memory", title=cell(values["prompt"]))
+def _show(screen: Any, values: dict[str, Any], empty: list[str]) -> None:
+    table = grid("without the memory", "with the memory", title=cell(values["prompt"]))
     table.add_row(cell(values["answer_without"]), cell(values["answer"]))
     screen.print(table)
     overlap = f"overlap {values['overlap']:.3f}, tau {values['tau']:g}"
     if values["edit_id"] is None:
-        screen.print(f"route: no edit matches ({overlap})")
+        own = (
+            "; not every prompt above it matches, see docs/troubleshooting.md"
+            if values["overlap"] >= values["tau"]
+            else ""
+        )
+        screen.print(f"route: no edit matches ({overlap}{own})")
     else:
         text = f"route: edit {values['edit_id']}, {values['edit_prompt']!r} -> {values['edit_target']!r} ({overlap})"
         text += f", of the bank {values['edit_bank']!r}" if values["edit_bank"] else ""
         screen.print(text, markup=False)
+    for name in empty:
+        screen.print(f"no edit is in the bank {name!r}", markup=False)

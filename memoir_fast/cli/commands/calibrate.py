@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from memoir_fast.cli.options import Device, Dtype, Json, Model, Quiet, console, write_json
-from memoir_fast.cli.plain import cell
+from memoir_fast.cli.plain import cell, grid
 from memoir_fast.cli.saved import Memory, Out, changed
 
 
@@ -46,9 +46,7 @@ def calibrate(
 
 
 def _show(screen: Any, values: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table("", "", show_header=False)
+    table = grid("", "", show_header=False)
     rows = {
         "tau": f"{values['tau']:.4f}, was {values['tau_before']:.4f}",
         "for": f"a share of {values['false_match_rate']:g} of irrelevant prompts, with {values['edits']} edits",

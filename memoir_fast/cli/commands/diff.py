@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from memoir_fast.cli.options import Json, Quiet, console, require_writable, write_json
-from memoir_fast.cli.plain import cell
+from memoir_fast.cli.plain import cell, grid
 
 SHOWN = 50  # edits on the terminal
 
@@ -38,9 +38,7 @@ def _changed(rows: list[dict[str, Any]]) -> int:
 
 
 def _show(screen: Any, rows: list[dict[str, Any]]) -> None:
-    from rich.table import Table
-
-    table = Table("prompt", "A", "B", "bank")
+    table = grid("prompt", "A", "B", "bank")
     for row in rows[:SHOWN]:
         table.add_row(*(cell(row[name] or "-") for name in ("prompt", "a", "b", "bank")))
     if rows:

@@ -2,14 +2,18 @@
 
 import dataclasses
 import os
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from memoir_fast.cli.options import EDITS_FILE, Device, Dtype, Json, Model, Quiet, console, require_writable, write_json
-from memoir_fast.cli.plain import cell
+from memoir_fast.cli.plain import cell, grid
 
 SOME_NOT_LEARNED = 3
 SHOWN = 20  # rows of a table
@@ -50,11 +54,13 @@ def edit(
     """
     from memoir_fast.core.edit import as_edit
     from memoir_fast.evaluation.answers import free_answers, says
-    from memoir_fast.io.readers import read_cases
+    from memoir_fast.io.json_stream import objects
+    from memoir_fast.io.readers import detect, read_cases
 
+    cases = list(read_cases(edits, format))
     asked = (
         dataclasses.replace(one, author=one.author or author, source=one.source or source)
-        for one in (case.edit for case in read_cases(edits, format))
+        for one in (case.edit for case in cases)
     )
     wanted = [one if one.bank else as_edit(one, bank) for one in asked]
     target = _require_folder(out, memory)
@@ -64,7 +70,8 @@ def edit(
     started = time.perf_counter()
     before = dict(memoir.edits)
     try:
-        results = memoir.edit(wanted, recipe=recipe, progress=not quiet)
+        with _terminable():
+            results = memoir.edit(wanted, recipe=recipe, progress=not quiet)
     except BaseException:
         if memoir.edits != before:  # what is finished is not lost
             if out is not None:
@@ -78,7 +85,7 @@ def edit(
     memoir.close()
     held = list({result.edit_id: result for result in results}.values())  # without those that a later line replaced
     pairs, banks = [(result.prompt, result.target) for result in held], [result.bank for result in held]
-    answers = free_answers(memoir, pairs, beyond=BEYOND, banks=banks)
+    answers = free_answers(memoir, pairs, beyond=BEYOND, banks=banks, progress=not quiet)
     said = {one.edit_id: (text, says(text, one.target)) for one, text in zip(held, answers, strict=True)}
     learned = sum(result.learned for result in results)
     write_json(
@@ -95,9 +102,27 @@ def edit(
         },
     )
     _show(screen, results, learned, seconds, target)
+    if len(held) < len(results):
+        screen.print(f"{len(results) - len(held)} of them gave way to a later row of the same prompt")
+    untaught = sum(bool(case.paraphrases) for case in cases)
+    if untaught and (format or detect(next(objects(edits))[1])) == "jsonl":
+        screen.print(f"paraphrases of {untaught} rows were not taught: those in 'taught_paraphrases' are", markup=False)
     _show_said(screen, held, said)
     if learned < len(results):
         raise typer.Exit(SOME_NOT_LEARNED)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Within the block, SIGTERM interrupts as Ctrl-C does, so that what is finished can be saved."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _require_folder(out: Path | None, memory: str | None) -> Path:
@@ -140,11 +165,9 @@ def _open(
 
 
 def _show(screen: Any, results: list[Any], learned: int, seconds: float, out: Path) -> None:
-    from rich.table import Table
-
     failed = [result for result in results if not result.learned]
     if failed:
-        table = Table("id", "prompt", "target", "loss", "steps", title="not learned below the loss threshold")
+        table = grid("id", "prompt", "target", "loss", "steps", title="not learned below the loss threshold")
         for result in failed[:SHOWN]:
             texts = cell(result.prompt), cell(result.target)
             table.add_row(str(result.edit_id), *texts, f"{result.loss:.3f}", str(result.steps))
@@ -164,13 +187,11 @@ def _with_answer(result: Any, said: dict[int, tuple[str, bool]]) -> dict[str, An
 
 def _show_said(screen: Any, held: list[Any], said: dict[int, tuple[str, bool]]) -> None:
     """Few edits with what the model says; of many those that it does not say."""
-    from rich.table import Table
-
     few = len(held) <= SHOWN
     shown = [result for result in held if few or not said[result.edit_id][1]]
     if shown:
         title = "what the model says now" if few else "edits that the model does not say"
-        table = Table("id", "prompt", "target", "it says", "the target?", title=title)
+        table = grid("id", "prompt", "target", "it says", "the target?", title=title)
         for result in shown[:SHOWN]:
             text, yes = said[result.edit_id]
             texts = (cell(" ".join(one.split())) for one in (result.prompt, result.target, text))

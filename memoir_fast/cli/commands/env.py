@@ -3,6 +3,7 @@
 from typing import Any
 
 from memoir_fast.cli.options import Json, Quiet, console, require_writable, write_json
+from memoir_fast.cli.plain import grid
 
 
 def env(json_file: Json = None, quiet: Quiet = False) -> None:
@@ -16,9 +17,7 @@ def env(json_file: Json = None, quiet: Quiet = False) -> None:
 
 
 def _show(report: dict[str, Any], screen: Any) -> None:
-    from rich.table import Table
-
-    table = Table("", "", show_header=False)
+    table = grid("", "", show_header=False)
     for name, value in _flat({name: value for name, value in report.items() if name != "backends"}):
         table.add_row(name, value)
     screen.print(table)
@@ -26,7 +25,7 @@ def _show(report: dict[str, Any], screen: Any) -> None:
     if isinstance(rows, dict):
         screen.print(f"backends: {rows['error']}", markup=False)
         return
-    table = Table("op", "backend", "available", "why not")
+    table = grid("op", "backend", "available", "why not")
     for row in rows:
         table.add_row(row["op"], row["backend"], "yes" if row["available"] else "no", _text(row["reason"] or ""))
     screen.print(table)

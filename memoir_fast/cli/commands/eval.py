@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from memoir_fast.cli.options import EDITS_FILE, Device, Dtype, Json, Model, Quiet, console, require_writable, write_json
-from memoir_fast.cli.plain import plain
+from memoir_fast.cli.plain import grid, plain
 
 
 def eval(
@@ -122,15 +122,12 @@ def _threshold(text: str | None) -> float | str | None:
 
 
 def _show(screen: Any, result: dict[str, Any]) -> None:
-    from rich.table import Table
-
     from memoir_fast.evaluation.tables import COLUMNS, rows, used
 
     shown = list(rows(result))
-    kept = used(shown)
-    table = Table("", *(COLUMNS[index] for index in kept), title=f"{result['edits']} edits")
-    for name, cells in shown:
-        table.add_row(name, *(cells[index] for index in kept))
+    table = grid("", *(name for name, _ in shown), title=f"{result['edits']} edits")
+    for index in used(shown):  # a line for each figure: as columns they would be too narrow to be read
+        table.add_row(COLUMNS[index], *(cells[index] for _, cells in shown))
     screen.print(table)
     lines = (
         f"tau {result['tau']:.3f}; {result['false_matches']} of {result['irrelevant']} irrelevant prompts were matched",

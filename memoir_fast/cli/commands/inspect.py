@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memoir_fast.cli.options import Json, Quiet, console, require_writable, write_json
-from memoir_fast.cli.plain import cell, moment
+from memoir_fast.cli.plain import cell, grid, moment
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,11 +96,9 @@ def _now(saved: Any, journal: Any) -> _Now:
 
 
 def _show(screen: Any, report: dict[str, Any], shown: int) -> None:
-    from rich.table import Table
-
     base, config = report["base_model"], report["config"]
     since = f"{report['records_since']} records since the snapshot"
-    table = Table("", "", show_header=False, title=cell(report["memory"]))
+    table = grid("", "", show_header=False, title=cell(report["memory"]))
     rows = {
         "edits": f"{report['edits']} live, {report['deleted']} deleted, {since}",
         "columns": f"{config['k']} of {report['width']} per edit, {report['columns_used']} in use",
@@ -119,7 +117,7 @@ def _show(screen: Any, report: dict[str, Any], shown: int) -> None:
     if not shown or not report["texts"]:
         return
     names = ["prompt", "target", *(name for name in _FURTHER if any(one[name] for one in report["texts"]))]
-    table = Table("id", *names, "taught at")
+    table = grid("id", *names, "taught at")
     for one in report["texts"][:shown]:
         table.add_row(str(one["id"]), *(cell(one[name]) for name in names), moment(one["taught_at"]))
     screen.print(table)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from memoir_fast.cli.options import Json, Quiet, console, require_writable, write_json
-from memoir_fast.cli.plain import cell, moment
+from memoir_fast.cli.plain import cell, grid, moment
 
 SHOWN = 50  # records on the terminal, where it is not said how many
 
@@ -55,9 +55,7 @@ def log(
 
 
 def _show(screen: Any, records: list[dict[str, Any]]) -> None:
-    from rich.table import Table
-
-    table = Table("number", "time", "what", "")
+    table = grid("number", "time", "what", "")
     for record in records:
         table.add_row(str(record["number"]), moment(record["time"]), cell(record["kind"]), cell(words(record)))
     if records:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from memoir_fast.cli.options import Device, Dtype, Json, Model, Quiet, console, write_json
-from memoir_fast.cli.plain import cell
+from memoir_fast.cli.plain import cell, grid
 from memoir_fast.cli.saved import Memory, Out, changed
 
 SHOWN = 20  # rows of a table
@@ -46,11 +46,9 @@ def merge(
 
 
 def _show(screen: Any, values: dict[str, Any]) -> None:
-    from rich.table import Table
-
     conflicts = values["conflicts"]
     if conflicts:
-        table = Table("prompt", "this", "other", "bank", title=f"two targets of one prompt: {values['preferred']} won")
+        table = grid("prompt", "this", "other", "bank", title=f"two targets of one prompt: {values['preferred']} won")
         for one in conflicts[:SHOWN]:
             table.add_row(*(cell(one[name]) for name in ("prompt", "this", "other", "bank")))
         screen.print(table)

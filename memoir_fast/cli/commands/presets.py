@@ -3,6 +3,7 @@
 from typing import Any
 
 from memoir_fast.cli.options import Json, Quiet, console, require_writable, write_json
+from memoir_fast.cli.plain import grid
 
 _BELOW = (
     "N: that share of the number of blocks, rounded down. k: {k:.3f} of the layer's inputs, rounded to a multiple of "
@@ -30,12 +31,10 @@ def presets(json_file: Json = None, quiet: Quiet = False) -> None:
 
 
 def _show(rows: list[dict[str, Any]], screen: Any) -> None:
-    from rich.table import Table
-
-    table = Table("type", caption=_BELOW.format(k=rows[0]["k_per_input"]), caption_justify="left")
-    table.add_column("layer", no_wrap=True)
-    table.add_column("N")
-    table.add_column("known")
+    caption = _BELOW.format(k=rows[0]["k_per_input"])
+    table = grid("type", "layer", "N", "known", caption=caption, caption_justify="left")
+    for column in table.columns[:2]:
+        column.no_wrap = True
     for row in rows:
         table.add_row(row["model_type"], "\n".join(row["layers"]), f"{row['depth']:g}", row["known"])
     screen.print(table)

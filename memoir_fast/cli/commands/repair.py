@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memoir_fast.cli.options import Json, Quiet, console, require_writable, write_json
-from memoir_fast.cli.plain import cell, plain
+from memoir_fast.cli.plain import cell, grid, plain
 
 if TYPE_CHECKING:
     from memoir_fast.io.repair import Survey
@@ -58,12 +58,10 @@ def _values(found: "Survey", to: Path) -> dict[str, Any]:
 
 
 def _show(screen: Any, found: "Survey", to: Path) -> None:
-    from rich.table import Table
-
     for one in found.damage:
         screen.print(plain(one), markup=False)
     for title, edits in (("lost", found.lost), ("damaged: look before you teach them", found.unsure)):
-        table = Table("id", "prompt", "target", "the memory says", title=title)
+        table = grid("id", "prompt", "target", "the memory says", title=title)
         for edit_id, edit in sorted(edits.items())[:SHOWN]:
             still = found.kept.get(edit_id)
             table.add_row(

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from memoir_fast.cli.options import Json, Quiet, console, require_writable, write_json
+from memoir_fast.cli.plain import grid
 
 
 def tune(
@@ -14,14 +15,12 @@ def tune(
     quiet: Quiet = False,
 ) -> None:
     """Time launch configurations on this GPU and keep the best in your table. Needs a CUDA device."""
-    from rich.table import Table
-
     from memoir_fast.kernels import _tuning as tuning
 
     require_writable(json_file)
     rows = tuning.tune(ops or None, quick)
     write_json(json_file, rows)
-    table = Table("kernel", "configuration", "us", "shipped us", "tried")
+    table = grid("kernel", "configuration", "us", "shipped us", "tried")
     for row in rows:
         settings = ", ".join(f"{name}={value}" for name, value in row["configuration"].items())
         times = (f"{row[name]:.2f}" for name in ("microseconds", "shipped_microseconds"))

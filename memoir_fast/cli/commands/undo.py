@@ -6,7 +6,7 @@ import typer
 
 from memoir_fast.cli.commands.log import words
 from memoir_fast.cli.options import Json, Quiet, console, require_writable, write_json
-from memoir_fast.cli.plain import cell, moment
+from memoir_fast.cli.plain import cell, grid, moment
 
 
 def undo(
@@ -30,9 +30,7 @@ def undo(
 
 
 def _show(screen: Any, undone: list[dict[str, Any]], edits: int) -> None:
-    from rich.table import Table
-
-    table = Table("time", "what was taken back", "")
+    table = grid("time", "what was taken back", "")
     for record in undone:
         table.add_row(moment(record["time"]), cell(record["kind"]), cell(words(record)))
     screen.print(table)
