@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 from bench_edit import seconds_of
-from bench_generate import PROMPT, Variants, decode
+from bench_generate import PROMPT, Variants, cache_argument, decode
 from benchmarks import ON_CPU
 from cases import Case, Settings, benchmarked
 from models import sharing
 
 from memoir_fast import Memoir
 from memoir_fast.errors import MemoirError
+from memoir_fast.hf.cache import find_cache
 from memoir_fast.hf.loading import load_model
 from memoir_fast.io.facts import facts
 
@@ -60,6 +61,6 @@ def test_decode(benchmark: Any, smollm: tuple[Any, Any], name: str) -> None:
     variants.require_routes(7_000)
     step = variants.models[name]
     with torch.no_grad():
-        cache = step(input_ids=tokens[:, :PROMPT], use_cache=True).past_key_values
-        one = {"input_ids": tokens[:, :1], "past_key_values": cache, "use_cache": True}
+        cache = find_cache(step(input_ids=tokens[:, :PROMPT], use_cache=True))
+        one = {"input_ids": tokens[:, :1], cache_argument(step): cache, "use_cache": True}
         benchmark.pedantic(lambda: step(**one).logits.argmax(-1).cpu(), rounds=20, warmup_rounds=2)

@@ -9,6 +9,7 @@ decoded by forward passes with a KV cache: the time of `generate`'s own loop wou
 """
 
 import argparse
+import inspect
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ from shapes import Layer, columns, mask_of
 
 from memoir_fast import Memoir, MemoirConfig
 from memoir_fast.errors import MemoirError
+from memoir_fast.hf.cache import find_cache
 from memoir_fast.hf.loading import load_model
 
 VARIANTS = ("unedited", "unmatched", "matched")
@@ -90,20 +92,27 @@ def decode(
     """
     found: measure.Samples = {name: [] for name in variants.models}
     outputs = {name: model(input_ids=tokens, use_cache=True) for name, model in variants.models.items()}
-    caches = {name: output.past_key_values for name, output in outputs.items()}
+    caches = {name: find_cache(output) for name, output in outputs.items()}
+    argument = cache_argument(variants.models["unedited"])
     chosen = outputs["unedited"].logits[:, -1:].argmax(-1)
     for step in range(steps):
         following = chosen
         for name in _order(step, tuple(variants.models)):
             synchronize()
             start = clock()
-            output = variants.models[name](input_ids=chosen, past_key_values=caches[name], use_cache=True)
+            output = variants.models[name](input_ids=chosen, use_cache=True, **{argument: caches[name]})
             picked = output.logits[:, -1:].argmax(-1)
             synchronize()
             found[name].append(clock() - start)
             following = picked if name == "unedited" else following
         chosen = following
     return found
+
+
+def cache_argument(model: Any) -> str:
+    """What a model's cache is called among its arguments: it has another name from transformers 5.24 on."""
+    names = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in names else "past_key_values"
 
 
 @torch.no_grad()
@@ -133,8 +142,9 @@ def graph_decode(variants: Variants, tokens: torch.Tensor, turns: int) -> measur
     for name in VARIANTS:
         model = variants.models[name]
         cache = StaticCache(config=model.config, max_cache_len=PROMPT + 2 * turns + 64)
-        model(input_ids=tokens, past_key_values=cache, use_cache=True)
-        step = {"input_ids": tokens[:, -1:].clone(), "past_key_values": cache, "use_cache": True}
+        argument = cache_argument(model)
+        model(input_ids=tokens, use_cache=True, **{argument: cache})
+        step = {"input_ids": tokens[:, -1:].clone(), argument: cache, "use_cache": True}
         graph = measure.captured(partial(_step, model, step), sets=3, calls=1)
         replays[name] = graph, step  # the cache and the tokens that the graph reads live as long as it does
     found: measure.Samples = {name: [] for name in VARIANTS}

@@ -12,6 +12,7 @@ import random
 import threading
 
 import pytest
+from cache_name import CACHE
 
 from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
 from memoir_fast.errors import StoreFullError, UnknownEditError
@@ -170,17 +171,17 @@ def test_a_prompt_in_parts_and_a_further_turn(memoir, parts):
     cache = None
     with memoir.banks("acme"):
         for part in ids.split(-(-ids.shape[1] // parts), dim=1):
-            cache = memoir.model(input_ids=part, past_key_values=cache, use_cache=True).past_key_values
+            cache = memoir.model(input_ids=part, **{CACHE: cache}, use_cache=True)[CACHE]
     assert memoir.followed(cache) == [0]
-    memoir.model(input_ids=ids[:, :1], past_key_values=cache)
+    memoir.model(input_ids=ids[:, :1], **{CACHE: cache})
     assert memoir.followed(cache) == [0], "a token that is said"
     memoir.edit(PROMPTS[0], "Greek", bank="globex")
-    memoir.model(input_ids=ids[:, :1], past_key_values=cache)
+    memoir.model(input_ids=ids[:, :1], **{CACHE: cache})
     assert memoir.followed(cache) == [0]
-    memoir.model(input_ids=ids, past_key_values=cache)
+    memoir.model(input_ids=ids, **{CACHE: cache})
     assert memoir.followed(cache) == [-1], "a turn that is read outside of the block"
     with memoir.banks("globex"):
-        memoir.model(input_ids=ids, past_key_values=cache)
+        memoir.model(input_ids=ids, **{CACHE: cache})
     assert memoir.followed(cache) == [1]
     memoir.delete_bank("globex")
     assert memoir.followed(cache) == [-1]

@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 import torch
+from cache_name import CACHE
 from transformers import AutoModelForCausalLM
 
 from memoir_fast import RECIPES, Memoir, MemoirConfig
@@ -99,8 +100,8 @@ def test_a_cache_of_the_original_says_nothing_to_the_copy(memoir, copied, tiny_t
     ids = tiny_tokenizer(PROMPT, return_tensors="pt").input_ids
     with torch.no_grad():
         output = memoir.model(ids, use_cache=True)
-    assert memoir.followed(output.past_key_values) == [0]
-    assert copied(memoir).followed(output.past_key_values) == []
+    assert memoir.followed(output[CACHE]) == [0]
+    assert copied(memoir).followed(output[CACHE]) == []
 
 
 def test_generate_keeps_its_signature_and_name(memoir, tiny_llama):

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import torch
+from cache_name import CACHE
 
 from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig, atomic
 from memoir_fast.errors import CheckpointError, MemoirError
@@ -160,7 +161,7 @@ def test_who_generates_goes_on_and_who_has_a_cache_follows_no_edit_that_took_the
         def end(self):
             pass
 
-    cache = model(ids, use_cache=True).past_key_values
+    cache = model(ids, use_cache=True)[CACHE]
     assert opened.followed(cache) == [4]
     with opened.banks("acme"):
         during = model.generate(ids, max_new_tokens=6, do_sample=False, streamer=Undoing())
@@ -168,16 +169,16 @@ def test_who_generates_goes_on_and_who_has_a_cache_follows_no_edit_that_took_the
     assert opened.edit(*FACTS[8]).edit_id == 4
     assert opened.followed(cache) == [-1]
     with torch.no_grad():
-        after = model(ids[:, -1:], past_key_values=cache, use_cache=True).logits
+        after = model(ids[:, -1:], **{CACHE: cache}, use_cache=True).logits
         with opened.disabled():
-            other = model(ids, use_cache=True).past_key_values
+            other = model(ids, use_cache=True)[CACHE]
             assert opened.followed(other) == [-1]
     assert after.isfinite().all() and not layer.views.outdated
 
 
 def test_a_cache_follows_on_what_is_still_there(opened, tiny_tokenizer):
     ids = tiny_tokenizer(FACTS[2][0], return_tensors="pt").input_ids
-    cache = opened.model(ids, use_cache=True).past_key_values
+    cache = opened.model(ids, use_cache=True)[CACHE]
     assert opened.followed(cache) == [3]
     for _ in range(12):  # more often than is remembered
         opened.edit("The sky is", "green")

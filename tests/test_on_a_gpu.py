@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cache_name import CACHE
 from transformers import StaticCache
 
 from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig, backends
@@ -230,9 +231,9 @@ def test_a_pass_waits_for_the_device_no_more_often_than_the_model_alone(tiny_lla
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
-                cache = model(**batch, use_cache=True).past_key_values
+                cache = model(**batch, use_cache=True)[CACHE]
                 mask = torch.nn.functional.pad(batch.attention_mask, (0, 1), value=1)
-                model(input_ids=batch.input_ids[:, -1:], attention_mask=mask, past_key_values=cache)
+                model(input_ids=batch.input_ids[:, -1:], attention_mask=mask, **{CACHE: cache})
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         counts.append([str(one.filename) + f":{one.lineno}" for one in caught if "synchroniz" in str(one.message)])
@@ -251,9 +252,9 @@ def test_a_captured_step_answers_as_an_eager_one(tiny_llama, tiny_tokenizer, rou
         runs = []
         for _ in range(2):
             cache = StaticCache(config=memoir.model.config, max_cache_len=64)
-            memoir.model(input_ids=prompt, past_key_values=cache, use_cache=True)
+            memoir.model(input_ids=prompt, **{CACHE: cache}, use_cache=True)
             assert memoir.last_routes[0].edit_id == edit
-            step = {"input_ids": prompt[:, -1:].clone(), "past_key_values": cache, "use_cache": True}
+            step = {"input_ids": prompt[:, -1:].clone(), CACHE: cache, "use_cache": True}
             runs.append(SimpleNamespace(cache=cache, step=step))
         eager, captured = runs
         warm = torch.cuda.Stream()

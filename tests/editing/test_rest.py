@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from cache_name import CACHE
 
 from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
 from memoir_fast.hf.cache import remembered
@@ -61,10 +62,10 @@ def test_the_target_is_said_with_its_help_and_nothing_else(memoir, ids, target):
 def test_what_comes_then_is_the_unedited_models_own(memoir, ids, target):
     said = greedy(memoir, ids, target + 8)
     out = memoir.model.generate(ids, max_new_tokens=target, do_sample=False, return_dict_in_generate=True)
-    cache, token, rest = out.past_key_values, out.sequences[:, -1:], []
+    cache, token, rest = out[CACHE], out.sequences[:, -1:], []
     with memoir.disabled(), torch.no_grad():
         for _ in range(8):
-            token = memoir.model(token, past_key_values=cache).logits[:, -1:].argmax(dim=-1)
+            token = memoir.model(token, **{CACHE: cache}).logits[:, -1:].argmax(dim=-1)
             rest.append(token.item())
     assert said[target:] == rest
 
@@ -92,7 +93,7 @@ def test_rows_of_a_batch_rest_each_in_its_time(memoir):
         alone = greedy(memoir, torch.tensor([prompt_ids(memoir.tokenizer, prompt)]), 24)
         length = len(memoir.tokenizer(f" {memoir.edits[row].target}").input_ids)
         assert together[row, :length].tolist() == alone[:length]
-    state = remembered(memoir.model.generate(**batch, max_new_tokens=3, return_dict_in_generate=True).past_key_values)
+    state = remembered(memoir.model.generate(**batch, max_new_tokens=3, return_dict_in_generate=True)[CACHE])
     assert (state.left[:2] < 2**29).all() and state.route.tolist() == [0, 1, -1]
 
 

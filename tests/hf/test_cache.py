@@ -2,10 +2,12 @@
 
 import copy
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from cache_name import CACHE
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -67,7 +69,7 @@ def test_the_cache_of_a_call_by_any_name_in_any_place():
 
 def test_the_cache_of_an_output_by_any_name_in_any_place():
     cache, logits = DynamicCache(), torch.zeros(1, 2, 3)
-    assert find_cache(CausalLMOutputWithPast(logits=logits, past_key_values=cache)) is cache
+    assert find_cache(CausalLMOutputWithPast(logits=logits, **{CACHE: cache})) is cache
     assert find_cache((logits, cache)) is cache
     assert find_cache((logits, (logits, cache))) is cache
     assert find_cache(SimpleNamespace(logits=logits, memory=cache)) is cache
@@ -95,3 +97,15 @@ def test_a_state_moves_with_its_cache():
     cache.reset()
     assert remembered(cache) is None
     cache.batch_repeat_interleave(1)  # nothing to move
+
+
+def test_a_name_that_transformers_takes_back_is_used_nowhere():
+    """A model that does not know it ignores it, and answers without what its cache holds."""
+    root, chooses = Path(__file__).parents[2], ("cache_name.py", "checks_of_parts.py", "bench_generate.py")
+    files = [
+        path
+        for folder in ("memoir_fast", "tests", "bench", "tools", "examples")
+        for path in (root / folder).rglob("*.py")
+    ]
+    using = {path.name for path in files if "past_key" + "_values" in path.read_text()}
+    assert using == set(chooses)

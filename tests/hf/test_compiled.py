@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cache_name import CACHE
 from torch._dynamo.utils import counters
 from transformers import CompileConfig, DynamicCache, GenerationConfig, StaticCache
 
@@ -66,7 +67,7 @@ def _spoken(model, given, cache, new=4):
     """Greedy tokens behind a batch of prompts, by a prefill and decode steps that go on with its cache."""
     ids, mask, said = given["input_ids"], given["attention_mask"], []
     for _ in range(new):
-        ids = model(input_ids=ids, attention_mask=mask, past_key_values=cache).logits[:, -1:].argmax(dim=-1)
+        ids = model(input_ids=ids, attention_mask=mask, **{CACHE: cache}).logits[:, -1:].argmax(dim=-1)
         mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
         said.append(ids)
     return torch.cat(said, dim=1).tolist()
@@ -124,8 +125,8 @@ def test_overrides_and_later_changes_reach_a_compiled_pass(whole):
     memoir.delete(0)
     step = {"input_ids": torch.tensor([[9], [9]]), "attention_mask": torch.ones(2, BLOCK + 2, dtype=torch.int64)}
     with torch.no_grad():
-        said = whole.compiled(**step, past_key_values=cache).logits
-        torch.testing.assert_close(said, whole.model(**step, past_key_values=other).logits)
+        said = whole.compiled(**step, **{CACHE: cache}).logits
+        torch.testing.assert_close(said, whole.model(**step, **{CACHE: other}).logits)
     assert memoir.followed(cache) == memoir.followed(other) == [-1, -1]
     for one in (cache, other):
         state = remembered(one)
@@ -136,7 +137,7 @@ def test_overrides_and_later_changes_reach_a_compiled_pass(whole):
 def test_a_cache_of_a_compiled_prefill_moves_its_routes(whole):
     given = whole.batch(FACT, OTHER)
     with torch.no_grad():
-        made = whole.compiled(**given).past_key_values  # which the compiled pass makes itself
+        made = whole.compiled(**given)[CACHE]  # which the compiled pass makes itself
     kind = type(made)
     assert kind is DynamicCache and whole.memoir.followed(made) == [0, -1]
     other = copy.deepcopy(made)

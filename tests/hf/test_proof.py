@@ -2,12 +2,12 @@
 
 import dataclasses
 import importlib.metadata
-import inspect
 import types
 from dataclasses import dataclass
 
 import pytest
 import torch
+from cache_name import CACHE
 from transformers import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
 from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaModel
@@ -20,7 +20,6 @@ from memoir_fast.hf.partial_forward import layer_input
 
 LAYER = "model.layers.1.mlp.down_proj"
 CONFIG = MemoirConfig(routing="paper", layer=LAYER, k=20, tau=0.95, background=4)
-CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
 PROMPT = "The capital of France is"
 
 

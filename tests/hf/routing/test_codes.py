@@ -5,6 +5,7 @@ import gc
 
 import pytest
 import torch
+from cache_name import CACHE
 
 from memoir_fast import Edit, Memoir, MemoirConfig
 from memoir_fast.errors import MemoirError
@@ -76,8 +77,8 @@ def test_a_prefill_in_chunks(memoir, size):
         cache = None
         with memoir._router.overridden(generate_prompt=ids.shape[1]):
             for start in range(0, ids.shape[1], size):
-                out = memoir.model(ids[:, start : start + size], past_key_values=cache, use_cache=True)
-                cache = out.past_key_values
+                out = memoir.model(ids[:, start : start + size], **{CACHE: cache}, use_cache=True)
+                cache = out[CACHE]
     assert routes(memoir) == [2] and memoir.followed(cache) == [2]
     torch.testing.assert_close(out.logits[:, -1], whole, rtol=1e-3, atol=1e-4)
 
@@ -107,7 +108,7 @@ def test_a_new_turn_is_decided_on_what_the_user_says(memoir):
     assert routes(memoir) == [-1]
     rest = tokenizer(f"</s>USER: {FACTS[0].prompt} ASSISTANT:", return_tensors="pt").input_ids
     whole = torch.cat([out.sequences, rest], dim=1)
-    model.generate(whole, past_key_values=out.past_key_values, max_new_tokens=2, do_sample=False)
+    model.generate(whole, **{CACHE: out[CACHE]}, max_new_tokens=2, do_sample=False)
     assert routes(memoir) == [0]
     model.generate(whole, max_new_tokens=1, do_sample=False)  # the same, read from the start
     assert routes(memoir) == [0]
@@ -116,13 +117,13 @@ def test_a_new_turn_is_decided_on_what_the_user_says(memoir):
 @torch.no_grad()
 def test_rows_of_a_cache_are_reordered_repeated_and_cropped(memoir, batch):
     out = memoir.model(**batch, use_cache=True)
-    cache, state = out.past_key_values, remembered(out.past_key_values)
+    cache, state = out[CACHE], remembered(out[CACHE])
     cache.batch_repeat_interleave(2)
     cache.batch_select_indices(torch.tensor([5, 0]))
     assert memoir.followed(cache) == [0, 2] and state.sums.mass.shape[0] == 2
     length = state.length
     for token in (7, 8):
-        memoir.model(torch.full((2, 1), token), past_key_values=cache)
+        memoir.model(torch.full((2, 1), token), **{CACHE: cache})
     assert state.length == length + 2 and state.count.shape == (2, 1)
     cache.crop(-2)
     assert state.length == length and state.said() is None

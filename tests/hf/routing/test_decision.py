@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from cache_name import CACHE
 from transformers import DynamicCache, StaticCache
 
 from memoir_fast import Memoir, MemoirConfig
@@ -35,7 +36,7 @@ def _steps(model, ids, cache, count):
     """Greedy decoding by hand: `count` tokens after `ids`, one at a time; yields each."""
     for _ in range(count):
         with torch.no_grad():
-            ids = model(input_ids=ids, past_key_values=cache).logits[:, -1:].argmax(-1)
+            ids = model(input_ids=ids, **{CACHE: cache}).logits[:, -1:].argmax(-1)
         yield ids.item()
 
 
@@ -116,8 +117,8 @@ def test_two_interleaved_generations_by_hand(taught, reference, static):
 def test_a_cache_made_by_the_model_carries_the_route(taught):
     with torch.no_grad():
         output = taught.model(taught.ids(FACTS[0]))
-    assert type(output.past_key_values).__name__ == "DynamicCache" and isinstance(output.past_key_values, DynamicCache)
-    assert output.past_key_values.memoir_state.route.tolist() == [0]
+    assert type(output[CACHE]).__name__ == "DynamicCache" and isinstance(output[CACHE], DynamicCache)
+    assert output[CACHE].memoir_state.route.tolist() == [0]
     with torch.no_grad():
         cache = taught.model(taught.ids(FACTS[1]), return_dict=False)[1]
     assert cache.memoir_state.route.tolist() == [1]
@@ -126,7 +127,7 @@ def test_a_cache_made_by_the_model_carries_the_route(taught):
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
 def test_a_copied_cache_goes_on_by_itself(taught, reference, copied):
     ids, cache = taught.ids(FACTS[0]), DynamicCache()
-    first = _logits(taught.model, ids, past_key_values=cache)[:, -1:].argmax(-1)
+    first = _logits(taught.model, ids, **{CACHE: cache})[:, -1:].argmax(-1)
     other = copied(cache)
     assert type(other) is type(cache) and other.memoir_state.route.tolist() == [0]
     expected = reference(FACTS[0], 0, 4)[-3:]
@@ -143,7 +144,7 @@ def test_a_prefill_in_chunks_by_hand(taught, cuts):
     ids, cache = taught.ids(FACTS[1]), DynamicCache()
     bounds = [0, *cuts, ids.shape[1]]
     for start, end in zip(bounds[:-1], bounds[1:], strict=True):
-        _logits(taught.model, ids[:, start:end], past_key_values=cache)
+        _logits(taught.model, ids[:, start:end], **{CACHE: cache})
     state = cache.memoir_state
     x = layer_input(taught.model, taught.memoir.layer, input_ids=ids)
     torch.testing.assert_close(state.mean, x.mean(dim=1), rtol=1e-5, atol=1e-6)
@@ -163,7 +164,7 @@ def test_a_padded_prefill_in_chunks(taught):
                 taught.model,
                 inputs["input_ids"][:, part],
                 attention_mask=inputs["attention_mask"][:, : part.stop],
-                past_key_values=cache,
+                **{CACHE: cache},
                 position_ids=(inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)[:, part],
             )
         assert _routes(taught) == [-1, 0]
@@ -173,11 +174,11 @@ def test_a_new_turn_is_decided_on_the_whole_conversation(taught):
     ids, more = taught.ids(FACTS[0]), taught.ids(" The river runs through the town.")
     whole = torch.cat([ids, more], dim=1)
     edit, cache = taught.add(whole), DynamicCache()
-    _logits(taught.model, ids, past_key_values=cache)
+    _logits(taught.model, ids, **{CACHE: cache})
     assert _routes(taught) == [0]
-    turn = _logits(taught.model, more, past_key_values=cache)
+    turn = _logits(taught.model, more, **{CACHE: cache})
     assert _routes(taught) == [edit]
-    step = _logits(taught.model, torch.tensor([[9]]), past_key_values=cache)
+    step = _logits(taught.model, torch.tensor([[9]]), **{CACHE: cache})
     assert _routes(taught) == [edit] and turn.shape[1] == more.shape[1] and step.shape[1] == 1
 
 
@@ -186,20 +187,20 @@ def test_a_cache_filled_before_the_memory_came(taught, tiny_tokenizer):
     old, new = taught.ids(UNMATCHED), taught.ids(FACTS[0])
     cache = DynamicCache()
     taught.memoir.detach()
-    _logits(taught.model, old, past_key_values=cache)
+    _logits(taught.model, old, **{CACHE: cache})
     Memoir.attach(taught.model, tiny_tokenizer, taught.memoir.config)
     whole = torch.cat([old, new], dim=1)
-    taught.model.generate(whole, past_key_values=cache, max_new_tokens=4, do_sample=False)
+    taught.model.generate(whole, **{CACHE: cache}, max_new_tokens=4, do_sample=False)
     assert cache.memoir_state.length == cache.get_seq_length()
     assert cache.memoir_state.prompts[0][0] == whole.shape[1] and len(cache.memoir_state.prompts) == 1
 
 
 def test_a_cache_of_another_batch_size_is_refused(taught):
     cache = DynamicCache()
-    _logits(taught.model, taught.ids(FACTS[0]), past_key_values=cache)
+    _logits(taught.model, taught.ids(FACTS[0]), **{CACHE: cache})
     cache.memoir_state.select(torch.tensor([0, 0]))
     with pytest.raises(ValueError, match="the cache holds 2 sequences, the model was called with 1"):
-        _logits(taught.model, taught.ids("a"), past_key_values=cache)
+        _logits(taught.model, taught.ids("a"), **{CACHE: cache})
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -272,12 +273,12 @@ def test_contexts_nest_and_end_with_exceptions(taught):
 
 def test_disabling_in_mid_generation_rests_the_route_and_does_not_end_it(taught):
     ids, cache = taught.ids(FACTS[0]), DynamicCache()
-    _logits(taught.model, ids, past_key_values=cache)
+    _logits(taught.model, ids, **{CACHE: cache})
     token = torch.tensor([[9]])
     other = copy.deepcopy(cache)
     with taught.memoir.disabled():
-        rested = _logits(taught.model, token, past_key_values=cache)
-    followed = _logits(taught.model, token, past_key_values=other)
+        rested = _logits(taught.model, token, **{CACHE: cache})
+    followed = _logits(taught.model, token, **{CACHE: other})
     assert not torch.equal(rested, followed) and cache.memoir_state.route.tolist() == [0]
 
 
@@ -294,7 +295,7 @@ def test_an_exception_inside_of_the_model_leaves_nothing_behind(taught, error, p
     cache = DynamicCache()
     gone = weakref.ref(cache)
     with pytest.raises(error, match="stop"):
-        _logits(taught.model, taught.ids(UNMATCHED).expand(2, -1), past_key_values=cache)
+        _logits(taught.model, taught.ids(UNMATCHED).expand(2, -1), **{CACHE: cache})
     hook.remove()
     assert torch.equal(_logits(taught.model, ids), edited) and _routes(taught) == [0]
     x = torch.randn(3, 2, 48)
@@ -326,8 +327,8 @@ def test_gradients_flow_through_matched_rows(taught):
 def test_last_routes_before_any_prompt_and_after_decode_steps(taught):
     assert taught.memoir.last_routes == []
     cache = DynamicCache()
-    _logits(taught.model, taught.ids(FACTS[0]), past_key_values=cache)
-    _logits(taught.model, torch.tensor([[9]]), past_key_values=cache)
+    _logits(taught.model, taught.ids(FACTS[0]), **{CACHE: cache})
+    _logits(taught.model, torch.tensor([[9]]), **{CACHE: cache})
     assert taught.memoir.last_routes == [(0, 1.0)]
 
 
@@ -355,7 +356,7 @@ def test_no_sync_with_the_device_in_prefill_and_decode(taught):
     model = taught.model.to("meta")
     cache = DynamicCache()
     for tokens in (5, 1, 1):
-        output = model(torch.zeros(2, tokens, dtype=torch.int64, device="meta"), past_key_values=cache)
+        output = model(torch.zeros(2, tokens, dtype=torch.int64, device="meta"), **{CACHE: cache})
         assert output.logits.shape == (2, tokens, 384)
     assert cache.memoir_state.route.device.type == "meta"
 
@@ -366,7 +367,7 @@ def test_cache_of_a_detached_memory_is_decided_anew(tiny_llama, tiny_tokenizer):
     mask, columns = first.hash("The capital of France is")
     first.layer.store.append(mask)
     with torch.no_grad():
-        cache = tiny_llama(ids, use_cache=True).past_key_values
+        cache = tiny_llama(ids, use_cache=True)[CACHE]
     assert first.last_routes[0].edit_id == 0
     first.detach()
 
@@ -374,7 +375,7 @@ def test_cache_of_a_detached_memory_is_decided_anew(tiny_llama, tiny_tokenizer):
     second.layer.memory.weight.normal_()
     second.layer.store.append(torch.zeros_like(mask))  # matches nothing
     with torch.no_grad():
-        after = tiny_llama(ids[:, :1], past_key_values=copy.deepcopy(cache)).logits
+        after = tiny_llama(ids[:, :1], **{CACHE: copy.deepcopy(cache)}).logits
         with second.disabled():
-            assert torch.equal(after, tiny_llama(ids[:, :1], past_key_values=copy.deepcopy(cache)).logits)
+            assert torch.equal(after, tiny_llama(ids[:, :1], **{CACHE: copy.deepcopy(cache)}).logits)
     second.detach()

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cache_name import CACHE
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
@@ -145,7 +146,7 @@ def test_an_edit_that_goes_between_two_layers_goes_after_the_pass(several, step)
             token = torch.tensor([[9]])
             handle = several.model.model.layers[2].register_forward_pre_hook(meanwhile)
             try:
-                return several.model(token, past_key_values=output.past_key_values).logits
+                return several.model(token, **{CACHE: output[CACHE]}).logits
             finally:
                 handle.remove()
 

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from cache_name import CACHE
 
 FACTS = ("The capital of France is", "Who wrote the play? The author", "Which animal lives in the desert?")
 UNMATCHED = "In which country is the mountain? The river runs"
@@ -88,7 +89,7 @@ def test_beams_keep_their_rows_route(taught, returned):
 def test_a_reordered_cache_reorders_the_routes(taught):
     inputs = _batch(taught, (UNMATCHED, FACTS[0], FACTS[1]), "left")
     with torch.no_grad():
-        cache = taught.model(**inputs).past_key_values
+        cache = taught.model(**inputs)[CACHE]
     cache.reorder_cache(torch.tensor([2, 0, 2]))
     assert cache.memoir_state.route.tolist() == [1, -1, 1] and len(cache.memoir_state.mean) == 3
     cache.batch_repeat_interleave(2)
@@ -98,7 +99,7 @@ def test_a_reordered_cache_reorders_the_routes(taught):
     mask = torch.cat([inputs["attention_mask"][[0, 2]], torch.ones(2, 1, dtype=torch.int64)], dim=1)
     token = torch.tensor([[9], [9]])
     with torch.no_grad():
-        step = taught.model(token, attention_mask=mask, past_key_values=cache).logits[:, -1]
+        step = taught.model(token, attention_mask=mask, **{CACHE: cache}).logits[:, -1]
         whole = torch.cat([inputs["input_ids"][[0, 2]], token], dim=1)
         with taught.memoir.routed([-1, 1]):
             expected = taught.model(whole, attention_mask=mask, use_cache=False).logits[:, -1]
@@ -151,10 +152,10 @@ def test_grad_modes(taught, reference, grad_mode):
 def test_a_cache_from_inference_mode_goes_on_outside_of_it(taught):
     ids = taught.ids(FACTS[0])
     with torch.inference_mode():
-        cache = taught.model(ids).past_key_values
+        cache = taught.model(ids)[CACHE]
     token = torch.tensor([[9]])
     with torch.no_grad():
-        step = taught.model(token, past_key_values=cache).logits[:, -1]
+        step = taught.model(token, **{CACHE: cache}).logits[:, -1]
         with taught.memoir.routed(0):
             expected = taught.model(torch.cat([ids, token], dim=1)).logits[:, -1]
     torch.testing.assert_close(step, expected)
@@ -174,7 +175,7 @@ def test_a_new_turn_on_a_cache_is_decided_on_the_whole_conversation(taught):
     from transformers import DynamicCache
 
     cache = DynamicCache(config=taught.model.config)
-    settings = {"max_new_tokens": 4, "do_sample": False, "past_key_values": cache}
+    settings = {"max_new_tokens": 4, "do_sample": False, CACHE: cache}
     first = taught.model.generate(taught.ids(FACTS[0]), **settings)
     assert _routes(taught) == [0]
     turn = torch.cat([first, taught.ids(" Who wrote the play?")], dim=1)
@@ -190,7 +191,7 @@ def test_a_static_cache_reset_and_used_again(taught, reference):
     cache = StaticCache(config=taught.model.config, max_cache_len=64)
     for text, route in ((FACTS[0], 0), (UNMATCHED, -1), (FACTS[1], 1)):
         output = taught.model.generate(
-            taught.ids(text), past_key_values=cache, max_new_tokens=NEW, do_sample=False, disable_compile=True
+            taught.ids(text), **{CACHE: cache}, max_new_tokens=NEW, do_sample=False, disable_compile=True
         )
         assert output[0].tolist() == reference(text, route, NEW)
         cache.reset()

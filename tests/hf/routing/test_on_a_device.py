@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cache_name import CACHE
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
@@ -89,7 +90,7 @@ def test_nothing_is_read_and_nothing_is_sent(on_meta, which):
     cache, router = DynamicCache(), on_meta.memoir.layer.router
     for tokens in (5, 3, 1, 1):
         with router.overridden(asked_banks=asked(which)), NothingSent():
-            output = on_meta.model(_ids(tokens), past_key_values=cache)
+            output = on_meta.model(_ids(tokens), **{CACHE: cache})
         assert output.logits.shape == (3, tokens, 384)
     assert cache.memoir_state.route.device.type == "meta"
 
@@ -101,9 +102,9 @@ def test_what_a_decode_step_launches_beside_the_model(on_meta):
     for model in (on_meta.model, on_meta.plain):
         cache = DynamicCache()
         for tokens in (5, 1):
-            model(_ids(tokens), past_key_values=cache)
+            model(_ids(tokens), **{CACHE: cache})
         with Launched() as launched:
-            model(_ids(1), past_key_values=cache)
+            model(_ids(1), **{CACHE: cache})
         counts.append(launched.counted)
     beside = counts[0] - counts[1]
     assert beside.pop(ADDED) == on_meta.layers and not counts[1] - counts[0]
@@ -119,10 +120,10 @@ def _calls(model, ids):
         calls += event in ("call", "c_call")
 
     for tokens in (ids, ids[:, -1:]):
-        model(tokens, past_key_values=cache)
+        model(tokens, **{CACHE: cache})
     sys.setprofile(count)
     try:
-        model(ids[:, -1:], past_key_values=cache)
+        model(ids[:, -1:], **{CACHE: cache})
     finally:
         sys.setprofile(None)
     return calls

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cache_name import CACHE
 from transformers import DataCollatorWithFlattening, DynamicCache, GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
@@ -147,7 +148,7 @@ def test_a_packed_training_step_is_that_of_each_sequence(memory):
 def test_beside_a_cache_a_row_is_refused_and_cannot_be_gone_on_with(taught, packed, monkeypatch):
     given, _ = packed
     del given["use_cache"]
-    for more in ({}, {"past_key_values": DynamicCache()}):
+    for more in ({}, {CACHE: DynamicCache()}):
         with pytest.raises(PackedBatchError, match="parts no row: call it with use_cache=False"):
             _logits(taught.model, **given, **more)
     monkeypatch.setattr(taught.model.config, "use_cache", False)
@@ -156,10 +157,10 @@ def test_beside_a_cache_a_row_is_refused_and_cannot_be_gone_on_with(taught, pack
     # in flash attention, which parts them, they may have filled one
     monkeypatch.setattr(routing, "spans", lambda *_: [(0, 0, 6), (0, 6, 14)])
     cache = DynamicCache()
-    _logits(taught.model, **given, past_key_values=cache)
+    _logits(taught.model, **given, **{CACHE: cache})
     monkeypatch.undo()
     assert taught.memoir.followed(cache) == []
-    step = {"input_ids": given["input_ids"][:, :1], "past_key_values": cache}
+    step = {"input_ids": given["input_ids"][:, :1], CACHE: cache}
     with pytest.raises(PackedBatchError, match="the cache was filled with several sequences in one row"):
         _logits(taught.model, **step)
     with taught.memoir.disabled():
@@ -210,7 +211,7 @@ def test_keys_and_values_in_tuples_are_refused(taught):
     with pytest.raises(
         UnsupportedModelError, match=r"tuples of tensors.*give the model a cache object, e.g. transformers"
     ):
-        taught.model.model(taught.ids("a"), past_key_values=(pair, pair, pair))
+        taught.model.model(taught.ids("a"), **{CACHE: (pair, pair, pair)})
 
 
 def _batch(model, prompts):
@@ -245,6 +246,6 @@ def test_a_cache_of_one_sequence_is_not_taken_for_many(taught):
     cache = DynamicCache()
     ids = taught.ids(FACTS[0])
     with torch.no_grad():
-        taught.model(ids, past_key_values=cache, position_ids=torch.arange(ids.shape[1])[None])
-        taught.model(ids[:, :1], past_key_values=cache, position_ids=torch.tensor([[ids.shape[1]]]))
+        taught.model(ids, **{CACHE: cache}, position_ids=torch.arange(ids.shape[1])[None])
+        taught.model(ids[:, :1], **{CACHE: cache}, position_ids=torch.tensor([[ids.shape[1]]]))
     assert [route.edit_id for route in taught.memoir.last_routes] == [0]

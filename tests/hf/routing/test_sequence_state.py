@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from cache_name import CACHE
 from transformers import DynamicCache
 
 from memoir_fast.hf.cache import find_cache
@@ -21,7 +22,7 @@ def _logits(model, ids, **inputs):
 def _steps(model, ids, cache, count):
     """Greedy decoding by hand: `count` tokens after `ids`, one at a time; yields each."""
     for _ in range(count):
-        ids = _logits(model, ids, past_key_values=cache)[:, -1:].argmax(-1)
+        ids = _logits(model, ids, **{CACHE: cache})[:, -1:].argmax(-1)
         yield ids.item()
 
 
@@ -49,7 +50,7 @@ def test_tokens_that_are_tried_and_taken_back_leave_no_trace(taught, text, assis
 
 def test_said_tokens_count_as_if_they_had_come_one_by_one(taught):
     ids, cache = taught.ids(FACTS[0]), DynamicCache()
-    _logits(taught.model, ids, past_key_values=cache)
+    _logits(taught.model, ids, **{CACHE: cache})
     state, x = cache.memoir_state, torch.randn(1, 6, 48)
     other = copy.deepcopy(state)
     state.say(x)
@@ -62,7 +63,7 @@ def test_said_tokens_count_as_if_they_had_come_one_by_one(taught):
 
 def test_said_tokens_move_with_their_rows(taught):
     cache = DynamicCache()
-    _logits(taught.model, taught.ids(FACTS[0]).repeat(2, 1), past_key_values=cache)
+    _logits(taught.model, taught.ids(FACTS[0]).repeat(2, 1), **{CACHE: cache})
     state, x = cache.memoir_state, torch.randn(2, 3, 48)
     swapped = copy.deepcopy(state)
     state.say(x)
@@ -74,7 +75,7 @@ def test_said_tokens_move_with_their_rows(taught):
 
 def test_crop_takes_the_mean_back_to_the_end_of_the_prompt(taught, reference):
     ids, cache = taught.ids(FACTS[0]), DynamicCache()
-    first = _logits(taught.model, ids, past_key_values=cache)[:, -1:].argmax(-1)
+    first = _logits(taught.model, ids, **{CACHE: cache})[:, -1:].argmax(-1)
     mean = cache.memoir_state.mean.clone()
     list(_steps(taught.model, first, cache, 4))
     assert not torch.equal(cache.memoir_state.mean, mean) and cache.memoir_state.length == ids.shape[1] + 4
@@ -87,20 +88,20 @@ def test_crop_takes_the_mean_back_to_the_end_of_the_prompt(taught, reference):
 def test_crop_into_the_prompt_starts_the_mean_afresh(taught):
     """What is left of a part of the prompt cannot be told from its mean; the parts before it can."""
     ids, cache = taught.ids(UNMATCHED), DynamicCache()
-    _logits(taught.model, ids[:, :4], past_key_values=cache)
+    _logits(taught.model, ids[:, :4], **{CACHE: cache})
     mean = cache.memoir_state.mean.clone()
-    _logits(taught.model, ids[:, 4:], past_key_values=cache)
+    _logits(taught.model, ids[:, 4:], **{CACHE: cache})
     cache.crop(-2)
     assert torch.equal(cache.memoir_state.mean, mean) and cache.memoir_state.count.item() == 4
     cache.crop(-(cache.get_seq_length() - 3))
     assert cache.memoir_state.length == 3 and cache.memoir_state.count.item() == 0
-    _logits(taught.model, taught.ids(FACTS[0]), past_key_values=cache)
+    _logits(taught.model, taught.ids(FACTS[0]), **{CACHE: cache})
     assert cache.memoir_state.mean.isfinite().all()
 
 
 def _next(taught, cache, ids):
     """The next token's logits on a copy of a cache, as the memory is now."""
-    return _logits(taught.model, ids, past_key_values=copy.deepcopy(cache))
+    return _logits(taught.model, ids, **{CACHE: copy.deepcopy(cache)})
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -109,7 +110,7 @@ def test_a_running_sequence_stops_following_a_deleted_edit(taught, rows):
     taught.tokenizer.padding_side = "left"
     inputs = taught.tokenizer(texts, return_tensors="pt", padding=True)
     cache = DynamicCache()
-    ids = _logits(taught.model, inputs.input_ids, attention_mask=inputs.attention_mask, past_key_values=cache)
+    ids = _logits(taught.model, inputs.input_ids, attention_mask=inputs.attention_mask, **{CACHE: cache})
     ids = ids[:, -1:].argmax(-1)
     before = _next(taught, cache, ids)
     with taught.memoir.disabled():
@@ -125,7 +126,7 @@ def test_a_running_sequence_stops_following_a_deleted_edit(taught, rows):
 
 def test_another_edit_is_followed_on_though_one_is_deleted(taught):
     cache = DynamicCache()
-    first = _logits(taught.model, taught.ids(FACTS[1]), past_key_values=cache)[:, -1:].argmax(-1)
+    first = _logits(taught.model, taught.ids(FACTS[1]), **{CACHE: cache})[:, -1:].argmax(-1)
     said = list(_steps(taught.model, first, copy.deepcopy(cache), 4))
     taught.memoir.delete(0)
     taught.memoir.delete(2)

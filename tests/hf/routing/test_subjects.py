@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from cache_name import CACHE
 
 from memoir_fast import Edit, Memoir, MemoirConfig
 from memoir_fast.core import threshold
@@ -79,7 +80,7 @@ def test_every_way_of_giving_a_prompt(memoir):
     ids, cache = ids_of(memoir, SKY.prompt), None
     with torch.no_grad(), memoir._router.overridden(generate_prompt=ids.shape[1]):
         for token in ids.split(1, dim=1):  # its words are told in parts
-            cache = memoir.model(token, past_key_values=cache, use_cache=True).past_key_values
+            cache = memoir.model(token, **{CACHE: cache}, use_cache=True)[CACHE]
     assert routes() == [1] and memoir.followed(cache) == [1]
 
 
@@ -97,7 +98,7 @@ def test_a_chat_names_it_in_its_latest_turn(memoir):
     first = ids_of(memoir, chat(FACT.prompt))
     out = memoir.model.generate(first, max_new_tokens=3, min_new_tokens=3, return_dict_in_generate=True)
     whole = torch.cat([out.sequences, ids_of(memoir, f"</s>USER: {NEAR} ASSISTANT:")], dim=1)
-    memoir.model.generate(whole, past_key_values=out.past_key_values, max_new_tokens=1)
+    memoir.model.generate(whole, **{CACHE: out[CACHE]}, max_new_tokens=1)
     assert memoir.last_routes[0].edit_id == -1, "the turns before are in the cache"
 
 
