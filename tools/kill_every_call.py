@@ -2,16 +2,22 @@
 
     python tools/kill_every_call.py
     python tools/kill_every_call.py --every 9 --only merge,save
+    python tools/kill_every_call.py --full
 
 A dry run counts the calls by which a change reaches the disk. Then, for each of them, a child opens a copy of one
 folder, begins the change and is killed by SIGKILL before the call, or in the middle of what it writes. What is opened
 afterwards must be whole, and what it was before the change or behind a step of it, to the bit; and no file may stay
-that belongs to nothing. `tools/kill_memory.py` kills by the clock, between calls too. Exit code 1: something is lost,
-wrong or left over.
+that belongs to nothing. `tools/kill_memory.py` kills by the clock, between calls too.
+
+With `--full`, the disk is full from that call on instead, midway in the middle of what is written, and has room again
+behind the change: what the process then says of its memory must be what the folder says, also behind one more edit,
+which may be refused. Exit code 1: something is lost, wrong or left over.
 """
 
 import argparse
+import copy
 import dataclasses
+import errno
 import hashlib
 import importlib
 import json
@@ -25,7 +31,8 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +42,12 @@ sys.path.insert(0, str(ROOT / "tests"))
 import torch  # noqa: E402
 
 from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig  # noqa: E402
-from memoir_fast.io import checkpoint, codes, durable, pages, repair  # noqa: E402
+from memoir_fast.errors import CheckpointError  # noqa: E402
+from memoir_fast.io import checkpoint, codes, durable, repair  # noqa: E402
 from memoir_fast.io.journal import journal_path  # noqa: E402
 
 CALLS = ("write", "fsync", "replace", "ftruncate", "unlink", "mkdir", "pwrite")
+GROWING = ("write", "fsync", "mkdir", "pwrite")  # those that need room
 NOW = 1.7e9  # the time that it is in every child: what is written is then the same each time
 FACTS = [(f"The number {number} is", ["Rome", "camel", "Greek"][number % 3]) for number in range(7)]
 _KEPT_NAMES = re.compile(r"memory_config\.json|writer\.lock|history\.jsonl")
@@ -78,9 +87,9 @@ def digest(memoir: Memoir) -> str:
     """All that a memory answers by, however its files are divided up."""
     layer, found = memoir.layer, hashlib.sha256()
     found.update(repr((sorted(memoir.edits.items()), memoir.tau, memoir.calibration)).encode())
-    store = layer.store
-    tensors = {"masks": store.masks[: len(store)], "least": store.min_overlap[: len(store)]}
-    tensors |= {"tokens": store.target_tokens[: len(store)], **pages.tensors(layer), **codes.tensors(layer)}
+    store, live = layer.store, torch.tensor(layer.store.live, dtype=torch.int32)
+    tensors = {"masks": store.masks[live], "least": store.min_overlap[live], "tokens": store.target_tokens[live]}
+    tensors |= {"rows": layer.memory.weight[store.rows(live).long()], **codes.tensors(layer)}
     for name, tensor in sorted(tensors.items()):
         found.update(name.encode() + tensor.contiguous().numpy().tobytes())
     return found.hexdigest()
@@ -92,10 +101,12 @@ class Calls:
     Args:
         kill_at (int): the number of that call, from 1 on; 0: none.
         midway (bool): half of what a write is given is written before the kill, and half of a file that is synced.
+        full (bool): in place of the kill, there is no room on the disk from this call on, until `ended`.
     """
 
-    def __init__(self, kill_at: int, midway: bool) -> None:
-        self.count, self._kill_at, self._midway = 0, kill_at, midway
+    def __init__(self, kill_at: int, midway: bool, full: bool = False) -> None:
+        self.count, self._kill_at, self._midway, self._full = 0, kill_at, midway, full
+        self.ended = False
         for name in CALLS:
             setattr(os, name, self._counted(name, getattr(os, name)))
 
@@ -104,6 +115,12 @@ class Calls:
 
         def counted(*args: Any, **options: Any) -> Any:
             self.count += 1
+            if self._full:
+                if self.ended or not 0 < self._kill_at <= self.count or name not in GROWING:
+                    return call(*args, **options)
+                if self._midway and self.count == self._kill_at and name == "write":
+                    return write(args[0], bytes(args[1])[: (len(args[1]) + 1) // 2])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if self.count == self._kill_at:
                 if self._midway and name == "write":
                     write(args[0], bytes(args[1])[: len(args[1]) // 2])
@@ -152,6 +169,7 @@ class Killer:
     def __init__(self, root: Path, routing: str = "early") -> None:
         conftest = importlib.import_module("conftest")
         self._model, self._tokenizer = conftest.make_tiny_llama(), conftest.make_tiny_tokenizer()
+        self._plain = conftest.make_tiny_llama()
         recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, questions=0, steps=1)
         config = MemoirConfig(recipe=recipe, tau=0.9, k=16, background=8, page_edits=2, routing=routing, check=False)
         self.folder, self._template = root / "work" / "memory", root / "template"
@@ -190,6 +208,39 @@ class Killer:
         CHANGES[change](memoir, self.folder)
         return calls.count, [*steps, digest(memoir)]
 
+    def _change_when_full(self, change: str, full_at: int, midway: bool) -> tuple[list[str], list[str]]:
+        """What the memory may be behind a change on a full disk, and behind one more edit, by the process itself."""
+        if change == "open":
+            calls = Calls(full_at, midway, full=True)
+            with suppress(CheckpointError):
+                self._open(self.folder).detach()
+            calls.ended = True
+            memoir = self._open(self.folder)
+        else:
+            memoir = self._open(self.folder)
+            calls = Calls(full_at, midway, full=True)
+            with suppress(CheckpointError):
+                CHANGES[change](memoir, self.folder)
+            calls.ended = True
+        behind = digest(memoir)
+        with self._beside() as other:
+            if digest(other) != behind:
+                raise AssertionError("the folder is not what the process says")
+        with suppress(CheckpointError):
+            memoir.edit("And now?", "Rome")
+        last = digest(memoir)
+        with self._beside() as other:
+            if digest(other) != last:
+                raise AssertionError("the folder is not what the process says behind one more edit")
+        return [behind], [last]
+
+    @contextmanager
+    def _beside(self) -> Iterator[Memoir]:
+        """The memory of the folder, on a model of its own."""
+        other = Memoir.from_pretrained(copy.deepcopy(self._plain), self._tokenizer, self.folder, check=False)
+        yield other
+        other.detach()
+
     def _reopened(self) -> tuple[str, str, list[str]]:
         """What is there after a kill, what it is behind one more edit, and names of files that belong to nothing."""
         found = repair.survey(self.folder)
@@ -217,7 +268,7 @@ class Killer:
         shutil.rmtree(self.folder.parent, ignore_errors=True)
         shutil.copytree(self._template, self.folder.parent)
 
-    def kill(self, change: str, every: int = 1) -> tuple[int, int]:
+    def kill(self, change: str, every: int = 1, full: bool = False) -> tuple[int, int]:
         """(kills, those behind which the change was there); AssertionError where something is wrong."""
         self.fresh()
         calls, steps = child(lambda: self._change(change))
@@ -228,7 +279,17 @@ class Killer:
                 if kills % every:
                     continue
                 self.fresh()
-                where = f"{change}, killed at call {number} of {calls}{', midway' if midway else ''}"
+                what = "full" if full else "killed"
+                where = f"{change}, {what} at call {number} of {calls}{', midway' if midway else ''}"
+                if full:
+                    try:
+                        behind, _ = child(lambda: self._change_when_full(change, number, midway))  # noqa: B023
+                    except AssertionError as error:
+                        raise AssertionError(f"{where}: {error}") from error
+                    if behind[0] not in steps:
+                        raise AssertionError(f"{where}: it is neither as before nor as behind a step")
+                    made += behind[0] == steps[-1]
+                    continue
                 if child(lambda: self._change(change, number, midway)) is not None:  # noqa: B023
                     raise AssertionError(f"{where}: it was not killed")
                 try:
@@ -248,6 +309,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=1, help="Kill at every so manieth place alone.")
     parser.add_argument("--only", default=",".join(CHANGES), help="The changes, by commas.")
+    parser.add_argument("--full", action="store_true", help="A full disk in place of kills.")
     parser.add_argument("--routing", default="early", choices=("early", "paper"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # so that a forked child waits for no thread that it does not have
@@ -258,13 +320,13 @@ def main(arguments: list[str] | None = None) -> int:
         killer = Killer(Path(root), options.routing)
         for change in options.only.split(","):
             try:
-                kills, made = killer.kill(change, options.every)
+                kills, made = killer.kill(change, options.every, options.full)
             except AssertionError as error:
                 print(f"lost: {error}")
                 return 1
-            print(f"{change}: {kills} kills, {made} of them behind it", flush=True)
+            print(f"{change}: {kills} times, {made} of them behind it", flush=True)
             every += kills
-    print(f"{every} kills, nothing lost, nothing left over")
+    print(f"{every} times, nothing lost, nothing left over")
     return 0
 
 

@@ -152,7 +152,8 @@ class Durable:
     def undo(self, count: int) -> Renewed:
         """Takes back the last changes that are in the journal, in the files and in the memory.
 
-        The memory is then as one that is loaded from the folder. Where the files cannot be written, all is as before.
+        The memory is then as one that is loaded from the folder, also where an error says that only the name of the
+        new journal may not last. Where the files cannot be written otherwise, all is as before.
 
         Raises:
             MemoirError, ValueError, CheckpointError: see `undo.plan`, `undo.write` and `renewal.beside`.
@@ -162,9 +163,18 @@ class Durable:
         if saved.checksum != self._snapshot:
             raise CheckpointError(f"{self.folder} was saved to by others: open the memory again")
         other = renewal.beside(self._memoir, saved, chain.from_iterable(taken.appends()))
-        undo.write(self._lock, taken)
+        try:
+            undo.write(self._lock, taken)
+        except BaseException:
+            if not self._journal.in_place():  # what fails, or stops it, may come behind the move
+                self._begin_anew(other)
+            raise
+        return self._begin_anew(other)
+
+    def _begin_anew(self, other: Any) -> Renewed:
+        """Goes on with the journal that was put in the place of this one, and with the memory that it says."""
+        self._journal.close("the memory is not what the folder says; open it again")
         found = self._take_over(other)
-        self._journal.close()
         self._journal = Journal(self._lock, self._snapshot)
         return found
 

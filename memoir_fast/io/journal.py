@@ -148,6 +148,13 @@ class Journal:
                         self._take_back(error)
             raise
 
+    def in_place(self) -> bool:
+        """Whether what has its name in the folder is this very file."""
+        own, there = os.fstat(self._file.fileno()), None
+        with suppress(OSError):
+            there = os.lstat(self.path)
+        return there is not None and (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino)
+
     def close(self, why: str = "it was closed") -> None:
         """Closes the file; the lock stays held. Nothing can be appended afterwards, and `why` is what is said then."""
         self._unusable = why
@@ -184,10 +191,7 @@ class Journal:
                 f"nothing can be appended to {self.path}: it has {own.st_size} bytes, this process left {self._end}: "
                 "somebody else has written to it; open the memory again"
             )
-        there = None
-        with suppress(OSError):
-            there = os.lstat(self.path)
-        if there is None or (there.st_dev, there.st_ino) != (own.st_dev, own.st_ino):
+        if not self.in_place():
             raise CheckpointError(
                 f"nothing can be appended to {self.path}: it was removed or replaced; open the memory again"
             )
