@@ -158,7 +158,8 @@ def _edit(memoir: EditedModel, values: Mapping[str, Any], tensors: Mapping[str, 
         codes.require_bits(tensors["code_codes"], tensors["code_room"], layer.codes.width, layer.codes.k)
         own = codes.Rows.of(tensors, "code", device)
         if own.names is not None and layer.code is not None:
-            codes.require_tokens(own.names, len(layer.code.alike))
+            codes.require_tokens(own.names, len(own.codes), len(layer.code.alike))
+        codes.require_subjects(own.names, own.room, (own.room > 0) & bool(edit.subject))
     read = reads.of_record(values, tensors, layer)
     with memoir.edits.put(edit, tensors["mask"].to(device), page, own) as edit_id:
         if edit_id != values["id"]:

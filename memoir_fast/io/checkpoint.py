@@ -346,7 +346,7 @@ def _require_consistent(saved: SavedMemory, path: Path) -> None:
             expected["page"] = (torch.int32, (count,))
         searched = width
         if saved.config.routing == "early":
-            searched = codes.require_consistent(saved.tensors, saved.routing, set(saved.edits))
+            searched = codes.require_consistent(saved.tensors, saved.routing, saved.edits)
             assert saved.routing is not None
             codes.require_bits(saved.tensors["rows_codes"], saved.tensors["rows_room"], searched, saved.routing["k"])
         if "background" in saved.tensors:

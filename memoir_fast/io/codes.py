@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from memoir_fast.core.edit import Edit
 from memoir_fast.io import plausible
 from memoir_fast.mask_format import words
 from memoir_fast.modules import MemoirLinear
 from memoir_fast.modules.code_store import kept_bits
-from memoir_fast.modules.naming import SPELLINGS, TOKENS
+from memoir_fast.modules.naming import SPELLINGS, TOKENS, have
 from memoir_fast.modules.routing_code import RoutingCode
 
 _CODE = ("weights", "marks", "mean", "projection")
@@ -24,12 +25,23 @@ def require_bits(rows: torch.Tensor, room: torch.Tensor, width: int, k: int) -> 
         raise ValueError("the room of a code row must be at least 0")
 
 
-def require_tokens(names: torch.Tensor, vocabulary: int) -> None:
-    """ValueError where the subjects of code rows int32 [R, P, T] are no tokens of V."""
-    if names.dtype != torch.int32 or names.shape[1:] != (SPELLINGS, TOKENS):
-        raise ValueError(f"subjects must be int32 [rows, {SPELLINGS}, {TOKENS}], got {names.dtype} {[*names.shape]}")
+def require_tokens(names: torch.Tensor, rows: int, vocabulary: int) -> None:
+    """ValueError where the subjects of R code rows, int32 [R, P, T], are no tokens of V."""
+    if names.dtype != torch.int32 or names.shape != (rows, SPELLINGS, TOKENS):
+        raise ValueError(f"subjects must be int32 [{rows}, {SPELLINGS}, {TOKENS}], got {names.dtype} {[*names.shape]}")
     if names.numel() and not -1 <= int(names.min()) <= int(names.max()) < vocabulary:
         raise ValueError(f"subjects must be tokens below {vocabulary}, or -1")
+
+
+def require_subjects(names: torch.Tensor | None, room: torch.Tensor, told: torch.Tensor) -> None:
+    """ValueError where rows that lead to an edit have a subject and the edit has none, or the other way round.
+
+    Prompts of other subjects would follow it, or none would. Rows int32 [R] lead to one by their `room`; `told` bool
+    [R]: whose edit has a subject.
+    """
+    found = torch.zeros_like(told) if names is None else have(names)
+    if bool(((found != told) & (room > 0)).any()):
+        raise ValueError("the code rows of edits with a subject, and of no others, must have one")
 
 
 class Rows(NamedTuple):
@@ -102,12 +114,12 @@ def fill(layer: MemoirLinear, saved: dict[str, torch.Tensor]) -> None:
         layer.codes.restore({name: saved[f"rows_{name}"] for name in _ROWS} | names, layer.min_overlap)
 
 
-def require_consistent(saved: dict[str, torch.Tensor], routing: Any, edits: set[int]) -> int:
+def require_consistent(saved: dict[str, torch.Tensor], routing: Any, edits: Mapping[int, Edit]) -> int:
     """D of the routing codes.
 
     Raises:
-        KeyError, TypeError, ValueError: a tensor or a value is missing, of another type or shape, or rows belong to
-            no edit of `edits`.
+        KeyError, TypeError, ValueError: a tensor or a value is missing, of another type or shape, rows belong to
+            no edit of `edits`, or have no subject where the edit has one.
     """
     width, hidden = saved["code_projection"].shape[1], len(saved["code_mean"])
     vocabulary, rows = len(saved["code_weights"]), len(saved["rows_codes"])
@@ -120,8 +132,7 @@ def require_consistent(saved: dict[str, torch.Tensor], routing: Any, edits: set[
         **{f"rows_{name}": (torch.int32, (rows,)) for name in _ROWS[1:]},
     }
     if "rows_names" in saved:
-        expected["rows_names"] = (torch.int32, (rows, SPELLINGS, TOKENS))
-        require_tokens(saved["rows_names"], vocabulary)
+        require_tokens(saved["rows_names"], rows, vocabulary)
     for name, (dtype, shape) in expected.items():
         if saved[name].dtype != dtype or saved[name].shape != shape:
             raise ValueError(f"{name} must be {dtype} {list(shape)}, got {saved[name].dtype} {list(saved[name].shape)}")
@@ -130,6 +141,9 @@ def require_consistent(saved: dict[str, torch.Tensor], routing: Any, edits: set[
     if not all(isinstance(one, int) and one >= 0 for mark in (*routing["opened"], *routing["closed"]) for one in mark):
         raise ValueError("routing's marks of turns must be lists of token ids")
     leads = saved["rows_room"] > 0
-    if set(saved["rows_owner"][leads].tolist()) != edits or not set(saved["rows_owner"].tolist()) <= edits:
+    owners = saved["rows_owner"].tolist()
+    if set(saved["rows_owner"][leads].tolist()) != edits.keys() or not set(owners) <= edits.keys():
         raise ValueError(f"the code rows must belong to the {len(edits)} edits, and each edit must have one")
+    told = torch.tensor([bool(edits[one].subject) for one in owners], dtype=torch.bool)
+    require_subjects(saved.get("rows_names"), saved["rows_room"], told)
     return width

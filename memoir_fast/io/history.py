@@ -28,7 +28,7 @@ MERGE = "merge"
 _LONGEST_LINE = 1 << 16  # bytes
 _LONGEST_TEXT, _LONGEST_UNDONE = 200, 80  # characters
 _MOST_IDS, _MOST_UNDONE = 100, 20
-_TEXTS = ("prompt", "target", "bank", "author", "source")
+_TEXTS = ("prompt", "target", "subject", "bank", "author", "source")
 
 _log = logging.getLogger("memoir_fast")
 

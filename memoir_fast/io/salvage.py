@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -123,8 +123,10 @@ def _read(read: Callable[[int, int], bytes], stretch: Stretch, found: Texts) -> 
 def _take(record: Record, whole: bool, found: Texts) -> None:
     ids, edits = record.values.get("ids"), dict[int, Edit]()
     if record.kind != "delete":
-        with suppress(CheckpointError):
-            changes.apply_texts(edits, record)
+        for values in (record.values, {**record.values, "subject": ""}):  # a damaged prompt may not name it any more
+            with suppress(CheckpointError):
+                changes.apply_texts(edits, replace(record, values=values))
+                break
         for edit_id, edit in edits.items():
             found.add(edit_id, edit, whole)
         found.records += bool(edits) or record.kind == UNDO  # which says what is not there any more

@@ -148,15 +148,16 @@ def test_banks_are_taught_asked_for_and_shown(invoke, saved_model, tmp_path):
 def test_log_tells_the_bank(invoke, tiny_llama, tiny_tokenizer, tmp_path):
     config = MemoirConfig(recipe=RECIPE, tau=0.9, k=16, background=8, routing="paper")
     with Memoir.open(tiny_llama, tiny_tokenizer, tmp_path / "memory", config) as memoir:
-        memoir.edit("The sky is", "green", bank="acme")
+        memoir.edit(Edit("The sky is", "green", bank="acme", subject="sky"))
         memoir.delete_bank("acme")
     done = invoke("log", tmp_path / "memory", "--json", "-")
-    assert [one["kind"] for one in json.loads(done.stdout)["records"]] == ["edit-in-bank", "delete"]
-    assert "0: The sky is -> green (bank acme)" in done.stderr
+    assert [one["kind"] for one in json.loads(done.stdout)["records"]] == ["edit-named", "delete"]
+    assert "0: The sky is -> green (subject sky, bank acme)" in done.stderr
 
 
 def test_author_and_source_are_taken_and_shown(invoke, saved_model, tmp_path):
     rows = [{"prompt": "The sky is", "target": "red", "author": "Jo"}, {"prompt": "The town is", "target": "old"}]
+    rows[1]["subject"] = "town"
     (tmp_path / "edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     taught = ("edit", "-m", saved_model, "-e", tmp_path / "edits.jsonl", "-o", tmp_path / "memory", "--tau", 0.9, "-q")
     done = invoke(*taught, "--author", "Max", "--source", "a wire")
@@ -164,12 +165,13 @@ def test_author_and_source_are_taken_and_shown(invoke, saved_model, tmp_path):
     shown = invoke("inspect", tmp_path / "memory", "--json", "-")
     texts = json.loads(shown.stdout)["texts"]
     assert [(one["author"], one["source"]) for one in texts] == [("Jo", "a wire"), ("Max", "a wire")]
+    assert [one["subject"] for one in texts] == ["", "town"] and "subject" in shown.stderr
     assert texts[0]["taught_at"] > 1e9 and "taught at" in shown.stderr and "Max" in shown.stderr
     invoke("export", tmp_path / "memory", "--to", tmp_path / "again.jsonl")
     again = [case.edit for case in read_cases(tmp_path / "again.jsonl")]
-    assert [(one.author, one.source, one.taught_at) for one in again] == [
-        ("Jo", "a wire", None),
-        ("Max", "a wire", None),
+    assert [(one.author, one.source, one.taught_at, one.subject) for one in again] == [
+        ("Jo", "a wire", None, ""),
+        ("Max", "a wire", None, "town"),
     ]
     assert invoke(*taught, "--author", "J\u202eo").exit_code == 1
 

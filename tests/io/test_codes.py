@@ -1,5 +1,6 @@
 """Routing codes on disk: loaded as they were saved, refused where they do not fit, and folders from before them."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import torch
 
 from memoir_fast import Edit, Memoir, MemoirConfig
 from memoir_fast.errors import CheckpointError
-from memoir_fast.io import checkpoint
+from memoir_fast.io import changes, checkpoint
+from memoir_fast.io.journal import read
 
 
 def another(model):
@@ -142,3 +144,59 @@ def test_a_folder_from_before_routing_codes_routes_by_masks(memoir, tmp_path, ti
     with torch.no_grad():
         assert torch.equal(loaded.model(ids).logits, memoir.model(ids).logits)
     assert loaded.last_routes == memoir.last_routes
+
+
+NAMED = [Edit("The capital of France is", "Lyon", subject="France"), Edit("The sky is", "green")]
+
+
+def no_names(tensors):
+    del tensors["rows_names"]
+
+
+def other_names(change):
+    def damage(tensors):
+        tensors["rows_names"] = change(tensors["rows_names"].clone()).contiguous()
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        (no_names, "edits with a subject"),
+        (other_names(lambda names: names.flip(0)), "edits with a subject"),
+        (other_names(lambda names: names.long()), "int32"),
+        (other_names(lambda names: names[:1]), "subjects must be int32"),
+        (other_names(lambda names: names[:, :2]), "subjects must be int32"),
+        (other_names(lambda names: names.clamp(min=10**6)), "tokens below"),
+        (other_names(lambda names: names.clamp(max=-2)), "tokens below"),
+    ],
+)
+def test_damaged_subjects_are_refused(tiny_llama, tiny_tokenizer, tmp_path, damage, match):
+    memoir = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(k=12, tau=0.75, routing="early", routing_block=1))
+    memoir.edit(NAMED, progress=False)
+    memoir.save_pretrained(tmp_path)
+    rewrite_tensors(tmp_path, damage)
+    with pytest.raises(CheckpointError, match=match):
+        checkpoint.read(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["no names", "one row", "of another", "no subject"])
+def test_a_record_whose_rows_do_not_have_its_subject_is_refused_and_changes_nothing(
+    tiny_llama, tiny_tokenizer, tmp_path, change
+):
+    config = MemoirConfig(k=12, tau=0.75, routing="early", routing_block=1)
+    with Memoir.open(tiny_llama, tiny_tokenizer, tmp_path, config) as memoir:
+        memoir.edit(NAMED, progress=False)
+        first, _ = read(memoir._durable.journal.path)
+    values, tensors = {**first.values, "id": 2, "prompt": "France has the capital"}, {**first.tensors}
+    names = tensors.pop("code_names")
+    if change == "no subject":
+        values["subject"] = ""
+    if change != "no names":
+        tensors["code_names"] = {"one row": names.repeat(2, 1, 1), "of another": names.clamp(max=-1)}.get(change, names)
+    before, edits = memoir.layer.codes.state(), dict(memoir.edits)
+    with pytest.raises(CheckpointError, match="ubject"):
+        changes.apply(memoir, dataclasses.replace(first, values=values, tensors=tensors))
+    assert dict(memoir.edits) == edits and len(memoir.layer.store) == 2
+    assert all(torch.equal(memoir.layer.codes.state()[name], value) for name, value in before.items())

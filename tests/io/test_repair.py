@@ -14,11 +14,12 @@ from memoir_fast import Edit, Memoir, MemoirConfig
 from memoir_fast.cli.app import app
 from memoir_fast.cli.commands.repair import summary
 from memoir_fast.errors import CheckpointError, WrongModelError
-from memoir_fast.io import checkpoint, frames, records
+from memoir_fast.io import checkpoint, frames, records, salvage
 from memoir_fast.io.history import History
 from memoir_fast.io.journal import read
 from memoir_fast.io.readers import read_cases
 from memoir_fast.io.repair import LOST_NAME, UNSURE_NAME, repair, survey
+from memoir_fast.io.salvage import Texts
 
 CONFIG = checkpoint.CONFIG_NAME
 _MADE = []  # the folder that is copied
@@ -256,6 +257,14 @@ def test_texts_that_are_lost_keep_all_their_fields(folder, tmp_path):
     repair(folder, tmp_path / "new")
     first = next(read_cases(tmp_path / "new" / LOST_NAME)).edit
     assert first == Edit(*TEXTS[1], paraphrases=["A river is"], keep=["The lake is"])
+
+
+def test_a_damaged_text_that_names_its_subject_no_more_is_kept_without_it():
+    texts = {"id": 4, "prompt": "The skY is", "target": "red", "subject": "sky"}
+    found = Texts()
+    for prompt in ("The skY is", "The s-y is"):
+        salvage._take(records.Record(1, "edit-named", {**texts, "prompt": prompt}, {}), False, found)
+        assert found.unsure[4] == Edit(prompt, "red", subject="sky" if "skY" in prompt else "")
 
 
 def test_lines_that_cannot_be_read_are_counted(folder):

@@ -12,8 +12,8 @@ from memoir_fast.cli.plain import cell, grid, moment
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FURTHER = ("bank", "author", "source")  # shown where some edit has one
-_FIELDS = ("bank", "prompt", "target", "author", "source", "taught_at")
+_FURTHER = ("subject", "bank", "author", "source")  # shown where some edit has one
+_FIELDS = ("bank", "prompt", "target", "subject", "author", "source", "taught_at")
 
 
 def inspect(

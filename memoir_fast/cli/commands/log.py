@@ -66,7 +66,7 @@ def words(record: dict[str, Any]) -> str:
     """What a line of a history says, in words."""
     kind = record["kind"]
     if kind.startswith("edit"):
-        further = [f"{name} {record[name]}" for name in ("bank", "author", "source") if name in record]
+        further = [f"{name} {record[name]}" for name in ("subject", "bank", "author", "source") if name in record]
         said = f" ({', '.join(further)})" if further else ""
         return f"{record['id']}: {record.get('prompt')} -> {record.get('target')}{said}"
     if kind == "delete":
