@@ -40,6 +40,7 @@ ELSEWHERE = {
     "hf/following.py": "hf/routing",
     "hf/overrides.py": "hf/routing/test_packed.py",
     "hf/pieces.py": "hf/routing/test_packed.py",
+    "hf/replays.py": "hf/routing/test_replays.py",
     "hf/routing.py": "hf/routing",
     "hf/routing_site.py": "hf/routing/test_codes.py",
     "hf/server.py": "serving/test_app.py",

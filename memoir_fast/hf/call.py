@@ -28,6 +28,7 @@ class Call:
     reached: bool = False  # the edited layer has run
     read: Routed | None = None  # and has read there
     generation: Any = None  # the Generation that it runs in
+    gradients: bool = False  # may be asked of it
     others: bool = False  # its sequences are others than that generation's
 
     def prompt_end(self, asked: Any) -> int | None:

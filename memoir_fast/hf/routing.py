@@ -29,6 +29,7 @@ from memoir_fast.hf.overrides import Generation, Overrides, asked_of, overriding
 from memoir_fast.hf.packed import WHAT_INSTEAD, paged, spans
 from memoir_fast.hf.pieces import Piece, Pieces, SeveralInRow, packed_pieces
 from memoir_fast.hf.prompt import prompt_positions
+from memoir_fast.hf.replays import Replays, in_backward, run_again_later
 from memoir_fast.hf.routing_site import RoutingSite
 from memoir_fast.hf.tensor_parallel import require_whole
 from memoir_fast.modules import MemoirLinear
@@ -62,6 +63,8 @@ class Router:
         self.following = Following(layer, next(_numbers))
         """What is done for the sequences of a pass."""
         self._parameters = list(inspect.signature(decoder.forward).parameters)
+        self.replays = Replays()
+        """What passes with gradients read, which a backward pass may run again."""
         self._last: _Decided | None = None  # of any thread
         self._own: dict[str, Any] = {}
         self.tracing = Tracing(self, layer)
@@ -148,17 +151,19 @@ class Router:
         state.look_again(self._layer.view.store)
         return state.route.tolist()
 
-    @torch.no_grad()
     def __call__(self, x: torch.Tensor) -> Routed | None:
         """Where each sequence of a batch of layer inputs [B, S, D] reads the memory; None: nowhere."""
         call = self._call
         if call is None:
+            if in_backward():
+                return self.replays.read(x, self._written)
             return self._outside(x) if self.site is not None else self._read(Call(), x)
         if self._layer.further:
             self._hold(call)
         call.read, call.reached = self._inside(call, x), True
-        return call.read
+        return self._noted(call, x, call.read)
 
+    @torch.no_grad()
     def _inside(self, call: Call, x: torch.Tensor) -> Routed | None:
         if call.pieces is not None:
             if not call.pieces.decided:
@@ -182,13 +187,22 @@ class Router:
         """As a call, at a further layer: where the edited layer's sequences read, which it must have run for."""
         call = self._call
         if call is None:
-            return self._outside(x)
+            return self.replays.read(x, self._written) if in_backward() else self._outside(x)
         if not call.reached:
             raise MemoirError("a further layer was reached before the edited layer, where sequences are followed")
         if call.pieces is not None:
-            return call.pieces.routed(x)  # type: ignore[no-any-return]
+            return self._noted(call, x, call.pieces.routed(x))
         routed = None if call.read is None else call.state.again(call.read, self._layer.view.store)
-        return None if routed is None else routed.to(x.device)
+        return self._noted(call, x, None if routed is None else routed.to(x.device))
+
+    def _noted(self, call: Call, x: torch.Tensor, routed: Routed | None) -> Routed | None:
+        if run_again_later(call.gradients):
+            self.replays.note(x, routed, self._written)
+        return routed
+
+    @property
+    def _written(self) -> tuple[int, int]:
+        return self._layer.written, self._layer.store.stamp
 
     def _hold(self, call: Call) -> None:
         """From now on a pass reads the memory as it is, to its end."""
@@ -239,12 +253,13 @@ class Router:
         return running(self)
 
     def _outside(self, x: torch.Tensor) -> Routed | None:
-        """The layer is called outside of a forward pass of the decoder, as gradient checkpoints do: as decided last."""
+        """The layer is called outside of a forward pass of the decoder: as decided last."""
         last = (_decided.get() or {}).get(self._number, self._last)
         if last is None or len(last[0]) != len(x):
             raise MemoirError("routes are made by the whole model: its edited layer cannot be called by itself")
         return self._layer.routed(last[0].to(x.device))
 
+    @torch.no_grad()
     def _read(self, call: Call, x: torch.Tensor) -> Routed | None:
         """Reads a prompt or a part of one, and decides."""
         routed = self.following.read(call, x, self._asked)
@@ -283,6 +298,7 @@ class Router:
             state.length if state is not None else held(cache),
             (args, kwargs),
             generation=asked.generation,
+            gradients=torch.is_grad_enabled(),
             others=asked.generation is not None and asked.generation.others(state),
         )
         if found is not None:
