@@ -19,7 +19,7 @@ from memoir_fast.hf.own_pass import OwnPass
 from memoir_fast.hf.packed import WHAT_INSTEAD
 from memoir_fast.modules import tickets
 from memoir_fast.modules.base_layer import require_as_attached
-from memoir_fast.modules.compiled import define, found, tracing
+from memoir_fast.modules.compiled import define, exporting, found, tracing
 
 _EXPORTED = (
     "a model with a memory cannot be exported: its graph would hold the edits as they are now, and no sequence's route "
@@ -48,7 +48,7 @@ class Tracing:
 
     def before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The decoder is called."""
-        if torch.compiler.is_exporting():
+        if exporting():
             raise MemoirError(_EXPORTED)
         if not tracing():
             require_as_attached(self._layer)
@@ -222,10 +222,12 @@ def _unknown(given: dict[str, Any], cache: Any) -> str:
             "keys and values came as tuples of tensors; give the model a cache object, e.g. transformers.DynamicCache"
         )
     for name, value in given.items():
+        if value is None:
+            continue
         kind = type(value)
         if hasattr(kind, "update") and not hasattr(kind, "get_seq_length") and not isinstance(value, dict):
             return f"{name} is a {kind.__name__}, whose blocks belong to many sequences; {WHAT_INSTEAD}"
-        if name == "attention_mask" and value is not None and not isinstance(value, (torch.Tensor, dict)):
+        if name == "attention_mask" and not isinstance(value, (torch.Tensor, dict)):
             return f"attention_mask is a {kind.__name__}, in which padding cannot be told; give one as a tensor"
     return ""
 

@@ -25,9 +25,19 @@ def define(name: str, schema: str, run: Any, fake: Any) -> Any:
     return getattr(torch.ops.memoir_fast, name).default
 
 
+@torch.compiler.assume_constant_result
+def exporting() -> bool:
+    """Whether `torch.export` is looking at this code.
+
+    It is called when code is traced, since Dynamo of torch 2.10 to 2.12 takes `is_exporting` for true in all that it
+    compiles.
+    """
+    return torch.compiler.is_exporting()
+
+
 def tracing() -> bool:
     """Whether `torch.compile` is looking at this code; `torch.export` does not count."""
-    return torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+    return torch.compiler.is_dynamo_compiling() and not exporting()
 
 
 def require_not_compiled() -> None:
