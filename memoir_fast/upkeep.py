@@ -180,7 +180,7 @@ class Upkeep(EditedModel):
             if records:
                 raise MemoirError(
                     f"the journal of {folder} has {records} records that its snapshot lacks: open that memory with "
-                    "Memoir.open, and save it to the same folder, before it is merged"
+                    "Memoir.open, and save it to the same folder, before it is merged (memoir compact does both)"
                 )
             before = state(self)
             try:

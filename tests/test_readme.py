@@ -50,8 +50,45 @@ def test_the_demos_rows_are_those_that_it_shows(tiny_tokenizer):
         assert right == ("yes" if (before == after if taught == "-" else says(after, taught)) else "NO"), prompt
 
 
+OF_PAGES = {
+    f"{name}-{index}": block
+    for name in ("your-model", "chats", "serving")
+    for index, block in enumerate(
+        re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / f"{name}.md").read_text(), re.MULTILINE | re.DOTALL)
+    )
+    if not re.search(r"torch\.compile|torchrun|generate_batch", block)  # slow; tests of their own run such calls
+}
+
+
+@pytest.mark.parametrize("name", OF_PAGES)
+def test_python_of_pages_runs(name, tiny_llama, tiny_tokenizer, monkeypatch, tmp_path):
+    """Each on a memory of its own, with what the page speaks of."""
+    import torch
+
+    from memoir_fast import Memoir, MemoirConfig
+
+    monkeypatch.chdir(tmp_path)
+    tiny_tokenizer.chat_template = "{% for turn in messages %}<|{{ turn.role }}|>{{ turn.content }}</s>{% endfor %}"
+    tokens = tiny_tokenizer("The refund period is").input_ids
+    names = {
+        "model": tiny_llama,
+        "tokenizer": tiny_tokenizer,
+        "Memoir": Memoir,
+        "MemoirConfig": MemoirConfig,
+        "chat": lambda question: question,
+        "inputs": tiny_tokenizer(["The refund period is"] * 3, return_tensors="pt") | {"max_new_tokens": 2},
+        "ids": torch.tensor([tokens * 2]),
+        "positions": torch.tensor([[*range(len(tokens))] * 2]),
+        "requests": [("The sky is", "Rome")],
+        "acknowledge": lambda result: result,
+    }
+    if "Memoir." not in OF_PAGES[name]:
+        names["memoir"] = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(background=8, check=False))
+    exec(compile(OF_PAGES[name], f"docs/{name}", "exec"), names)
+
+
 def test_there_is_python_to_run():
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 2 and len(OF_PAGES) == 7
 
 
 def test_environment_variables_are_all_told():

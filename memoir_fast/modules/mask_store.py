@@ -332,7 +332,8 @@ class MaskStore(nn.Module):
 
     def holds(self, edit_id: int) -> bool:
         """Whether that is a live edit's id."""
-        return isinstance(edit_id, int) and 0 <= edit_id < self._rows and not self._dead[edit_id]
+        whole = isinstance(edit_id, int) and not isinstance(edit_id, bool)
+        return whole and 0 <= edit_id < self._rows and not self._dead[edit_id]
 
     def require(self, edit_id: int) -> None:
         """Raises UnknownEditError where `edit_id` is no live edit."""

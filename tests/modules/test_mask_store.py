@@ -84,7 +84,7 @@ def test_a_deleted_edit_matches_nothing_and_its_id_is_not_used_again():
     assert store.match(masks[:1])[0].tolist() != [0]
     store.set_min_overlap(K)
     assert store.append(masks[3]) == 3
-    for gone in (0, 2, 4, -1, "1", None, 1.0):
+    for gone in (0, 2, 4, -1, "1", None, 1.0, True):
         with pytest.raises(UnknownEditError, match=f"no live edit has the id {gone!r}; the store has 2 live edits"):
             store.delete(gone)
     assert issubclass(UnknownEditError, KeyError) and issubclass(UnknownEditError, MemoirError)
