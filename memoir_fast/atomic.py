@@ -3,7 +3,7 @@
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -15,8 +15,12 @@ try:
 except ImportError:  # Windows has no such locks, and opens no folders
     fcntl = None
 
+Bytes = bytes | memoryview
 
-def publish(folder: Path, data: Mapping[str, bytes], index: str, content: bytes, owned: re.Pattern[str]) -> None:
+
+def publish(
+    folder: Path, data: Mapping[str, Iterable[Bytes] | bytes], index: str, content: bytes, owned: re.Pattern[str]
+) -> None:
     """Writes `data`, then `index`, which names them: a reader sees the old set or the new one, never a mixture.
 
     Everything is written beside and synced; moving `index` into place is the one commit point. Only then are the
@@ -24,7 +28,8 @@ def publish(folder: Path, data: Mapping[str, bytes], index: str, content: bytes,
 
     Args:
         folder (Path): made where it does not exist.
-        data (mapping of str to bytes): files whose names no other content ever has, e.g. by a digest in the name.
+        data (mapping of str to bytes, or to an iterable of such): files whose names no other content ever has, e.g. by
+            a digest in the name.
         index (str): name of the file that readers open first.
         content (bytes): what `index` shall hold.
         owned (re.Pattern): matches, in full, the names of data files and of what a crash may leave (see `leftover`).
@@ -92,10 +97,10 @@ def clear(folder: Path, left: re.Pattern[str]) -> None:
                     (folder / name).unlink()
 
 
-def replace(path: Path, content: bytes) -> None:
+def replace(path: Path, content: Iterable[Bytes] | bytes) -> None:
     """Writes a file beside its place and moves it there: the old one stays readable until the new one is whole."""
     with replacing(path) as file:
-        file.write(content)
+        file.writelines([content] if isinstance(content, bytes) else content)
 
 
 @contextmanager

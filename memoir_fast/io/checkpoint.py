@@ -10,7 +10,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,7 @@ from memoir_fast.io.plausible import (
     texts_in,
     threshold_in,
 )
+from memoir_fast.io.tensor_file import Parts, TensorFile
 from memoir_fast.mask_format import words
 from memoir_fast.modules.routing_code import RoutingCode
 
@@ -119,7 +120,7 @@ def save(
     """
     path = Path(folder)
     store = memoir.layer.store
-    tensors = {
+    tensors: dict[str, torch.Tensor | Parts] = {
         "permutation": memoir.layer.permutation,
         "mu": memoir.layer.mu,
         "masks": store.masks[: len(store)],
@@ -133,15 +134,12 @@ def save(
     tensors |= codes.tensors(memoir.layer) | reads.tensors(memoir)
     if memoir.background is not None:
         tensors["background"] = memoir.background
-    contents = {
-        "memory": safetensors.torch.save(
-            {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
-            {"format": "pt"},  # with two keys their order, and so the digest, would vary
-        ),
-        "edits": "".join(
-            json.dumps({"id": edit_id, **texts_of(edit)}, ensure_ascii=False) + "\n"
+    contents: dict[str, Iterable[bytes | memoryview]] = {
+        "memory": TensorFile(tensors),
+        "edits": [
+            json.dumps({"id": edit_id, **texts_of(edit)}, ensure_ascii=False).encode() + b"\n"
             for edit_id, edit in sorted(memoir.edits.items())
-        ).encode(),
+        ],
     }
     files = {kind: _entry(kind, content) for kind, content in contents.items()}
     values = {
@@ -228,10 +226,13 @@ def read(folder: str | os.PathLike, **hub: Any) -> SavedMemory:
     return saved
 
 
-def _entry(kind: str, content: bytes) -> dict[str, str | int]:
-    digest = hashlib.sha256(content).hexdigest()
-    suffix = {"memory": "safetensors", "edits": "jsonl"}[kind]
-    return {"name": f"{kind}-{digest[:12]}.{suffix}", "sha256": digest, "size": len(content)}
+def _entry(kind: str, content: Iterable[bytes | memoryview] | bytes) -> dict[str, str | int]:
+    found, size = hashlib.sha256(), 0
+    for piece in [content] if isinstance(content, bytes) else content:
+        found.update(piece)
+        size += len(piece)
+    digest, suffix = found.hexdigest(), {"memory": "safetensors", "edits": "jsonl"}[kind]
+    return {"name": f"{kind}-{digest[:12]}.{suffix}", "sha256": digest, "size": size}
 
 
 def _checksum(values: dict[str, Any]) -> str:

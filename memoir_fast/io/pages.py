@@ -1,15 +1,19 @@
 """A memory's pages as tensors, to and from its files."""
 
+from collections.abc import Iterator
+
 import torch
 
 from memoir_fast.io.mapped import pieces
+from memoir_fast.io.tensor_file import Parts
 from memoir_fast.modules import MemoirLinear
 
 
-def tensors(layer: MemoirLinear) -> dict[str, torch.Tensor]:
+def tensors(layer: MemoirLinear) -> dict[str, torch.Tensor | Parts]:
     """The rows of the residual memory that are not zero, and where each edit lives.
 
-    memory_rows int32 [R], in which row c of page p is p * D + c; memory_values [R, O]; and page int32 [N], where not
+    memory_rows int32 [R], in which row c of page p is p * D + c; memory_values [R, O], by pages, of a memory that does
+    not change meanwhile; and page int32 [N], where not
     all edits live on page 0. Pages are numbered anew, without those that hold nothing; -1 is the page of a deleted edit
     of which nothing is left.
     """
@@ -20,11 +24,19 @@ def tensors(layer: MemoirLinear) -> dict[str, torch.Tensor]:
         weight = memory.whole(page)
         filled = weight.ne(0).any(dim=1).nonzero().flatten()
         rows.append(filled.int() + number * width)
-        values.append(weight[filled])
+        if layer.part is not None:  # which all processes gather together, and one writes
+            values.append(weight[filled])
     numbers = torch.full((memory.pages + 1,), -1, dtype=torch.int32, device=lives.device)  # the last is that of page -1
     numbers[kept] = torch.arange(len(kept), dtype=torch.int32, device=lives.device)
     renumbered = numbers[lives.long()]
-    found = {"memory_rows": torch.cat(rows), "memory_values": torch.cat(values)}
+
+    def made() -> Iterator[torch.Tensor]:
+        for number, (page, filled) in enumerate(zip(kept, rows, strict=True)):
+            yield memory.page(page)[filled.long() - number * width]
+
+    shape = sum(map(len, rows)), memory.outputs
+    found: dict[str, torch.Tensor | Parts] = {"memory_rows": torch.cat(rows)}
+    found["memory_values"] = Parts.of(torch.cat(values)) if values else Parts(memory.table.dtype, shape, made)
     return {**found, "page": renumbered} if bool(renumbered.any()) else found
 
 

@@ -91,7 +91,7 @@ def test_pages_that_cannot_be_are_refused(memoir, tmp_path, change, reason):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("place", [0, 700, 999])
 def test_a_number_that_is_none_is_found_in_any_piece(dtype, value, place, monkeypatch):
-    monkeypatch.setattr("memoir_fast.io.mapped.pieces.__defaults__", (128,))
+    monkeypatch.setattr("memoir_fast.io.mapped.pieces.__defaults__", (128, None))
     largest = torch.full((1000, 3), torch.finfo(dtype).max, dtype=dtype)
     tensors = {"memory_values": largest}
     plausible.require_numbers(tensors)
