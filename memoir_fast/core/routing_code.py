@@ -68,8 +68,7 @@ def make(
     bare.block = block
     forms = background_forms(tokenizer, prompts)
     features = torch.cat([prompt_features(model, layer, tokenizer, bare, form) for form in forms])
-    if not (weights.isfinite().all() and features.isfinite().all()):
-        raise ValueError("the model's activations on background prompts must be finite, got NaN or infinity")
+    _require_finite(weights, features)
     directions = rotation(features.shape[1], WIDTH, seed).to(features)
     known = weights.cpu()
     masses = [float(known[prompt_ids(tokenizer, one)].sum()) for one in prompts]
@@ -183,6 +182,11 @@ def _agreed(layer: nn.Module, codes: torch.Tensor) -> torch.Tensor:
     return found
 
 
+def _require_finite(*features: torch.Tensor) -> None:
+    if not all(one.isfinite().all() for one in features):
+        raise ValueError("the model's activations on background prompts must be finite, got NaN or infinity")
+
+
 def choose_block(
     model: Any, layer: nn.Module, tokenizer: Any, prompts: Sequence[str], bare: RoutingCode
 ) -> tuple[int, dict[int, float]]:
@@ -203,6 +207,7 @@ def choose_block(
     blocks = [one for one in _CANDIDATES if one <= last] or [last]
     asked = [copies, others, *background_forms(tokenizer, texts)]
     read = [features_at(model, layer, tokenizer, bare, form, blocks) for form in asked]
+    _require_finite(*(one for form in read for one in form))
     figures = {}
     for block, (copy, other, *forms) in zip(blocks, zip(*read, strict=True), strict=True):
         near, far = [], []

@@ -84,10 +84,13 @@ def test_a_code_of_a_model(tiny_llama, tiny_tokenizer):
 def test_too_little_to_go_by(tiny_llama, tiny_tokenizer):
     with pytest.raises(ValueError, match="at least 2 background prompts, got 1"):
         make(tiny_llama, down(tiny_llama), tiny_tokenizer, PROMPTS[:1], 1)
+    bare = bare_code(tiny_tokenizer, token_weights(tiny_llama, tiny_tokenizer, PROMPTS), 0)
     with torch.no_grad():
         tiny_llama.get_input_embeddings().weight[5:] = float("nan")
     with pytest.raises(ValueError, match="must be finite"):
         make(tiny_llama, down(tiny_llama), tiny_tokenizer, PROMPTS, 1)
+    with pytest.raises(ValueError, match="must be finite"):  # also where it was finite a moment before
+        choose_block(tiny_llama, down(tiny_llama), tiny_tokenizer, PROMPTS, bare)
 
 
 def test_background_in_both_forms(tiny_tokenizer):
