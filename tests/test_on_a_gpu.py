@@ -29,7 +29,12 @@ GREEDY = {"min_new_tokens": 4, "max_new_tokens": 4, "do_sample": False}
 ROUTINGS = pytest.mark.parametrize(("routing", "further"), [("early", 0), ("early", 1), ("paper", 0)])
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+OTHERS = [pytest.param("cuda", marks=pytest.mark.gpu)]
+if torch._C._get_privateuse1_backend_name() == "second":  # tools/second_device.py
+    OTHERS.append("second")
+
+
+@pytest.fixture(params=["cpu", *OTHERS])
 def device(request):
     return torch.device(request.param)
 

@@ -93,6 +93,7 @@ def make_gpu(tmp_path):
             if found and not (bare / tool).exists():
                 (bare / tool).symlink_to(found)
         values = {"PATH": str(bare), "HOME": str(tmp_path), "PYTHON": str(python), "LOGS": str(tmp_path / "logs")}
+        values["PYTHONPATH"] = str(ROOT)  # where the package is not installed
         done = subprocess.run(
             ["bash", str(root / ".ci" / "gpu")],
             env=values | {name: str(value) for name, value in environment.items()},
