@@ -91,7 +91,8 @@ def _meant(tokenizer: Any, code: RoutingCode, ids: Sequence[int]) -> tuple[int, 
 def _latest_turn(code: RoutingCode, ids: Sequence[int]) -> list[int]:
     """Of the token ids of a prompt those of the user's latest turn, or of all where it has none."""
     device, size = code.mean.device, len(ids)
-    hidden, real = torch.zeros((1, size, len(code.mean)), device=device), torch.ones((1, size), dtype=torch.bool)
+    hidden, real = torch.zeros((1, size, 1), device=device), torch.ones((1, size), dtype=torch.bool)
+    # what is about to be read of it is its tokens alone: hidden states of one number will do
     words = code.read(None, hidden, torch.tensor([ids], device=device), real.to(device)).words[0]
     counts = (words >= 0).nonzero().flatten().tolist()
     return [*ids[counts[0] : counts[-1] + 1]] if counts else []
