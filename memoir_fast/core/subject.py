@@ -25,15 +25,21 @@ def alike_tokens(tokenizer: Any, size: int) -> torch.Tensor:
 
 
 def spellings(subject: str) -> list[str]:
-    """How a text may write a subject: inside of a sentence, at its beginning or behind a quote, and in other cases.
+    """How a text may write a subject: inside of a sentence, at its beginning, behind a quote, and in other cases.
+
+    The likeliest first. What stands behind a quote may have other tokens than at a text's beginning.
 
     Example:
         >>> from memoir_fast.core.subject import spellings
-        >>> spellings("femur"), spellings("New York")
-        ([' femur', 'femur', 'Femur', ' FEMUR'], [' New York', 'New York', ' new york', ' NEW YORK'])
+        >>> spellings("femur")
+        [' femur', 'femur', '"femur', 'Femur', ' FEMUR']
+        >>> spellings("New York")
+        [' New York', 'New York', '"New York', ' new york', ' NEW YORK']
     """
     bare = subject.strip()
-    return list(dict.fromkeys([f" {bare}", bare, f" {bare.lower()}", bare[:1].upper() + bare[1:], f" {bare.upper()}"]))
+    first = bare[:1].upper() + bare[1:]
+    written = [f" {bare}", bare, f'"{bare}', f" {bare.lower()}", first, f" {bare.upper()}"]
+    return list(dict.fromkeys(written))[:SPELLINGS]
 
 
 def names_of(tokenizer: Any, code: RoutingCode, subject: str, prompts: Sequence[Sequence[int]] = ()) -> torch.Tensor:
@@ -51,8 +57,9 @@ def names_of(tokenizer: Any, code: RoutingCode, subject: str, prompts: Sequence[
     Raises:
         ValueError: no token of it weighs anything, or a prompt does not name it in what its user says last.
     """
+    texts = [(text, tokenizer(text, add_special_tokens=False).input_ids) for text in spellings(subject)]
     found = dict.fromkeys(
-        _meant(tokenizer, code, tokenizer(one, add_special_tokens=False).input_ids) for one in spellings(subject)
+        _meant(tokenizer, code, _where(tokenizer, ids, subject) if text[0] == '"' else ids) for text, ids in texts
     )
     known = [one for one in found if one]
     if not known:

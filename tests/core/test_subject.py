@@ -1,7 +1,9 @@
 """A subject as tokens, and which tokens are one word."""
 
 import pytest
+import tokenizers
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from memoir_fast import Edit
 from memoir_fast.core.edit import subject_in
@@ -11,14 +13,30 @@ from memoir_fast.modules.naming import SPELLINGS, TOKENS, named, present
 from memoir_fast.modules.routing_code import RoutingCode
 
 
+def code_of(tokenizer):
+    size = len(tokenizer)
+    weights = torch.ones(size)
+    weights[[one for one, text in enumerate(token_texts(tokenizer, size)) if not text.strip()]] = 0
+    found = RoutingCode(weights, torch.zeros(size).byte(), torch.zeros(4), torch.eye(4), 2, 1, 1.0)
+    found.alike.copy_(alike_tokens(tokenizer, size))
+    return found
+
+
 @pytest.fixture
 def code(tiny_tokenizer):
-    size = len(tiny_tokenizer)
-    weights = torch.ones(size)
-    weights[[one for one, text in enumerate(token_texts(tiny_tokenizer, size)) if not text.strip()]] = 0
-    found = RoutingCode(weights, torch.zeros(size).byte(), torch.zeros(4), torch.eye(4), 2, 1, 1.0)
-    found.alike.copy_(alike_tokens(tiny_tokenizer, size))
-    return found
+    return code_of(tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def with_prefix():
+    """As SentencePiece has it: a text begins as if a space stood before it, and what is behind a quote does not."""
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    made.decoder = tokenizers.decoders.Metaspace()
+    texts = ["the femur is a bone", 'what is "a bone"?', "in the land of Japan and new york"] * 3
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=120, special_tokens=["<unk>"], show_progress=False)
+    made.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
 
 
 def names_it(tokenizer, code, subject, text, prompts=()):
@@ -57,6 +75,16 @@ def test_tokens_that_read_alike_are_one(tiny_tokenizer):
 )
 def test_whether_a_text_names_it(tiny_tokenizer, code, subject, text, expected):
     assert names_it(tiny_tokenizer, code, subject, text) is expected
+
+
+@pytest.mark.parametrize("subject", ["femur", "Japan", "land of Japan"])
+def test_a_subject_behind_a_quote(with_prefix, subject):
+    code = code_of(with_prefix)
+    plain, quoted = (with_prefix(text).input_ids for text in (subject, f'"{subject}"'))
+    assert not set(plain) <= set(quoted), "it has other tokens there"
+    for text in (f'what is "{subject}"?', f"{subject} is", f"the {subject} is"):
+        assert names_it(with_prefix, code, subject, text), text
+    assert not names_it(with_prefix, code, subject, 'what is "a bone"?')
 
 
 def test_of_a_long_subject_the_heaviest_tokens_count(tiny_tokenizer, code):
