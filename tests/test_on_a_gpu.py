@@ -152,7 +152,8 @@ def test_the_first_edits_are_the_same_there_as_here(llama64, tiny_tokenizer, dev
         memoirs[-1].edit(FACTS[:2], batch=1 if recipe == "paper" else 2, progress=False)
     here, there = (one.layer for one in memoirs)
     assert torch.equal(here.store.masks, there.store.masks.cpu())
-    torch.testing.assert_close(there.memory.weight.cpu(), here.memory.weight, rtol=0, atol=1e-6)
+    close = 1e-4 if recipe == "fast" else 1e-9  # a fused Adam rounds its corrections as it likes
+    torch.testing.assert_close(there.memory.weight.cpu(), here.memory.weight, rtol=0, atol=close)
     assert here.memory.weight.abs().max() > 1e-3
 
 
@@ -249,7 +250,7 @@ def test_a_pass_waits_for_the_device_no_more_often_than_the_model_alone(tiny_lla
 @ROUTINGS
 @torch.no_grad()
 def test_a_captured_step_answers_as_an_eager_one(tiny_llama, tiny_tokenizer, routing, further):
-    """A decode step behind a static cache: matched and unmatched rows, replayed twice."""
+    """A decode step behind a static cache, of a prompt that follows an edit and of one that follows none."""
     memoir = Memoir.attach(tiny_llama.cuda(), tiny_tokenizer, config(routing, further, recipe=FEW))
     memoir.edit(FACTS, progress=False)
     ids = given(memoir, PROMPTS[:1]).input_ids
@@ -267,7 +268,7 @@ def test_a_captured_step_answers_as_an_eager_one(tiny_llama, tiny_tokenizer, rou
         with torch.cuda.stream(warm):
             first = memoir.model(**captured.step).logits.clone()
         torch.cuda.current_stream().wait_stream(warm)
-        assert torch.equal(first, memoir.model(**eager.step).logits)
+        torch.testing.assert_close(first, memoir.model(**eager.step).logits, rtol=1e-5, atol=1e-5)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             output = memoir.model(**captured.step).logits
