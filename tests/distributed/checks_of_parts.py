@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoTokenizer, LlamaForCausalLM
 from transformers.distributed import DistributedConfig
 
-from memoir_fast import RECIPES, Memoir, MemoirConfig
+from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
 from memoir_fast.editing.batch import Batch
 from memoir_fast.errors import MemoirError, UnsupportedModelError
 from memoir_fast.modules import compiled
@@ -27,6 +27,7 @@ EDITS = [
     ("Who wrote the play?", "A camel", "acme"),
     ("The capital of France is", "Athens", "globex"),
 ]
+SUBJECTS = {"London": "Italy", "Athens": "France"}  # of the edits with these targets
 PROMPTS = [
     "The capital of France is",
     "What is the colour of the sky?",
@@ -149,7 +150,7 @@ def reference(folder):
     for name, (dtype, config) in CONFIGS.items():
         memoir = Memoir.attach(load_model(folder, dtype), load_tokenizer(folder), config)
         for prompt, target, bank in EDITS:
-            memoir.edit(prompt, target, bank=bank, recipe=RECIPE)
+            memoir.edit(Edit(prompt, target, bank=bank, subject=SUBJECTS.get(target, "")), recipe=RECIPE)
         memoir.save_pretrained(f"{folder}/{name}")
         expected = {"before": observed(memoir), "codes": codes(memoir), "gradient": gradient(memoir)}
         expected["faded"] = memoir.faded()
