@@ -21,7 +21,7 @@ extern "C" int children_that_hang(int forks) {
   for (int number = 0; number < forks; ++number) {
     const pid_t child = fork();
     if (child == 0) {
-      alarm(1);
+      alarm(30);  // a machine may be busy
       trial.record(trial.turn(), 1, 0);
       memoir::trial_reports();
       _exit(0);
@@ -29,7 +29,7 @@ extern "C" int children_that_hang(int forks) {
     int status = 0;
     waitpid(child, &status, 0);
     if (status != 0) ++hung;
-    if (hung > 2) break;
+    if (hung > 0) break;
   }
   stop = true;
   for (std::thread& thread : threads) thread.join();
