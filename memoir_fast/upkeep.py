@@ -79,16 +79,17 @@ class Upkeep(EditedModel):
                     delete()
                 raise
 
-    def faded(self, batch: int = 8) -> list[int]:
+    def faded(self, batch: int = 8, progress: bool = False) -> list[int]:
         """Ids of the edits that others have overwritten: the target is no longer what the model says, token by token.
 
         Edits share columns. The more of them a layer holds, the more the early ones fade, and `refresh` teaches those
-        again. One forward pass over each prompt and its target, `batch` at a time.
+        again. One forward pass over each prompt and its target, `batch` at a time; with `progress`, a progress bar is
+        shown.
         """
         with self.layer.learning():
             edits = self.edits.values()
             pairs = [(edit.prompt, edit.target) for edit in edits]
-            forced = teacher_forced(self, pairs, batch, [edit.bank for edit in edits])
+            forced = teacher_forced(self, pairs, batch, [edit.bank for edit in edits], progress)
             return [one for one, item in zip(self.edits, forced, strict=True) if item.predicted != item.target]
 
     def refresh(
@@ -112,7 +113,7 @@ class Upkeep(EditedModel):
         self._recipe(recipe, batch)  # a mistake is told though nothing may have faded
         with self.layer.learning():  # throughout: an edit that was deleted meanwhile must not come back
             for _ in range(turns):
-                faded = [self.edits[edit_id] for edit_id in self.faded()]
+                faded = [self.edits[edit_id] for edit_id in self.faded(progress=progress)]
                 if not faded:
                     break
                 taught = self.edit(faded, recipe=recipe, batch=batch, progress=progress)

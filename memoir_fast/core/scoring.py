@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
+from tqdm.auto import tqdm
 
 from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.hf.own_pass import uncompiled
@@ -91,12 +92,20 @@ def forced_logits(
 
 
 def teacher_forced(
-    memoir: EditedModel, pairs: Sequence[tuple[str, str]], batch: int = 8, banks: Sequence[str] | None = None
+    memoir: EditedModel,
+    pairs: Sequence[tuple[str, str]],
+    batch: int = 8,
+    banks: Sequence[str] | None = None,
+    progress: bool = False,
 ) -> list[Forced]:
-    """The arg-max at each of the answers' tokens, in the order of the pairs; see `forced_logits`."""
+    """The arg-max at each of the answers' tokens, in the order of the pairs; see `forced_logits`.
+
+    With `progress`, a progress bar is shown.
+    """
+    found = forced_logits(memoir, pairs, batch, banks)
     items = {
         one.place: Forced(one.target.tolist(), one.logits.argmax(dim=-1).tolist(), one.route)
-        for one in forced_logits(memoir, pairs, batch, banks)
+        for one in tqdm(found, total=len(pairs), desc="looking", unit="edit", disable=not progress)
     }
     return [items[index] for index in range(len(pairs))]
 

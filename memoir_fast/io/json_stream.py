@@ -75,7 +75,8 @@ class _Text:
         if not self.peek():
             self.fail("the file ends where a record was expected: is it half downloaded?")
         if self.peek() != "{":
-            self.fail(f"expected an object, got {self._buffer[self._place : self._place + 20]!r}")
+            got = self._buffer[self._place : self._place + 20]
+            self.fail(f"expected an object, got {got!r}; a file is a JSON list of objects, or JSON lines")
         wanted, line = 2 * _CHUNK, self.line
         while True:
             place = self._place

@@ -46,6 +46,7 @@ def test_refresh_teaches_what_has_faded(invoke, saved):
     values = json.loads(done.stdout)
     assert values["taught_again"] == len(values["results"]) == values["learned"] and values["edits"] == 3
     assert f"saved in {saved / 'new'}" in done.stderr and (saved / "new").is_dir()
+    assert "looking: 100%" in done.stderr
 
 
 def test_what_was_not_learned_is_an_exit_code(invoke, saved, monkeypatch):
@@ -56,7 +57,7 @@ def test_what_was_not_learned_is_an_exit_code(invoke, saved, monkeypatch):
 
 
 def test_a_recipe_that_there_is_not_is_refused_though_nothing_has_faded(invoke, saved, monkeypatch):
-    monkeypatch.setattr(Memoir, "faded", lambda self: [])
+    monkeypatch.setattr(Memoir, "faded", lambda self, **_: [])
     done = invoke("refresh", *_options(saved, "--recipe", "cake"))
     assert done.exit_code == 1 and "recipe must be one of" in done.stderr
 

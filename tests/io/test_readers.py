@@ -209,7 +209,7 @@ def test_a_bad_record_is_named_by_line_row_and_field(tmp_path, record, format, m
         (lambda raw: b"", "is empty"),
         (lambda raw: b" \n ", "is empty"),
         (lambda raw: b"[]", "holds an empty list"),
-        (lambda raw: b"[1, 2]", "line 1: expected an object, got '1, 2]'"),
+        (lambda raw: b"[1, 2]", "line 1: expected an object, got '1, 2]'; a file is a JSON list of objects"),
         (lambda raw: b"<html>not found</html>", "line 1: expected an object, got '<html>"),
         (lambda raw: b"[" * 100_000, "expected an object"),
         (lambda raw: b'{"a": ' + b"[" * 100_000, "not JSON"),

@@ -128,7 +128,7 @@ def test_an_answer_that_outlasts_the_end_is_told_so(impatient, process, connect)
     [
         (["--keys", "none.json"], "none.json"),
         (["--admin-token", "short"], "short: the admin token must have 16 or more characters"),
-        (["--host", "192.0.2.1"], "Cannot assign requested address"),
+        (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1, port 0: Cannot assign requested address"),
     ],
 )
 def test_what_cannot_be_served_is_said_before_a_model_is_loaded(tmp_path, monkeypatch, options, said):

@@ -69,9 +69,9 @@ def _bound(host: str, port: int) -> socket.socket:
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((host, port))
-    except BaseException:
+    except OSError as error:
         made.close()
-        raise
+        raise OSError(f"the server cannot listen on {host}, port {port}: {error.strerror}") from error
     return made
 
 
