@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from memoir_fast.errors import UnsupportedModelError
 from memoir_fast.hf.adapters import require_no_soft_prompt
 
 
@@ -15,11 +16,13 @@ def prompt_positions(model: Any, generate: Any, args: tuple[Any, ...], kwargs: d
     Embeddings win over ids, since the cache is filled from them. Ids go by whatever name generate's first argument or
     the model's main input has; failing these, they are the first integers [B, S] that are not called a mask. 1 where
     the call has no tensor at all: generation then starts from one token. None where none of its tensors is a prompt of
-    these kinds. UnsupportedModelError where PEFT puts virtual tokens in front of it.
+    these kinds. UnsupportedModelError where PEFT puts virtual tokens in front of it, or passes of a negative prompt
+    have no cache to be known by.
     """
     require_no_soft_prompt(model)
     parameters = list(inspect.signature(generate).parameters)
     given = {**dict(zip(parameters, args, strict=False)), **kwargs}
+    _require_told_apart(model, given)
     width = _embedding_width(model)
     embedded = [one for one in given.values() if _is_embedded(one, width)]
     named = [given.get(name) for name in (*parameters[:1], getattr(model, "main_input_name", "input_ids"))]
@@ -27,6 +30,16 @@ def prompt_positions(model: Any, generate: Any, args: tuple[Any, ...], kwargs: d
     for one in (*embedded, *_ids(named), *_ids(other)):
         return one.shape[1]
     return None if any(isinstance(one, torch.Tensor) for one in given.values()) else 1
+
+
+def _require_told_apart(model: Any, given: dict[str, Any]) -> None:
+    config = given.get("generation_config") or getattr(model, "generation_config", None)
+    scale, cached = (given.get(name, getattr(config, name, None)) for name in ("guidance_scale", "use_cache"))
+    if scale not in (None, 1, 1.0) and cached is False:
+        raise UnsupportedModelError(
+            f"guidance_scale={scale} with use_cache=False cannot be followed: without a cache, what is said behind a "
+            "negative prompt cannot be told from it; leave use_cache as it is"
+        )
 
 
 def _embedding_width(model: Any) -> int | None:

@@ -5,6 +5,9 @@ import threading
 import pytest
 import torch
 from cache_name import CACHE
+from transformers import GenerationConfig
+
+from memoir_fast.errors import UnsupportedModelError
 
 FACTS = ("The capital of France is", "Who wrote the play? The author", "Which animal lives in the desert?")
 UNMATCHED = "In which country is the mountain? The river runs"
@@ -271,3 +274,14 @@ def test_a_pass_within_a_generation_is_a_prompt_of_its_own(taught):
         taught.ids(FACTS[0]), max_new_tokens=3, do_sample=False, prefix_allowed_tokens_fn=allowed
     )
     assert decided == [3, 3, 3] and set(output[0, -3:].tolist()) <= {5, 6}
+
+
+@pytest.mark.parametrize("by_config", [False, True])
+def test_a_negative_prompt_without_a_cache_is_refused(taught, by_config):
+    """What is said behind it would be read as a part of it."""
+    settings = {"guidance_scale": 1.5, "use_cache": False, "max_new_tokens": 2}
+    if by_config:
+        settings = {"generation_config": GenerationConfig(**settings)}
+    with pytest.raises(UnsupportedModelError, match="guidance_scale=1.5 with use_cache=False"):
+        taught.model.generate(taught.ids(FACTS[0]), **settings)
+    taught.model.generate(taught.ids(FACTS[0]), guidance_scale=1.0, use_cache=False, max_new_tokens=2)
