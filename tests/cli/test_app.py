@@ -336,6 +336,7 @@ def test_damaged_memory(invoke, memory, model):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_keeps_what_is_finished(invoke, model, edits, tmp_path, monkeypatch, easy, number):
     edit, before = Memoir.edit, signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    interrupts = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
     def interrupted(self, wanted, **options):
         edit(self, wanted[:1], **options)
@@ -345,6 +346,7 @@ def test_interrupt_keeps_what_is_finished(invoke, model, edits, tmp_path, monkey
 
     monkeypatch.setattr(Memoir, "edit", interrupted)
     result = invoke("edit", "-m", model, "-e", edits, "-o", tmp_path / "out", "--recipe", "paper")
+    signal.signal(signal.SIGINT, interrupts)
     assert signal.signal(signal.SIGTERM, before) is signal.SIG_IGN, "it is not as before"
     assert result.exit_code == 130 and result.stderr.endswith("memoir: interrupted\n")
     assert "1 finished edits are saved" in result.stdout
