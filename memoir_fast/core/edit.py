@@ -18,7 +18,8 @@ class Edit:
     included, is what the target's tokens follow.
 
     Args:
-        prompt, target (str): what is asked, and what shall be said; neither may be empty.
+        prompt, target (str): what is asked, and what shall be said; neither may be empty. With routing codes, a prompt
+            of special tokens and blanks alone is refused when it is to be learned: nothing tells it from others.
         paraphrases (sequence of str): the prompt in other words, which shall be answered likewise. Default: none.
         keep (sequence of str): prompts that shall be answered as before, though they are much like it, plainly and in a
             chat. With routing codes, what is nearer to one of them than to any edit follows none, and has the unedited

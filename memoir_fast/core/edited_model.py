@@ -175,7 +175,8 @@ class EditedModel:
     def last_routes(self) -> list[Route]:
         """Where the prompts of the latest prefill went, a row each: edit id (-1: none) and best overlap ratio.
 
-        The latest of this thread or task; of any, where this one has had none.
+        The latest of this thread or task; of any, where this one has had none. After `generate`, they are those of its
+        own prompts, whatever other passes ran within it, such as those of a negative prompt.
         """
         return self._router.last_routes
 

@@ -75,6 +75,18 @@ def about(tokenizer: Any, code: RoutingCode, edit: Edit) -> torch.Tensor | None:
     return names_of(tokenizer, code, edit.subject, [prompt_ids(tokenizer, text) for text in texts])
 
 
+def require_weight(tokenizer: Any, code: RoutingCode, prompts: Sequence[str]) -> None:
+    """ValueError where no token of a prompt weighs anything: all prompts of that kind have one code."""
+    for prompt in prompts:
+        ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=code.weights.device)
+        if not code.read(None, code.mean.new_zeros((*ids.shape, 1)), ids, ids >= 0).mass.any():
+            raise ValueError(
+                f"the prompt {prompt!r} says nothing by which it could be told from others: special tokens, blanks and "
+                "what a chat template writes weigh nothing. Give one in which the user says something, or route by "
+                'MemoirConfig(routing="paper")'
+            )
+
+
 def code_rows(
     model: Any, layer: MemoirLinear, tokenizer: Any, edit: Edit, others: Sequence[str], replaced: int | None = None
 ) -> CodeRows | None:

@@ -14,7 +14,7 @@ from memoir_fast.core.live_edits import LiveEdits
 from memoir_fast.core.reads import Reads
 from memoir_fast.editing import fast, paper
 from memoir_fast.editing.batch import Request, inputs_of
-from memoir_fast.editing.code_rows import CodeRows, about, code_rows
+from memoir_fast.editing.code_rows import CodeRows, about, code_rows, require_weight
 from memoir_fast.editing.context import EditContext, Learned
 from memoir_fast.editing.footprint import LARGEST_BATCH, largest_batch
 from memoir_fast.errors import StoreFullError
@@ -107,6 +107,7 @@ class Teacher:
         """An edit with its token rows. ValueError where it cannot be learned."""
         context = self._context
         if context.layer.code is not None:
+            require_weight(context.tokenizer, context.layer.code, (edit.prompt, *edit.paraphrases))
             about(context.tokenizer, context.layer.code, edit)
         return edit, context.rows(
             edit, recipe.prefixes, recipe.rewordings, recipe.tokens, recipe.stop, recipe.chat, recipe.questions

@@ -22,6 +22,8 @@ class Generation:
 
     def __init__(self) -> None:
         self._state: Any = None
+        self.decided: Any = None
+        """What was decided last for its own sequences; None: nothing yet."""
 
     def begin(self, state: Any) -> None:
         """Notes the state of a pass's sequences, which a cache keeps: the first one's is its own."""

@@ -19,8 +19,21 @@ _CLOSE = 1e-3  # of the largest: products that are made again may differ in thei
 
 
 def in_backward() -> bool:
-    """Whether this thread runs a backward pass."""
-    return bool(torch._C._current_graph_task_id() != -1)
+    """Whether this thread runs a backward pass.
+
+    Raises:
+        MemoirError: this release of torch does not tell, and it may be: blocks are run again with gradients enabled.
+    """
+    task = getattr(torch._C, "_current_graph_task_id", None)
+    if task is not None:
+        return bool(task() != -1)
+    if torch.is_grad_enabled():
+        raise MemoirError(
+            f"the edited layer was called outside of a forward pass of its model, and torch {torch.__version__} does "
+            "not tell whether a backward pass runs it again: train without gradient checkpointing, or under no_grad "
+            "call the whole model"
+        )
+    return False
 
 
 def run_again_later(gradients: bool) -> bool:

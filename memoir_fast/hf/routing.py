@@ -264,6 +264,8 @@ class Router:
         """Reads a prompt or a part of one, and decides."""
         routed = self.following.read(call, x, self._asked)
         assert call.last is not None
+        if call.generation is not None and not call.others:
+            call.generation.decided = call.last
         self._note(call.last)
         return routed
 
@@ -363,9 +365,12 @@ class Router:
         which = kwargs.pop("memoir_banks", None)
         changes: dict[str, Any] = {} if which is None else {"asked_banks": banks.asked(which)}
         changes["generate_prompt"] = prompt_positions(self._model, generate, args, kwargs)
-        changes["generation"] = Generation()
+        own = changes["generation"] = Generation()
         with beside(), self._layer.views.generation(), self.overridden(**changes):
-            return generate(*args, **kwargs)
+            output = generate(*args, **kwargs)
+        if own.decided is not None:  # a negative prompt's pass, or a processor's, may have come behind its own
+            self._note(own.decided)
+        return output
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy is another router: caches that follow edits of the one say nothing to the other."""

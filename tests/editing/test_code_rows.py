@@ -54,6 +54,15 @@ def test_a_paraphrase_that_is_given_is_found(memoir):
     assert route(memoir, text) == 0 and len(memoir.edits) == 1
 
 
+@pytest.mark.parametrize("text", ["</s>", "<pad> </s>\n", "USER: ASSISTANT:", "USER: </s> ASSISTANT:"])
+def test_a_prompt_that_says_nothing_is_refused(memoir, text):
+    """Whatever says nothing has one code: any other such prompt would follow its edit."""
+    for edit in (Edit(text, "Lyon"), Edit(FACT.prompt, "Lyon", paraphrases=[text])):
+        with pytest.raises(ValueError, match="says nothing by which it could be told from others"):
+            memoir.edit([FACT, edit], progress=False)
+    assert len(memoir.edits) == 0
+
+
 NEAR = "The capital of Italy is"
 KEPT = Edit(FACT.prompt, "Lyon", keep=[NEAR])
 

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from memoir_fast.hf.prompt import prompt_positions
 
@@ -28,6 +29,14 @@ def test_embeddings_win_over_ids(positions):
     assert positions(inputs_embeds=EMBEDDED) == positions(soft=EMBEDDED.bfloat16()) == 7
     assert positions(IDS, inputs_embeds=EMBEDDED) == 7
     assert positions(IDS, pixels=PIXELS) == 5  # floats of another width are no embeddings of this model
+
+
+def test_ids_behind_what_a_cache_holds(positions, tiny_llama):
+    """Transformers takes all ids or those alone that are new, and the mask of all in either case."""
+    cache = DynamicCache(config=tiny_llama.config)
+    assert positions(IDS, attention_mask=MASK, anything=cache) == positions(input_ids=MASK, anything=cache) == 9
+    assert positions(IDS, attention_mask=MASK[:, None, None].bool(), anything=cache) == 5
+    assert positions(inputs_embeds=EMBEDDED, attention_mask=MASK, anything=cache) == 7  # these are always all
 
 
 def test_no_input_at_all(positions):

@@ -188,6 +188,26 @@ def test_a_new_turn_on_a_cache_is_decided_on_the_whole_conversation(taught):
     assert torch.equal(taught.model.generate(taught.ids(FACTS[0]), max_new_tokens=4, do_sample=False), first)
 
 
+@pytest.mark.parametrize("static", [False, True])
+def test_a_prompt_may_be_given_without_what_the_cache_holds(taught, static):
+    """As transformers allows: the new ids alone, and the attention mask of all."""
+    from transformers import DynamicCache, StaticCache
+
+    before, new = taught.ids("The river runs through the old town. " * 2), taught.ids(FACTS[0])
+    whole = torch.cat([before, new], dim=1)
+    edit = taught.add(whole)
+    settings = {"max_new_tokens": NEW, "do_sample": False, "attention_mask": torch.ones_like(whole)}
+    found = []
+    for ids in (whole, new):
+        cache = StaticCache(taught.model.config, 128) if static else DynamicCache(config=taught.model.config)
+        with torch.no_grad():
+            taught.model(before, **{CACHE: cache})
+        output = taught.model.generate(ids, **settings, **{CACHE: cache}, disable_compile=True)
+        assert _routes(taught) == [edit]
+        found.append(output[0, -NEW:].tolist())
+    assert found[0] == found[1] and before.shape[1] > new.shape[1]
+
+
 def test_a_static_cache_reset_and_used_again(taught, reference):
     from transformers import StaticCache
 
@@ -259,6 +279,7 @@ def test_a_negative_prompt_has_a_route_of_its_own(taught, text, negative, routes
     }
     taught.model.generate(taught.ids(text), max_new_tokens=4, do_sample=False, **settings)
     assert decided == [routes[0], *[routes[1]] * 7]
+    assert _routes(taught) == [routes[0]]  # afterwards, the prompt's own
 
 
 def test_a_pass_within_a_generation_is_a_prompt_of_its_own(taught):
@@ -274,6 +295,7 @@ def test_a_pass_within_a_generation_is_a_prompt_of_its_own(taught):
         taught.ids(FACTS[0]), max_new_tokens=3, do_sample=False, prefix_allowed_tokens_fn=allowed
     )
     assert decided == [3, 3, 3] and set(output[0, -3:].tolist()) <= {5, 6}
+    assert _routes(taught) == [0]
 
 
 @pytest.mark.parametrize("by_config", [False, True])

@@ -124,3 +124,15 @@ def test_a_pass_that_is_not_known_is_refused():
         replays.read(x, (0, 0))
     replays.note(x, None, (0, 0))
     assert replays.read(x * (1 + 1e-6), (0, 0)) is None and not in_backward()
+
+
+@early
+def test_a_torch_that_does_not_tell_of_backward_passes(memoir, monkeypatch):
+    """Blocks that may be run again are refused; whatever asks for no gradients is as ever."""
+    monkeypatch.delattr(torch._C, "_current_graph_task_id")
+    _checkpointing(memoir, True)  # torch's other kind asks for the same
+    with pytest.raises(MemoirError, match="does not tell whether a backward pass runs it again"):
+        _loss(memoir, PROMPTS[0]).backward()
+    x = torch.zeros(1, 2, memoir.layer.in_features)
+    with torch.no_grad():
+        assert memoir.layer(x).shape == (1, 2, memoir.layer.out_features)
