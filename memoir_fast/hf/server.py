@@ -6,11 +6,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
-from typing import Any
+from typing import Any, cast
 
 import transformers
 
 from memoir_fast.errors import MemoirError
+from memoir_fast.hf.request_fields import CHAT, RESPONSES, TEXT, require_served, require_texts
 from memoir_fast.hf.smollm import quiet_transformers
 from memoir_fast.hf.tokens import context_length
 
@@ -21,6 +22,8 @@ KNOWN = "5.10.1 to 5.24"
 Around = Callable[[Callable[[], Any]], Any]
 
 _checked: ContextVar[list[int] | None] = ContextVar("memoir_fast_server_check", default=None)
+_gone: ContextVar[threading.Event | None] = ContextVar("memoir_fast_client_gone", default=None)
+_STEERS_JSON = str.maketrans({'"': "'", "\\": "/"})
 
 
 class RefusedError(Exception):
@@ -68,6 +71,23 @@ class Ending:
         self._turn.acquire()
 
 
+@contextmanager
+def for_client(gone: threading.Event) -> Iterator[None]:
+    """Requests that are handled within the block have a client; once `gone` is set, what is generated for it ends."""
+    token = _gone.set(gone)
+    try:
+        yield
+    finally:
+        _gone.reset(token)
+
+
+def _require_client() -> None:
+    """RefusedError, which nobody reads, where the client of this request is gone."""
+    gone = _gone.get()
+    if gone is not None and gone.is_set():
+        raise RefusedError(499, "the client is gone")
+
+
 def build(
     model: Any,
     tokenizer: Any,
@@ -80,7 +100,8 @@ def build(
     A generation runs in a thread of the server's, with the context variables of its request: the banks that are in
     force where a request is handled are those that its generation sees. One generation runs at a time. Continuous
     batching is off: its batches hold several sequences in a row. A prompt for which the model's context has no room
-    raises RefusedError where it is handled; an answer ends where the context does.
+    raises RefusedError where it is handled, as does a field that transformers would pass over, and a part of a message
+    that is no text; an answer ends where the context does, and with its client (`for_client`).
 
     Args:
         model, tokenizer: a causal language model of transformers, with a memory or without, and its tokenizer.
@@ -138,13 +159,18 @@ def _build(model: Any, tokenizer: Any, name: str, around: Around, ending: Ending
             check.append(threading.get_ident())
             return generate(*args, **kwargs)
         with ending.generation():
+            _require_client()
             return around(lambda: generate(*args, **kwargs))
 
     class Ended(StoppingCriteria):
-        """Ends a generation, by an error, once the server ends: half an answer would look like a whole one."""
+        """Ends a generation, by an error, once the server ends: half an answer would look like a whole one.
+
+        So it does where nobody waits for the answer any more.
+        """
 
         def __call__(self, input_ids: Any, *_: Any, **__: Any) -> Any:
             ending.require_not_begun()
+            _require_client()
             return input_ids.new_zeros(len(input_ids), dtype=bool)
 
     longest = context_length(model)
@@ -160,6 +186,25 @@ def _build(model: Any, tokenizer: Any, name: str, around: Around, ending: Ending
             config.max_new_tokens = room if config.max_new_tokens is None else min(config.max_new_tokens, room)
         return {**inputs, "stopping_criteria": StoppingCriteriaList([Ended()])}
 
+    class Plainly:
+        """A model whose errors can stand in a JSON string as they are: a stream's events quote them so."""
+
+        def __init__(self, model: Any) -> None:
+            self._model = model
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._model, name)
+
+        def generate(self, **kwargs: Any) -> Any:
+            try:
+                return self._model.generate(**kwargs)
+            except Exception as error:
+                text = str(error)
+                plain = " ".join(text.translate(_STEERS_JSON).split())
+                if plain == text:
+                    raise
+                raise MemoirError(plain) from error
+
     class InContext(GenerateManager):
         """Generates with the context variables of the request, and within the model's context."""
 
@@ -167,7 +212,8 @@ def _build(model: Any, tokenizer: Any, name: str, around: Around, ending: Ending
             self, model: Any, processor: Any, inputs: Any, gen_config: Any, *a: Any, **k: Any
         ) -> Any:
             ending.require_not_begun()
-            return super().generate_streaming(model, processor, within_context(inputs, gen_config), gen_config, *a, **k)
+            given, plainly = within_context(inputs, gen_config), cast(Any, Plainly(model))
+            return super().generate_streaming(plainly, processor, given, gen_config, *a, **k)
 
         async def generate_non_streaming(
             self, model: Any, processor: Any, inputs: Any, gen_config: Any, *a: Any, **k: Any
@@ -192,14 +238,29 @@ def _build(model: Any, tokenizer: Any, name: str, around: Around, ending: Ending
                 raise MemoirError("continuous batching was asked for, which memoir serve leaves off")
             return self._generates
 
+    def strict(handler: Any, api: str) -> Any:
+        """A handler that refuses what it would pass over."""
+
+        class Strict(handler):  # type: ignore[misc]
+            def _validate_request(self, body: dict[str, Any]) -> None:
+                super()._validate_request(body)
+                _refuse_what(require_served, api, body)
+
+            @staticmethod
+            def get_processor_inputs_from_messages(messages: list[Any], modality: Any) -> Any:
+                _refuse_what(require_texts, messages)
+                return handler.get_processor_inputs_from_messages(messages, modality)
+
+        return Strict(models, generation)
+
     models, generation = OneModel(), OneManager()
-    completions = CompletionHandler(models, generation)
+    completions = strict(CompletionHandler, TEXT)
     given: dict[str, Any] = {
         "model_manager": models,
         "generation_state": generation,
-        "chat_handler": ChatCompletionHandler(models, generation),
+        "chat_handler": strict(ChatCompletionHandler, CHAT),
         "completion_handler": completions,
-        "response_handler": ResponseHandler(models, generation),
+        "response_handler": strict(ResponseHandler, RESPONSES),
     }
     asked = inspect.signature(build_server).parameters.values()
     others = [one.name for one in asked if one.default is one.empty and one.name not in given]
@@ -215,12 +276,19 @@ def _build(model: Any, tokenizer: Any, name: str, around: Around, ending: Ending
     return app
 
 
-def _check(completions: Any, name: str) -> None:
-    """AttributeError where a generation runs without its request's context variables."""
+def _refuse_what(require: Callable[..., None], *given: Any) -> None:
+    try:
+        require(*given)
+    except ValueError as error:
+        raise RefusedError(400, str(error)) from None
 
-    async def ask(stream: bool) -> list[int]:
+
+def _check(completions: Any, name: str) -> None:
+    """AttributeError where a generation runs without its request's context variables, or fields are passed over."""
+
+    async def ask(stream: bool, **further: Any) -> list[int]:
         _checked.set([])
-        body = {"model": name, "prompt": "The", "max_tokens": 1, "temperature": 0, "stream": stream}
+        body = {"model": name, "prompt": "The", "max_tokens": 1, "temperature": 0, "stream": stream, **further}
         response = await completions.handle_request(body, "check")
         if stream:
             said = "".join([part async for part in response.body_iterator])
@@ -233,3 +301,9 @@ def _check(completions: Any, name: str) -> None:
             threads = asyncio.run(ask(stream))
         if len(threads) != 1:
             raise AttributeError(f"a generation, streamed: {stream}, passed its manager {len(threads)} times, not once")
+    try:
+        with quiet_transformers():
+            asyncio.run(ask(False, n=2))
+    except RefusedError:
+        return
+    raise AttributeError("it looks at no request's fields before it answers")

@@ -1,11 +1,13 @@
 """The gate before a server's routes: who may pass, how long a body may be, and which banks a request sees."""
 
+import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from memoir_fast.hf.server import ROUTES
+from memoir_fast.hf.server import ROUTES, for_client
 from memoir_fast.serving.access import Keys, Token
 
 OPEN = ("/health", "/metrics")
@@ -76,13 +78,19 @@ class Gate:
             text = f"the body of a request has at most {self._most:,} bytes here"
             await refusal(413, text, {"Connection": "close"})(scope, receive, send)
             return
-        first = iter((body,))
+        first, gone = iter((body,)), threading.Event()
+        end = asyncio.ensure_future(_end(receive, gone))
 
         async def again() -> Message:
-            return next(first, None) or await receive()
+            for message in first:
+                return message
+            return await asyncio.shield(end)
 
-        with self._banks(asked) if asked else nullcontext():
-            await self._app(scope, again, send)
+        try:
+            with for_client(gone), self._banks(asked) if asked else nullcontext():
+                await self._app(scope, again, send)
+        finally:
+            end.cancel()
 
 
 async def _body(receive: Receive, most: int, length: bytes) -> Message | None:
@@ -100,6 +108,14 @@ async def _body(receive: Receive, most: int, length: bytes) -> Message | None:
             return None
         if not message.get("more_body"):
             return {"type": "http.request", "body": b"".join(parts), "more_body": False}
+
+
+async def _end(receive: Receive, gone: threading.Event) -> Message:
+    """What comes when a request's client is gone, or has its answer; `gone` is set then."""
+    while (message := await receive())["type"] != "http.disconnect":
+        pass
+    gone.set()
+    return message
 
 
 def _bearer(headers: dict[bytes, bytes]) -> str:

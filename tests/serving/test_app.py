@@ -1,5 +1,6 @@
 """The server of a memory: what it answers, to whom, and which edits each request sees."""
 
+import http.client
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -96,6 +97,88 @@ def test_malformed_bodies_are_the_clients_fault(client, keys, body):
         status, said, _ = client("POST", path, key=keys["acme"], raw=body)
         assert 400 <= status < 500 and said["error"]["message"], (path, status, said)
     assert client.complete(FRANCE, keys["acme"]).startswith(" London")
+
+
+ASKED = {
+    "/v1/completions": {"prompt": FRANCE},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": FRANCE}]},
+    "/v1/responses": {"input": FRANCE, "stream": False},
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "further", "named"),
+    [
+        ("/v1/completions", {"n": 2}, "n is not served here, but as 1, got 2"),
+        ("/v1/completions", {"echo": True}, "echo"),
+        ("/v1/completions", {"logprobs": 0}, "logprobs"),
+        ("/v1/completions", {"logit_bias": {"5": 9}}, "logit_bias"),
+        ("/v1/chat/completions", {"n": 2, "stream": True}, "n is"),
+        ("/v1/chat/completions", {"n": True}, "n is"),
+        ("/v1/chat/completions", {"logprobs": True}, "logprobs"),
+        ("/v1/chat/completions", {"tool_choice": "required"}, "tool_choice"),
+        ("/v1/chat/completions", {"tool_choice": "none", "tools": [{"type": "function"}]}, "tool_choice"),
+        ("/v1/chat/completions", {"response_format": {"type": "json_object"}}, 'as {"type": "text"}, got'),
+        ("/v1/responses", {"previous_response_id": "resp_1"}, "previous_response_id is not served here, got"),
+        ("/v1/responses", {"background": True}, "background"),
+        ("/v1/responses", {"input": [{"type": "input_image", "image_url": "a"}]}, "must be text here, got one of"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}]},
+            "must be text here, got one of the type 'image_url'",
+        ),
+    ],
+)
+def test_what_an_answer_would_lack_is_refused(client, keys, path, further, named):
+    status, said, _ = client("POST", path, {**ASKED[path], **further}, keys["acme"])
+    assert status == 400 and named in said["error"]["message"], said
+
+
+@pytest.mark.parametrize("path", ASKED)
+def test_fields_that_ask_for_what_is_done_anyway_are_served(client, keys, path):
+    further = {"user": "jo", "temperature": 0, "max_output_tokens" if path == "/v1/responses" else "max_tokens": 1}
+    if path != "/v1/responses":
+        further |= {"n": 1, "presence_penalty": 0.0, "logprobs": None}
+    if path == "/v1/chat/completions":
+        further |= {"tool_choice": "none", "tools": None, "response_format": {"type": "text"}}
+    status, said, _ = client("POST", path, {**ASKED[path], **further}, keys["acme"])
+    assert status == 200, said
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_an_error_within_a_stream_is_json(client, keys, path, memoir, monkeypatch):
+    def fail(**_):
+        raise ValueError('of "two" lines,\nand a \\ in it')
+
+    monkeypatch.setattr(memoir.model, "generate", fail)
+    status, said, _ = client("POST", path, {**ASKED[path], "stream": True}, keys["acme"])
+    assert status == 200 and events(said)[-1] == {"error": "of 'two' lines, and a / in it"}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_nothing_is_generated_for_clients_that_are_gone(memoir, start, stream):
+    client = start(application(memoir, "tiny"))
+    body = {"prompt": UNRELATED, "max_tokens": 200, "temperature": 0, "stream": stream}
+    body["generation_config"] = json.dumps({"eos_token_id": None})
+    passes = []
+
+    def seen(*_):
+        passes.append(time.sleep(0.01))
+
+    watched = memoir.model.register_forward_pre_hook(seen)
+    try:
+        leaving = []
+        for _ in range(3):  # one is answered, two wait
+            leaving.append(http.client.HTTPConnection("127.0.0.1", client.port))
+            leaving[-1].request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+        while len(passes) < 3:
+            time.sleep(0.001)
+        for one in leaving:
+            one.close()
+        client.complete(FRANCE, tokens=1)
+    finally:
+        watched.remove()
+    assert len(passes) < 100
 
 
 def test_long_bodies_are_refused(client, keys):
