@@ -24,7 +24,7 @@ from memoir_fast.io.facts import facts
 
 _LAUNCH_NOTHING = re.compile(
     "_unsafe_view|_reshape_alias|view|t|transpose|permute|expand|slice|select|unsqueeze|squeeze|detach|alias|split|"
-    "unbind|as_strided|lift_fresh|narrow|chunk|diagonal|empty|empty_like|empty_strided|new_empty|_local_scalar_dense"
+    "split_with_sizes|unbind|as_strided|lift_fresh|narrow|chunk|diagonal|empty|empty_like|empty_strided|new_empty|_local_scalar_dense"
 )
 REST = "rest"
 

@@ -72,7 +72,7 @@ class ActiveRows:
         damped = zip(self._damping[edit], self._outputs, strict=True)
         parts = [move[:, own] if one is None else one @ move[:, own].to(one.dtype) for one, own in damped]
         move = parts[0] if len(parts) == 1 else torch.cat([part.to(self._change.dtype) for part in parts], dim=1)
-        self._change[edit] += move
+        self._change[edit].add_(move)  # `+=` would copy all of it onto itself
         if self._place is None:
             self._rows += move
         else:

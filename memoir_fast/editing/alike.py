@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from memoir_fast.hf.partial_forward import LowerStates
 from memoir_fast.hf.tokens import unspaced
@@ -47,7 +46,8 @@ class Alike:
                 self._expected = logits.masked_fill(cut.bool()[:, None] & inside, float("-inf")).softmax(dim=1)
         self.positions = self._rows, self._places
         self._of, self._wanted, self._chosen = self._edits, self._expected, 0
-        self._count = self._edits.new_zeros(0)  # positions of each chosen edit, or 1
+        self._certain = self._expected.new_zeros(0)  # of each number of it, p log p
+        self._alike = self._edits.new_zeros(0)  # of each position, how many its edit has
 
     def choose(self, edits: Sequence[int], rows: torch.Tensor) -> None:
         """From now on, `losses` is about these edits, in ascending order, whose rows are marked in bool [B]."""
@@ -59,7 +59,8 @@ class Alike:
         place = rows.long().cumsum(dim=0) - 1
         self.positions = place[self._rows[chosen]], self._places[chosen]
         self._of, self._wanted = torch.searchsorted(numbers, self._edits[chosen]), self._expected[chosen]
-        self._count = torch.bincount(self._of, minlength=len(edits)).clamp(min=1)  # here since it waits for a device
+        self._certain = torch.xlogy(self._wanted, self._wanted)
+        self._alike = torch.bincount(self._of, minlength=len(edits))[self._of]  # here since it waits for a device
 
     def losses(self, logits: torch.Tensor) -> torch.Tensor:
         """Per chosen edit, the Kullback-Leibler divergence from the unedited model, a mean over its positions.
@@ -72,8 +73,9 @@ class Alike:
         """
         if not len(logits):
             return logits.new_zeros(self._chosen)
-        apart = F.kl_div(logits.log_softmax(dim=1), self._wanted, reduction="none").sum(dim=1)
-        return apart.new_zeros(self._chosen).index_add(0, self._of, apart / self._count[self._of])
+        # as F.kl_div, which takes the logarithms of what does not change anew in every step
+        apart = (self._certain - self._wanted * logits.log_softmax(dim=1)).sum(dim=1)
+        return apart.new_zeros(self._chosen).index_add(0, self._of, apart / self._alike)
 
 
 def ends_word(target: str) -> bool:

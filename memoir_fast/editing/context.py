@@ -158,12 +158,13 @@ def gradient_of(loss: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
 
 
 def gradients_of(loss: torch.Tensor, moved: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The gradient of a loss in each of what learning moves.
+    """The gradient of a loss, or of the sum of several in one tensor, in each of what learning moves.
 
     Raises:
         UnsupportedModelError: one is not reached by any.
     """
-    found = torch.autograd.grad(loss, list(moved), allow_unused=True) if loss.requires_grad else [None]
+    every = torch.ones_like(loss)
+    found = torch.autograd.grad(loss, list(moved), every, allow_unused=True) if loss.requires_grad else [None]
     reached = [one for one in found if one is not None]
     if len(reached) < len(moved):
         raise UnsupportedModelError(

@@ -35,8 +35,8 @@ def learn(context: EditContext, wanted: Wanted, recipe: Recipe, page: int) -> li
     with frozen(context.model):
         learning = everything
         while learning:
-            learning = _step(batch, rows, recipe, learning, losses, agreed)
-            if not learning and (len(everything) > 1 or max(rows.steps) == recipe.steps):
+            stepped, learning = learning, _step(batch, rows, recipe, learning, losses, agreed)
+            if not learning and stepped != everything:  # else the losses just seen are those of the rows as they are
                 learning = _check(batch, rows, recipe, losses, agreed)
     return [rows.learned(index, losses[index][-1]) for index in everything]
 
@@ -54,9 +54,8 @@ def _step(
     residual = rows.residual(active).requires_grad_()
     further = [[one.requires_grad_() for one in layer] for layer in rows.further(active)]
     with torch.enable_grad():
-        found, apart = batch.losses(residual, further)
-        total = found.sum() + apart.sum()
-    own, unlike = agreed(torch.stack([found.detach(), apart.detach()])).tolist()  # the step's only wait for the device
+        both = torch.stack(batch.losses(residual, further))
+    own, unlike = agreed(both.detach()).tolist()  # the step's only wait for the device
     _note(losses, active, own)
     undone = [
         edit
@@ -64,7 +63,7 @@ def _step(
         if (far > recipe.quiet_bar or not _done(losses[edit], recipe)) and rows.steps[edit] < recipe.steps
     ]
     if undone:
-        gradient, *others = gradients_of(total, [residual, *chain.from_iterable(further)])
+        gradient, *others = gradients_of(both, [residual, *chain.from_iterable(further)])
         slopes = agreed(gradient).split([len(batch.a[edit]) for edit in active])
         for place, (edit, slope) in enumerate(zip(active, slopes, strict=True)):
             if edit in undone:

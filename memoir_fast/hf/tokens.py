@@ -149,14 +149,17 @@ def pad(
         input_ids int64 [B, S], attention_mask int64 [B, S], labels int64 [B, S] (-100 outside of targets).
     """
     longest = width or max(len(row.ids) for row in rows)
-    input_ids = torch.full((len(rows), longest), fill)
-    labels = torch.full((len(rows), longest), -100)
-    mask = torch.zeros((len(rows), longest), dtype=torch.int64)
-    for index, (ids, prompt) in enumerate(rows):
-        input_ids[index, : len(ids)] = torch.tensor(ids)
-        labels[index, prompt : len(ids)] = input_ids[index, prompt : len(ids)]
-        mask[index, : len(ids)] = 1
-    return input_ids.to(device), mask.to(device), labels.to(device)
+    input_ids, mask, labels = [], [], []
+    for ids, prompt in rows:
+        behind = longest - len(ids)
+        input_ids.append([*ids, *[fill] * behind])
+        mask.append([1] * len(ids) + [0] * behind)
+        labels.append([-100] * prompt + [*ids[prompt:]] + [-100] * behind)
+    return (
+        torch.tensor(input_ids, device=device),
+        torch.tensor(mask, device=device),
+        torch.tensor(labels, device=device),
+    )
 
 
 def padding_id(tokenizer: Any) -> int:

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from memoir_fast import Edit, Memoir, MemoirConfig
 from memoir_fast.editing import active_rows
+from memoir_fast.editing.batch import Batch
 from memoir_fast.editing.context import EditContext
 from memoir_fast.hf.presets import PRESETS
 from memoir_fast.modules import TopHash
@@ -253,3 +254,14 @@ def test_a_step_waits_for_a_device_once(tiny_llama, tiny_tokenizer, monkeypatch)
         assert [one.steps for one in results] == [steps, steps]
         counted.append(waiting.counted)
     assert dict(counted[1] - counted[0]) == {"tolist in _step": 5}
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_no_loss_is_looked_at_twice(tiny_llama, tiny_tokenizer, monkeypatch, batch):
+    """Once before each step, and once behind the last: a pass through the upper layers each."""
+    passes = []
+    losses = Batch.losses
+    monkeypatch.setattr(Batch, "losses", lambda self, *args: passes.append(1) or losses(self, *args))
+    recipe = dataclasses.replace(RECIPES["fast"], prefixes=0, rewordings=0, questions=0, steps=3, bar=0.0)
+    results = _attach(tiny_llama, tiny_tokenizer, recipe).edit(EDITS[:batch], batch=batch, progress=False)
+    assert [one.steps for one in results] == [3] * batch and len(passes) == 4
