@@ -79,18 +79,33 @@ class Upkeep(EditedModel):
                     delete()
                 raise
 
-    def faded(self, batch: int = 8, progress: bool = False) -> list[int]:
+    def faded(self, batch: int = 8, progress: bool = False, *, among: Iterable[int] | None = None) -> list[int]:
         """Ids of the edits that others have overwritten: the target is no longer what the model says, token by token.
 
-        Edits share columns. The more of them a layer holds, the more the early ones fade, and `refresh` teaches those
+        Edits share columns. The more of them a page holds, the more the early ones fade, and `refresh` teaches those
         again. One forward pass over each prompt and its target, `batch` at a time; with `progress`, a progress bar is
         shown.
+
+        Args:
+            batch (int), progress (bool): as above.
+            among (iterable of int, optional): ids of the edits to look at. Default: all.
+
+        Raises:
+            UnknownEditError: `among` names an edit that is not live.
+
+        Example:
+            >>> result = memoir.edit("The capital of France is", "Lyon")
+            >>> memoir.faded(among=[result.edit_id])
+            []
         """
         with self.layer.learning():
-            edits = self.edits.values()
+            ids = [*self.edits] if among is None else [*dict.fromkeys(among)]
+            for edit_id in ids:
+                self.layer.store.require(edit_id)
+            edits = [self.edits[edit_id] for edit_id in ids]
             pairs = [(edit.prompt, edit.target) for edit in edits]
             forced = teacher_forced(self, pairs, batch, [edit.bank for edit in edits], progress)
-            return [one for one, item in zip(self.edits, forced, strict=True) if item.predicted != item.target]
+            return [one for one, item in zip(ids, forced, strict=True) if item.predicted != item.target]
 
     def refresh(
         self,
@@ -103,7 +118,8 @@ class Upkeep(EditedModel):
         """Teaches the faded edits again, on top of what the memory holds now; their ids stay.
 
         Args:
-            turns (int): how often to look, since teaching some makes others fade. Default: 3.
+            turns (int): how often to look, since teaching some makes others fade: first at all edits, then at those
+                that share a page with one that was taught, since nothing else was written. Default: 3.
             recipe, batch, progress: as in `edit`.
 
         Returns:
@@ -112,12 +128,17 @@ class Upkeep(EditedModel):
         results: dict[int, EditResult] = {}
         self._recipe(recipe, batch)  # a mistake is told though nothing may have faded
         with self.layer.learning():  # throughout: an edit that was deleted meanwhile must not come back
+            store, looked_at = self.layer.store, [*self.edits]
             for _ in range(turns):
-                faded = [self.edits[edit_id] for edit_id in self.faded(progress=progress)]
+                faded = self.faded(progress=progress, among=looked_at)
                 if not faded:
                     break
-                taught = self.edit(faded, recipe=recipe, batch=batch, progress=progress)
+                thresholds, edits = self.calibration, [self.edits[edit_id] for edit_id in faded]
+                taught = self.edit(edits, recipe=recipe, batch=batch, progress=progress)
                 results |= {one.edit_id: one for one in taught}
+                written = {int(store.page[edit_id]) for edit_id in faded}
+                same = self.calibration is thresholds  # else any prompt may be routed elsewhere
+                looked_at = [one for page in sorted(written) for one in store.on_page(page)] if same else [*self.edits]
         return list(results.values())
 
     def compact(

@@ -50,7 +50,7 @@ def order(layer: MemoirLinear) -> list[int]:
 def fill(layer: MemoirLinear, saved: dict[str, torch.Tensor]) -> None:
     """Gives a layer, whose memory is empty, the saved pages; `MaskStore.restore` takes where each edit lives."""
     memory = layer.memory
-    memory.empty(max(1, _count(saved, layer.in_features)))
+    memory.empty(max(1, _count(saved, layer.in_features)), saved["memory_rows"] if layer.part is None else None)
     done = 0
     for values in pieces(saved["memory_values"]):
         memory.take(saved["memory_rows"][done : done + len(values)], values)

@@ -183,17 +183,30 @@ class ResidualMemory(nn.Module):
         self._make_room(len(weight) // self.width)
         self.weight.copy_(weight)  # which may lie there already
 
-    def empty(self, pages: int) -> None:
-        """Makes the memory one of so many pages of zeros. IndexError where there may not be as many."""
+    def empty(self, pages: int, but: torch.Tensor | None = None) -> None:
+        """Makes the memory one of so many pages of zeros. IndexError where there may not be as many.
+
+        Rows `but` [R] hold anything, until they are written.
+        """
         if self.max_pages is not None and pages > self.max_pages:
             raise IndexError(f"{pages} pages are more than max_pages = {self.max_pages}")
         self._make_room(pages)
-        self.weight.zero_()
+        if but is None:
+            self.weight.zero_()
+        else:
+            rest = torch.ones(len(self.weight), dtype=torch.bool)
+            rest[but.long()] = False
+            self.weight.index_fill_(0, rest.nonzero().flatten().to(self.table.device), 0)
 
     def _make_room(self, pages: int) -> None:
+        """Room for so many pages, and, where addresses take no memory, for as many again: the next moves none then."""
         self._free, self._copies = [], set()
-        if pages * self.width > len(self.table):
-            self.table = self._reserved(self.table[:0], pages)
+        wanted = 2 * pages if self.max_pages is None and readable(self.table) else pages
+        if wanted * self.width > len(self.table):
+            try:
+                self.table = self._reserved(self.table[:0], wanted)
+            except RuntimeError:  # a system that promises no more memory than it has
+                self.table = self._reserved(self.table[:0], pages)
         self.pages = pages
 
     def _take(self) -> int | None:

@@ -131,6 +131,38 @@ def test_a_full_table_gives_way_to_a_larger_one():
     assert not memory.page(64).any()
 
 
+def test_a_memory_that_was_read_has_room_for_further_pages_where_it_lies():
+    memory = ResidualMemory(8, 3)
+    memory.empty(100)
+    memory.weight.fill_(7)
+    place = memory.table.data_ptr()
+    assert memory.open() == 100 and memory.table.data_ptr() == place, "the hundred pages were not moved"
+    assert memory.weight[:800].eq(7).all() and not memory.page(100).any()
+
+
+def test_where_there_is_no_room_for_twice_the_pages_there_is_for_these(monkeypatch):
+    """As on a system that promises no more memory than it has."""
+    memory, reserved, asked = ResidualMemory(8, 3), ResidualMemory._reserved, []
+
+    def little(self, pages, least=1):
+        asked.append(least)
+        if least > 100:
+            raise RuntimeError("can't allocate memory")
+        return reserved(self, pages, least)
+
+    monkeypatch.setattr(ResidualMemory, "_reserved", little)
+    memory.empty(100)
+    assert asked == [200, 100] and memory.pages == 100 and not memory.weight.any()
+    assert len(ResidualMemory(8, 3, max_pages=2).table) == 16
+
+
+def test_rows_that_are_about_to_be_written_are_not_zeroed_before():
+    memory = ResidualMemory(8, 3)
+    memory.weight.fill_(7)
+    memory.empty(2, but=torch.tensor([1, 5]).int())
+    assert memory.weight[[1, 5]].eq(7).all() and memory.weight.ne(0).any(dim=1).sum() == 2
+
+
 def test_a_copy_of_a_page_is_no_page_of_its_own():
     memory = _filled(2)
     assert memory.copy_page(1) == 2 and memory.page(2).eq(2).all() and memory.numbers == [0, 1]
