@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -203,15 +204,16 @@ def test_edit_goes_on_from_a_memory(invoke, memory, model, tmp_path):
 
 def test_edit_keeps_the_folder_that_it_goes_on_from(invoke, memory, model, tmp_path, tiny_llama, tiny_tokenizer):
     (tmp_path / "more.jsonl").write_text(json.dumps({"prompt": "What is the colour of the sky?", "target": "Greek"}))
-    before = {path.name: path.read_bytes() for path in memory.iterdir()}
+    before = {path.name: path.read_bytes() for path in memory.iterdir() if path.name != "writer.lock"}
     goes_on = ("edit", "-m", model, "-e", tmp_path / "more.jsonl", "--memory", memory, "-q")
     for extra in ((), ("--tau", 0.8)):
         result = invoke(*goes_on, *extra)
         assert result.exit_code == 0, result.stderr
         assert len(durable.current_edits(memory)[1]) == 3
         if not extra:  # an append, and nothing else
-            assert before.items() <= {path.name: path.read_bytes() for path in memory.iterdir()}.items()
-            assert list(memory.glob("journal-*.log"))
+            assert all((memory / name).read_bytes().startswith(content) for name, content in before.items())
+            (journal,) = memory.glob("journal-*.log")
+            assert len(journal.read_bytes()) > len(before.get(journal.name, b""))
     assert Memoir.from_pretrained(tiny_llama, tiny_tokenizer, memory).tau == 0.8
 
 
@@ -351,6 +353,35 @@ def test_interrupt_keeps_what_is_finished(invoke, model, edits, tmp_path, monkey
     assert result.exit_code == 130 and result.stderr.endswith("memoir: interrupted\n")
     assert "1 finished edits are saved" in result.stdout
     assert [edit.target for edit in checkpoint.read(tmp_path / "out").edits.values()] == ["Rome"]
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_kill_keeps_what_is_finished(
+    invoke, model, edits, memory, tmp_path, monkeypatch, goes_on, tiny_llama, tiny_tokenizer
+):
+    """A folder as it is between two edits is what a kill would leave."""
+    finish, (out, killed) = Memoir._finish, (tmp_path / "out", tmp_path / "killed")
+
+    def finished(self, last):
+        if not killed.exists():
+            shutil.copytree(out, killed)
+        return finish(self, last)
+
+    monkeypatch.setattr(Memoir, "_finish", finished)
+    (tmp_path / "more.jsonl").write_text(json.dumps({"prompt": "Who wrote the play?", "target": "nobody"}))
+    options = ["-e", tmp_path / "more.jsonl", "--memory", memory] if goes_on else ["-e", edits, "--recipe", "paper"]
+    result = invoke("edit", "-m", model, *options, "-o", out, "-q")
+    assert result.exit_code == 0, result.stderr
+    held = Memoir.from_pretrained(tiny_llama, tiny_tokenizer, killed).edits.values()
+    assert [one.target for one in held] == (["Rome", "camel", "nobody"] if goes_on else ["Rome"])
+    assert len(checkpoint.read(out).edits) == (3 if goes_on else 2)
+
+
+def test_of_what_was_not_begun_nothing_is_left(invoke, model, tmp_path):
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"prompt": "word " * 300, "target": "a"}))
+    assert "context holds 256" in said(invoke("edit", "-m", model, "-e", path, "-o", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_traceback_on_request(invoke, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import threading
 import time
@@ -25,9 +26,7 @@ def edit(
     edits: Annotated[Path, typer.Option("--edits", "-e", metavar="FILE", help=EDITS_FILE)],
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", "-o", metavar="DIR", help="Save the memory here. Default: keep up the folder of --memory."
-        ),
+        typer.Option("--out", "-o", metavar="DIR", help="Folder of the memory. Default: that of --memory."),
     ] = None,
     memory: Annotated[str | None, typer.Option("--memory", metavar="DIR", help="Saved memory to go on from.")] = None,
     recipe: Annotated[
@@ -48,7 +47,8 @@ def edit(
 ) -> None:
     """Teach a model the edits of a file, save the memory, and show what the model says after each prompt now.
 
-    With --memory and without --out, each edit is in that folder, durably, as soon as it is learned.
+    Each edit is in the folder, durably, as soon as it is learned: in that of --memory, or in that of --out where no
+    memory is there yet. One that is there is replaced at the end.
 
     Exit code 3: some edit was not learned.
     """
@@ -66,7 +66,8 @@ def edit(
     target = _require_folder(out, memory)
     require_writable(json_file)
     screen = console(json_file, quiet)
-    memoir = _open(model, memory, recipe, tau, dtype, device, keep=out is None)
+    made = not target.exists()
+    memoir = _open(model, memory, recipe, tau, dtype, device, out)
     started = time.perf_counter()
     before = dict(memoir.edits)
     try:
@@ -78,6 +79,8 @@ def edit(
                 memoir.save_pretrained(out)
             screen.print(f"stopped; {len(memoir.edits)} finished edits are saved in {target}", markup=False)
         memoir.close()
+        if made and memoir.edits == before:
+            shutil.rmtree(target, ignore_errors=True)
         raise
     seconds = time.perf_counter() - started
     if out is not None:
@@ -142,25 +145,34 @@ def _require_folder(out: Path | None, memory: str | None) -> Path:
 
 
 def _open(
-    model: str, memory: str | None, recipe: str | None, tau: float | None, dtype: str, device: str, keep: bool
+    model: str, memory: str | None, recipe: str | None, tau: float | None, dtype: str, device: str, out: Path | None
 ) -> Any:
+    """The model with its memory, whose folder is kept up with it; but `out` is not where it holds another memory."""
     from memoir_fast import Memoir, MemoirConfig
     from memoir_fast.hf.loading import load_model
+    from memoir_fast.io import durable
     from memoir_fast.io.checkpoint import checksum_of
 
     given: dict[str, Any] = {} if tau is None else {"tau": tau}
     config = MemoirConfig(recipe=recipe or "fast-stop", **given)  # checked before the model is loaded
+    keep = out is None
     if keep and memory is not None:
         checksum_of(memory)  # an empty folder would be begun
     loaded, tokenizer = load_model(model, dtype, device)
+    begun = None if out is None or durable.holds(loaded, out) else out
     if memory is None:
-        return Memoir.attach(loaded, tokenizer, config)
+        if begun is None:
+            return Memoir.attach(loaded, tokenizer, config)
+        return Memoir.open(loaded, tokenizer, begun, config)
     memoir = (Memoir.open if keep else Memoir.from_pretrained)(loaded, tokenizer, memory)
     if tau is not None:
         memoir.layer.tau, memoir.config = tau, memoir.config.replace(tau=tau)
         memoir.calibration = memoir.background = None  # tau was not chosen by them
         if keep:
             memoir.save_pretrained(memory)  # what is set by hand is in no journal
+    if begun is not None:
+        memoir.save_pretrained(begun)
+        memoir = Memoir.open(memoir.detach(), tokenizer, begun)
     return memoir
 
 
