@@ -159,7 +159,11 @@ class _Following:
     def crop(self, *args: Any, **kwargs: Any) -> None:
         before = int(self.get_seq_length())  # type: ignore[attr-defined]
         super().crop(*args, **kwargs)  # type: ignore[misc]
-        self._each("crop", before - int(self.get_seq_length()))  # type: ignore[attr-defined]
+        left = int(self.get_seq_length())  # type: ignore[attr-defined]
+        if left:
+            self._each("crop", before - left)
+        else:  # what comes is another sequence
+            self.memoir_state = self.memoir_ticket = None
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]

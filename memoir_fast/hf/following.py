@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from memoir_fast.errors import MemoirError
 from memoir_fast.hf import banks
 from memoir_fast.hf.attention_mask import real_tokens
 from memoir_fast.hf.call import Call
@@ -38,6 +39,7 @@ class Following:
         """Goes on where the model speaks: inputs x [B, S, D]."""
         state = call.state
         _require_batch(state, x.shape[0])
+        _require_known(state.undecided, asked)
         state.look_again(self._layer.view.store)
         state.say(self._spoken(call, x))
         routed: Routed | None = state.help(x.shape[1])
@@ -51,6 +53,7 @@ class Following:
         state = call.state
         batch, tokens = x.shape[:2]
         _require_batch(state, batch)
+        _require_known(state is not None and state.unread and asked.forced is None, asked)
         start, prompt_end = call.length, call.prompt_end(asked)
         real = real_tokens(call.attention_mask, start, batch, tokens, x.device)
         prompt, said = real, 0
@@ -123,8 +126,7 @@ class Following:
         if self.site is not None and self.site.code.opened:
             chat = state.sums.chat
         store = self._layer.view.store
-        state.follow(route, store)
-        state.left = store.help(route, chat)
+        state.decide(route, store.help(route, chat), store)
         call.last = route, overlap
 
     def _words(self, state: Any) -> torch.Tensor | None:
@@ -143,3 +145,12 @@ class Following:
 def _require_batch(state: SequenceState | None, batch: int) -> None:
     if state is not None and state.route.shape[0] != batch:
         raise ValueError(f"the cache holds {state.route.shape[0]} sequences, the model was called with {batch}")
+
+
+def _require_known(cut: bool, asked: Overrides) -> None:
+    """MemoirError where a cache was `cut`, so that what a pass is to follow is not known, and what it says counts."""
+    if cut and not asked.disabled and not (asked.generation is not None and asked.generation.proposing):
+        raise MemoirError(
+            "a cache was cropped in the midst of a part of a prompt, and what is left of it does not say which edit it "
+            "belongs to: crop to where such a part ended, or begin with an empty cache"
+        )

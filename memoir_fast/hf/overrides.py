@@ -20,7 +20,9 @@ class Generation:
     logits. How long the generation's prompt is says nothing of theirs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, proposing: bool = False) -> None:
+        self.proposing = proposing
+        """Whether what it says is only proposed to another, which says itself what is right."""
         self._state: Any = None
         self.decided: Any = None
         """What was decided last for its own sequences; None: nothing yet."""

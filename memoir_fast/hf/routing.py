@@ -365,7 +365,7 @@ class Router:
         which = kwargs.pop("memoir_banks", None)
         changes: dict[str, Any] = {} if which is None else {"asked_banks": banks.asked(which)}
         changes["generate_prompt"] = prompt_positions(self._model, generate, args, kwargs)
-        own = changes["generation"] = Generation()
+        own = changes["generation"] = Generation(bool(getattr(kwargs.get("generation_config"), "is_assistant", False)))
         with beside(), self._layer.views.generation(), self.overridden(**changes):
             output = generate(*args, **kwargs)
         if own.decided is not None:  # a negative prompt's pass, or a processor's, may have come behind its own

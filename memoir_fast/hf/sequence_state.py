@@ -16,6 +16,31 @@ _PARTS_KEPT = 16  # parts of a prompt that `crop` can go back to
 Change = Callable[[torch.Tensor], torch.Tensor]
 
 
+class _Decided(NamedTuple):
+    """What was followed when a further part of a prompt was read; see `SequenceState`."""
+
+    route: torch.Tensor
+    rows: torch.Tensor | None
+    stamp: int
+    left: torch.Tensor | None
+    said: int  # tokens that `left` counts, behind the part before
+
+    def each(self, change: Change) -> "_Decided":
+        rows, left = (None if one is None else change(one) for one in (self.rows, self.left))
+        return self._replace(route=change(self.route), rows=rows, left=left)
+
+
+class Part(NamedTuple):
+    """The end of a part of a prompt."""
+
+    length: int
+    """Positions up to there."""
+    summary: Any
+    """What had been read by then."""
+    decided: _Decided | None = None
+    """What it led to; None while that is in force."""
+
+
 class SequenceState(ABC):
     """What is remembered of the B sequences of one cache; it is moved with the cache's rows and positions.
 
@@ -34,7 +59,12 @@ class SequenceState(ABC):
         self._rows: torch.Tensor | None = None  # int32 [B, k], rows of memory; None: no sequence is known to read any
         self._first: torch.Tensor | None = None  # see `first_alike`; None: to be found again
         self._stamp = 0  # the store's, when the routes were last looked at
-        self.prompts: list[tuple[int, Any]] = []  # length and summary at the end of each part of the prompt
+        self.prompts: list[Part] = []
+        """The latest parts that were read."""
+        self.unread = False
+        """Whether a crop has left positions of which nothing says what is there: no prompt can go on behind them."""
+        self.undecided = False
+        """Whether a crop has taken some of what the route was decided on, and left the rest."""
 
     def select(self, rows: torch.Tensor) -> None:
         """Keeps `rows`, in that order, as the cache does."""
@@ -48,21 +78,44 @@ class SequenceState(ABC):
         """Forgets the last `removed` positions.
 
         Of tokens that were said in the latest pass, as assisted decoding tries several, the kept ones count as if they
-        had come one by one. Beyond these the summary goes back to that of the last part of a prompt which is left.
+        had come one by one. Beyond these, all is as it was at the end of the last part of a prompt which is left whole.
         """
         if removed == 0:
             return
         self.length -= removed
         if self.left is not None:
             self.left = self.left + removed
-        while self.prompts and self.prompts[-1][0] > self.length:
+        before = len(self.prompts)
+        while self.prompts and self.prompts[-1].length > self.length:
             self.prompts.pop()
-        self._take_back(removed)
+        if not self._take_back(removed):
+            return
+        self.unread = self.length > (self.prompts[-1].length if self.prompts else 0)
+        if len(self.prompts) < before:
+            self.undecided = self.unread
+            if self.prompts and not self.unread:
+                self._follow_as_before(self.prompts[-1])
+
+    def _follow_as_before(self, part: Part) -> None:
+        assert part.decided is not None  # a later part was read
+        self.route, self._rows, self._stamp, left, said = part.decided
+        self.left, self._first = None if left is None else left + said, None
+        self.prompts[-1] = part._replace(decided=None)
 
     def end_prompt(self) -> None:
-        """Notes that a part of a prompt ends here, for `crop`."""
-        self.prompts.append((self.length, self._summary()))
-        del self.prompts[:-_PARTS_KEPT]
+        """Notes that a part of a prompt ends here, for `crop`; behind a piece that was not read, none can be told."""
+        if not self.unread:
+            self.prompts.append(Part(self.length, self._summary()))
+            del self.prompts[:-_PARTS_KEPT]
+
+    def decide(self, route: torch.Tensor, left: torch.Tensor | None, store: MaskStore) -> None:
+        """As `follow`, for what a part of a prompt leads to that is being read; and `left` tokens get help."""
+        if self.prompts:
+            last = self.prompts[-1]
+            before = _Decided(self.route, self._rows, self._stamp, self.left, self.length - last.length)
+            self.prompts[-1] = last._replace(decided=before)
+        self.follow(route, store)
+        self.left, self.undecided = left, False
 
     def follow(self, route: torch.Tensor, store: MaskStore) -> None:
         """From now on the sequences follow `route` int32 [B], edits of the store or -1."""
@@ -112,8 +165,11 @@ class SequenceState(ABC):
         """What has been read of the prompts; nothing changes it later."""
 
     @abstractmethod
-    def _take_back(self, removed: int) -> None:
-        """Takes `removed` positions out of the summary; `length` and `prompts` are those of what is left."""
+    def _take_back(self, removed: int) -> bool:
+        """Takes `removed` positions out of the summary; `length` and `prompts` are those of what is left.
+
+        True where it went back to that of the last part of a prompt, since more was removed than was said.
+        """
 
     @abstractmethod
     def _each(self, change: Change) -> None:
@@ -123,6 +179,15 @@ class SequenceState(ABC):
             self._rows = change(self._rows)
         if self.left is not None:
             self.left = change(self.left)
+        self.prompts = [
+            Part(length, self._changed(summary, change), decided and decided.each(change))
+            for length, summary, decided in self.prompts
+        ]
+
+    @staticmethod
+    @abstractmethod
+    def _changed(summary: Any, change: Change) -> Any:
+        """`change` of every tensor of a summary."""
 
 
 class _Said(NamedTuple):
@@ -169,24 +234,30 @@ class TokenMean(SequenceState):
     def _summary(self) -> tuple[torch.Tensor, torch.Tensor]:
         return self.mean.clone(), self.count.clone()
 
-    def _take_back(self, removed: int) -> None:
+    def _take_back(self, removed: int) -> bool:
         said, self._said = self._said, None
         if said is not None and said.length <= self.length:
             kept, self.length = self.length - said.length, said.length
             self.mean, self.count = said.mean, said.seen
             self.say(said.x[:, :kept])
-        elif self.prompts:
-            self.mean, self.count = (one.clone() for one in self.prompts[-1][1])
+            return False
+        if self.prompts:
+            self.mean, self.count = (one.clone() for one in self.prompts[-1].summary)
         else:
             self.mean, self.count = torch.zeros_like(self.mean), torch.zeros_like(self.count)
+        return True
 
     def _each(self, change: Change) -> None:
         super()._each(change)
         self.mean, self.count = change(self.mean), change(self.count)
-        self.prompts = [(length, (change(mean), change(count))) for length, (mean, count) in self.prompts]
         if self._said is not None:
             length, *tensors = self._said
             self._said = _Said(length, *map(change, tensors))
+
+    @staticmethod
+    def _changed(summary: Any, change: Change) -> Any:
+        mean, count = summary
+        return change(mean), change(count)
 
 
 class PromptsRead(SequenceState):
@@ -228,20 +299,25 @@ class PromptsRead(SequenceState):
     def _summary(self) -> tuple[PromptSums, torch.Tensor]:
         return self.sums, self._counted
 
-    def _take_back(self, removed: int) -> None:
+    def _take_back(self, removed: int) -> bool:
         while removed and self._said:
             last = self._said.pop()
             if last.shape[1] > removed:
                 self._said.append(last[:, : last.shape[1] - removed])
             removed -= min(removed, last.shape[1])
         if removed and self.prompts:
-            self.sums, self._counted = self.prompts[-1][1]
+            self.sums, self._counted = self.prompts[-1].summary
         elif removed:
             empty = self.sums.each(torch.zeros_like)
             self.sums, self._counted = replace(empty, words=empty.words[:, :0]), torch.zeros_like(self._counted)
+        return bool(removed)
 
     def _each(self, change: Change) -> None:
         super()._each(change)
         self.sums, self._counted = self.sums.each(change), change(self._counted)
-        self.prompts = [(length, (sums.each(change), change(count))) for length, (sums, count) in self.prompts]
         self._said = [change(ids) for ids in self._said]
+
+    @staticmethod
+    def _changed(summary: Any, change: Change) -> Any:
+        sums, count = summary
+        return sums.each(change), change(count)

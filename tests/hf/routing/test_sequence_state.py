@@ -8,10 +8,21 @@ import torch
 from cache_name import CACHE
 from transformers import DynamicCache
 
+from memoir_fast import Edit, Memoir, MemoirConfig
+from memoir_fast.errors import MemoirError
 from memoir_fast.hf.cache import find_cache
 
 FACTS = ("The capital of France is", "Who wrote the play? The author", "Which animal lives in the desert?")
 UNMATCHED = "In which country is the mountain? The river runs"
+
+
+@pytest.fixture
+def coded(taught):
+    """A copy of the plain model that routes by codes."""
+    model = copy.deepcopy(taught.plain)
+    memoir = Memoir.attach(model, taught.tokenizer, MemoirConfig(routing="early", routing_block=1, tau=0.7, k=14))
+    memoir.edit(Edit(FACTS[0], "Lyon"))
+    return memoir
 
 
 def _logits(model, ids, **inputs):
@@ -85,18 +96,68 @@ def test_crop_takes_the_mean_back_to_the_end_of_the_prompt(taught, reference):
     assert list(_steps(taught.model, first, cache, 3)) == reference(FACTS[0], 0, 4)[-3:]
 
 
-def test_crop_into_the_prompt_starts_the_mean_afresh(taught):
-    """What is left of a part of the prompt cannot be told from its mean; the parts before it can."""
-    ids, cache = taught.ids(UNMATCHED), DynamicCache()
-    _logits(taught.model, ids[:, :4], **{CACHE: cache})
-    mean = cache.memoir_state.mean.clone()
-    _logits(taught.model, ids[:, 4:], **{CACHE: cache})
-    cache.crop(-2)
-    assert torch.equal(cache.memoir_state.mean, mean) and cache.memoir_state.count.item() == 4
-    cache.crop(-(cache.get_seq_length() - 3))
-    assert cache.memoir_state.length == 3 and cache.memoir_state.count.item() == 0
-    _logits(taught.model, taught.ids(FACTS[0]), **{CACHE: cache})
-    assert cache.memoir_state.mean.isfinite().all()
+@pytest.fixture(params=["paper", "early"])
+def memoir(request, taught, coded):
+    return taught.memoir if request.param == "paper" else coded
+
+
+def test_a_piece_of_a_part_of_a_prompt_is_not_gone_on_with(taught, memoir):
+    """What it says cannot be told any more."""
+    model, ids, more, cache = memoir.model, taught.ids(UNMATCHED), taught.ids(FACTS[0]), DynamicCache()
+    _logits(model, ids[:, :4], **{CACHE: cache})
+    last = _logits(model, ids[:, 4:], **{CACHE: cache})[:, -1:].argmax(-1)
+    list(_steps(model, last, cache, 4))
+    for where in (ids.shape[1] - 1, 3):
+        cache.crop(where - cache.get_seq_length())
+        for given in (more, more[:, :1]):
+            with pytest.raises(MemoirError, match="cropped in the midst of a part of a prompt"):
+                _logits(model, given, **{CACHE: copy.deepcopy(cache)})
+            with memoir.disabled():
+                _logits(model, given, **{CACHE: copy.deepcopy(cache)})
+        with memoir.routed(0):
+            _logits(model, more, **{CACHE: copy.deepcopy(cache)})
+    cache.crop(-3)  # all of it
+    assert memoir.followed(cache) == []
+    _logits(model, more[:, :1], **{CACHE: cache})  # a prompt of one token, not one more that is said
+    assert cache.memoir_state.prompts[0].length == 1
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_crop_to_the_end_of_a_part_follows_what_was_decided_there(taught, memoir, rows):
+    """On the first turn, the same words are said again, with the memory's help for as long; another turn is decided."""
+    model, other, cache = memoir.model, taught.ids(UNMATCHED).repeat(rows, 1), DynamicCache()
+    first, again = taught.ids(FACTS[0]).repeat(rows, 1), taught.ids(" " + FACTS[0]).repeat(rows, 1)
+    last = _logits(model, first, **{CACHE: cache})[:, -1:].argmax(-1)
+    plain = copy.deepcopy(cache)
+
+    def said(cache):
+        found = [last]
+        for _ in range(6):
+            found.append(_logits(model, found[-1], **{CACHE: cache})[:, -1:].argmax(-1))
+        return torch.cat(found, dim=1)
+
+    expected = said(copy.deepcopy(plain))
+    for _ in range(3):
+        _logits(model, last, **{CACHE: cache})
+    _logits(model, other, **{CACHE: cache})
+    assert memoir.followed(cache) == [-1] * rows
+    cache.reorder_cache(torch.arange(rows).flip(0))
+    cache.crop(-3 - other.shape[1])
+    assert memoir.followed(cache) == [0] * rows
+    assert torch.equal(said(copy.deepcopy(cache)), expected)
+    for one in (plain, cache):
+        _logits(model, again, **{CACHE: one})
+    assert memoir.followed(cache) == memoir.followed(plain)
+
+
+def test_a_model_may_be_its_own_assistant(coded, taught):
+    """Its guesses are made on a cache that is cropped anywhere; what they are worth, other passes say."""
+    ids = taught.ids(FACTS[0])
+    settings = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": coded.model.config.vocab_size}
+    greedy = coded.model.generate(ids, **settings)
+    for assisted in ({"assistant_model": coded.model}, {"assistant_early_exit": 1}, {"assistant_early_exit": 2}):
+        assert torch.equal(coded.model.generate(ids, **settings, **assisted), greedy)
+        assert [route.edit_id for route in coded.last_routes] == [0]
 
 
 def _next(taught, cache, ids):
