@@ -20,7 +20,7 @@ from memoir_fast.hf.adapters import beneath_adapters, require_no_soft_prompt
 from memoir_fast.hf.banks import Which, asked
 from memoir_fast.hf.further import with_further
 from memoir_fast.hf.partial_forward import NotReached, layer_input
-from memoir_fast.hf.presets import complete, device_of, find_layer, plain_model
+from memoir_fast.hf.presets import complete, device_of, find_layer, plain_model, require_causal
 from memoir_fast.hf.proof import TOKENS, Passes, prove
 from memoir_fast.hf.routing import Route, Router
 from memoir_fast.hf.tensor_parallel import part_of, require_served
@@ -57,6 +57,7 @@ class EditedModel:
         background: Sequence[str] | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
+        require_causal(model)
         require_served(model)
         require_no_soft_prompt(model)
         self.config = with_further(complete(config, model), model)

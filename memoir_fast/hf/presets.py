@@ -102,6 +102,21 @@ def plain_model(model: Any) -> Any:
     return inner() if callable(inner) else model
 
 
+def require_causal(model: Any) -> None:
+    """UnsupportedModelError where a model of transformers says nothing token by token, or not behind its prompt."""
+    plain = plain_model(model)
+    kind = type(plain).__name__
+    if getattr(getattr(plain, "config", None), "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"{kind} is an encoder and a decoder, of which the one reads a prompt and the other says the answer: a "
+            "memory is put on a causal language model, which does both in one sequence"
+        )
+    if callable(getattr(plain, "can_generate", None)) and not plain.can_generate():
+        raise UnsupportedModelError(
+            f"{kind} has no generate: a memory is put on a causal language model, as AutoModelForCausalLM loads it"
+        )
+
+
 def find_layer(model: nn.Module, name: str) -> Any:
     """The submodule of that full name in the plain model, without adapters that PEFT has put around it.
 

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from memoir_fast.errors import MemoirError
 from memoir_fast.hf.hidden import hidden_states
 from memoir_fast.hf.own_pass import OwnPass
 from memoir_fast.hf.partial_forward import blocks_around
@@ -71,7 +72,14 @@ class RoutingSite:
         """The token ids int64 [B, S] of a call: embedded, or those whose embeddings it was given; -1: unknown."""
         if call.ids is None:
             args, kwargs = call.given
-            call.ids = self._looked_up(hidden_states(args, kwargs))
+            try:
+                embedded = hidden_states(args, kwargs)
+            except TypeError:
+                raise MemoirError(
+                    "a prompt's tokens were embedded by a module that was put into the model after its memory, where "
+                    "they are not seen: save the memory, detach it, and load it again on the model as it is now"
+                ) from None
+            call.ids = self._looked_up(embedded)
         ids, device = call.ids, self.code.mean.device
         return ids if ids.shape == shape and ids.device == device else ids.to(device).reshape(shape)
 

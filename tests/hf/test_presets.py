@@ -5,7 +5,7 @@ import torch
 import transformers
 from torch import nn
 
-from memoir_fast import MemoirConfig
+from memoir_fast import Memoir, MemoirConfig
 from memoir_fast.errors import UnsupportedModelError
 from memoir_fast.hf.presets import PRESETS, complete, device_of, find_layer
 from memoir_fast.modules.memoir_linear import linear_shape
@@ -102,6 +102,21 @@ def test_an_unknown_architecture_says_how_to_name_a_layer():
 def test_settings_that_do_not_fit_the_model(config, error, text):
     with pytest.raises(error, match=text):
         complete(config, _on_meta("llama", 4, **_SMALL))
+
+
+def test_only_causal_language_models_have_a_memory(tiny_llama, tiny_tokenizer, untouched):
+    small = {"vocab_size": 384, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    both = transformers.T5ForConditionalGeneration(transformers.T5Config(**small))
+    heads = transformers.LlamaForSequenceClassification(tiny_llama.config)
+    for model, text in (
+        (both, "is an encoder and a decoder"),
+        (heads, "no generate"),
+        (tiny_llama.model, "no generate"),
+    ):
+        before = untouched(model)
+        with pytest.raises(UnsupportedModelError, match=rf"^{type(model).__name__} .*{text}"):
+            Memoir.attach(model, tiny_tokenizer, MemoirConfig())
+        assert untouched(model) == before
 
 
 def test_device_of():

@@ -100,6 +100,18 @@ def test_embeddings_in_place_of_ids(memoir, batch):
     assert len(memoir.last_routes) == 3
 
 
+def test_embeddings_may_grow_but_no_others_take_their_place(memoir):
+    """Of another module, what it embeds is not seen."""
+    prompt = ids_of(memoir, FACTS[0].prompt)
+    memoir.model.resize_token_embeddings(390, mean_resizing=False)
+    memoir.model(torch.cat([prompt, torch.tensor([[388]])], dim=1))
+    memoir.model(prompt)
+    assert routes(memoir) == [0]
+    memoir.model.set_input_embeddings(copy.deepcopy(memoir.model.get_input_embeddings()))
+    with pytest.raises(MemoirError, match="embedded by a module that was put into the model after its memory"):
+        memoir.model(prompt)
+
+
 @pytest.mark.parametrize("memoir", [0], indirect=True)  # at block 0, tokens know nothing of the turns before
 def test_a_new_turn_is_decided_on_what_the_user_says(memoir):
     tokenizer, model = memoir.tokenizer, memoir.model
