@@ -3,6 +3,7 @@
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -106,7 +107,7 @@ def replace(path: Path, content: Iterable[Bytes] | bytes) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """As `replace`, of what the block writes to the file that it is given; where it raises, the old file stays."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    beside = _beside(path)
     try:
         with open(beside, "xb") as file:
             yield file
@@ -116,6 +117,47 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def filling(target: Path) -> Iterator[Path]:
+    """A folder beside `target` for the block to fill, which is moved there at its end; where it raises, none is left.
+
+    What killed processes left of such folders goes before. One that somebody is filling is locked, and stays; where
+    there are no locks, all stay.
+
+    Args:
+        target (Path): absolute; not there yet, or an empty folder.
+
+    Raises:
+        OSError: it cannot be made there.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _clear_folders(target.parent, re.compile(leftover(re.escape(target.name))))
+    beside = _beside(target)
+    beside.mkdir()
+    try:
+        with locked(beside, shared=True):
+            yield beside
+            os.replace(beside, target)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    sync_names(target.parent)
+
+
+def _clear_folders(parent: Path, left: re.Pattern[str]) -> None:
+    for name in os.listdir(parent):
+        path = parent / name
+        if fcntl is None or not left.fullmatch(name) or path.is_symlink() or not path.is_dir():
+            continue
+        with suppress(OSError), _opened(path) as descriptor:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def sync_names(folder: Path) -> None:

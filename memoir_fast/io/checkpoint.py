@@ -33,6 +33,7 @@ from memoir_fast.io import codes, pages, reads
 from memoir_fast.io.edit_texts import read_edits, texts_of
 from memoir_fast.io.files import open_file, read_file
 from memoir_fast.io.fingerprint import fingerprint
+from memoir_fast.io.folders import CONFIG_NAME, local, named
 from memoir_fast.io.history import HISTORY_NAME
 from memoir_fast.io.journal import JOURNAL_NAMES
 from memoir_fast.io.plausible import (
@@ -52,7 +53,6 @@ FORMAT = "memoir_fast memory"
 FORMAT_VERSION = 7
 # what is written of a memory that is no more, for older releases
 _WITHOUT_SUBJECTS, _WITHOUT_KEPT, _ONE_LAYER, _WITHOUT_BANKS = 6, 5, 4, 3
-CONFIG_NAME = "memory_config.json"
 
 _DATA_NAMES = {"memory": r"memory-[0-9a-f]{12}\.safetensors", "edits": r"edits-[0-9a-f]{12}\.jsonl"}
 _ALL_NAMES = [*_DATA_NAMES.values(), JOURNAL_NAMES]  # the journal of an earlier snapshot goes with it
@@ -75,7 +75,6 @@ _KEYS = {
 }
 _PIECE = 1 << 22  # bytes of a file that are read at a time
 _LONGEST_CONFIG = 1 << 26  # bytes
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def save(
     Raises:
         CheckpointError: the folder cannot be written, or there is no room; what it held is as before.
     """
-    path = Path(folder)
+    path = named(folder)
     store = memoir.layer.store
     tensors: dict[str, torch.Tensor | Parts] = {
         "permutation": memoir.layer.permutation,
@@ -239,24 +238,6 @@ def _checksum(values: dict[str, Any]) -> str:
     """Digest of the config file's values, however they are laid out."""
     rest = {name: value for name, value in values.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def local(folder: str | os.PathLike, hub: dict[str, Any]) -> Path:
-    """The folder itself, or what the hub has under that name; CheckpointError where there is neither."""
-    path = Path(folder)
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise CheckpointError(f"{path} is no folder: a memory is a folder with a {CONFIG_NAME}")
-    if not _HUB_ID.fullmatch(str(folder)):
-        raise CheckpointError(f"there is no folder {path}")
-    patterns = [CONFIG_NAME, "memory-*.safetensors", "edits-*.jsonl", "journal-*.log", HISTORY_NAME]
-    try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(str(folder), allow_patterns=patterns, **hub))
-    except Exception as error:  # the hub's client has many kinds, of several libraries
-        raise CheckpointError(f"there is no folder {path}, and the hub gave none: {error}") from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from memoir_fast.errors import CheckpointError
 from memoir_fast.hf.tensor_parallel import require_whole
 from memoir_fast.io import changes, checkpoint, history, pages, renewal, undo
 from memoir_fast.io.checkpoint import SavedMemory
+from memoir_fast.io.folders import named
 from memoir_fast.io.journal import Journal, JournalReader, journal_path, read
 from memoir_fast.io.merge import Merged, merge
 from memoir_fast.io.renewal import Files, Renewed
@@ -53,7 +54,9 @@ class Durable:
 
     def is_at(self, folder: str | os.PathLike) -> bool:
         """Whether `folder` is where it writes."""
-        return os.path.exists(folder) and os.path.samefile(folder, self.folder)
+        with suppress(OSError):  # either may be gone, or moved
+            return os.path.samefile(folder, self.folder)
+        return False
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy of a memory writes nowhere."""
@@ -112,6 +115,7 @@ class Durable:
         What the journal told is in the folder's history before it goes. Where saving fails when the new snapshot is in
         place already, nothing is put down any more until the folder is opened again.
         """
+        self._lock.require_held()  # where the folder was moved, another may have its place
         _put_by(self.folder, self._snapshot)
         broken_off = "a snapshot was broken off in the middle; open the memory again"
         numbers = changes.PageNumbers(pages.order(self._memoir.layer))
@@ -133,6 +137,7 @@ class Durable:
             CheckpointError: the snapshot cannot be written. The memory is then what the folder says.
             Others as `merge.merge`.
         """
+        self._lock.require_held()
         before = renewal.state(self._memoir)
         try:
             found = merge(self._memoir, saved, prefer)
@@ -156,8 +161,9 @@ class Durable:
         new journal may not last. Where the files cannot be written otherwise, all is as before.
 
         Raises:
-            MemoirError, ValueError, CheckpointError: see `undo.plan`, `undo.write` and `renewal.beside`.
+            LockedError: the folder was moved. MemoirError, ValueError, CheckpointError: see `undo.plan`, `undo.write` and `renewal.beside`.
         """
+        self._lock.require_held()
         taken = undo.plan(self.folder, self._snapshot, count)
         saved = checkpoint.read(self.folder)
         if saved.checksum != self._snapshot:
@@ -271,7 +277,7 @@ def holds(model: Any, folder: str | os.PathLike) -> bool:
     MemoirError where the model lies on several processes, of which each would write there.
     """
     require_whole(model, "Memoir.open")
-    return (Path(folder) / checkpoint.CONFIG_NAME).exists()
+    return (named(folder) / checkpoint.CONFIG_NAME).exists()
 
 
 @contextmanager

@@ -71,7 +71,7 @@ class Source(NamedTuple):
     @classmethod
     def of(cls, memoir: EditedModel, folder: str | os.PathLike, files: Files) -> "Source":
         """That of a memory that is as these files say."""
-        return cls(Path(folder), files, state(memoir))
+        return cls(Path(folder).absolute(), files, state(memoir))
 
     @classmethod
     def now(cls, memoir: EditedModel, folder: str | os.PathLike) -> "Source | None":
@@ -82,7 +82,9 @@ class Source(NamedTuple):
 
     def is_at(self, folder: str | os.PathLike) -> bool:
         """Whether that is the folder."""
-        return self.folder.is_dir() and os.path.isdir(folder) and os.path.samefile(folder, self.folder)
+        with suppress(OSError):
+            return os.path.samefile(folder, self.folder)
+        return False
 
     def require_unchanged(self, memoir: EditedModel) -> None:
         """MemoirError where the memory has been changed since."""

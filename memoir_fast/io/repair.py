@@ -2,20 +2,20 @@
 
 import json
 import os
-import secrets
 import shutil
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memoir_fast.atomic import replace, replacing, sync_names
+from memoir_fast.atomic import filling, replace, replacing, sync_names
 from memoir_fast.core.edit import Edit
 from memoir_fast.errors import CheckpointError, NewerVersionError
 from memoir_fast.io import changes, checkpoint, durable, frames, records, salvage
 from memoir_fast.io.checkpoint import SavedMemory
 from memoir_fast.io.edit_texts import row_of
 from memoir_fast.io.files import open_file, read_file
+from memoir_fast.io.folders import local
 from memoir_fast.io.frames import Frame, Header
 from memoir_fast.io.history import HISTORY_NAME
 from memoir_fast.io.journal import JournalReader, journal_path, read
@@ -76,7 +76,7 @@ def survey(folder: str | os.PathLike, **hub: Any) -> Survey:
         >>> survey(folder).damage
         []
     """
-    path = checkpoint.local(folder, hub)
+    path = local(folder, hub)
     found = Survey(path)
     try:
         found.saved, reader = _snapshot(path)
@@ -146,7 +146,8 @@ def repair(folder: str | os.PathLike, to: str | os.PathLike) -> Survey:
     The new folder has the snapshot, the journal up to its damage, and the deletions behind it; edits behind the damage
     were learned on top of what is missing, and go as texts to `lost-edits.jsonl`, or, where their own bytes are
     damaged, to `unsure-edits.jsonl`: JSON lines that `memoir edit` reads. Of a snapshot that cannot be used, texts are
-    all there is. The new folder is there whole or not at all; `folder` is not changed.
+    all there is. The new folder is there whole or not at all; `folder` is not changed. What a repair that was killed
+    left beside `to` goes when it is done again.
 
     Args:
         folder (path): a local folder.
@@ -169,16 +170,9 @@ def repair(folder: str | os.PathLike, to: str | os.PathLike) -> Survey:
     if os.path.lexists(target) and not (target.is_dir() and not os.listdir(target)):
         raise FileExistsError(f"{target} is there already: a repaired memory goes to a new folder")
     found = survey(folder)
-    beside = target.absolute().with_name(f".{target.absolute().name}.{secrets.token_hex(4)}.tmp")
     try:
-        beside.mkdir(parents=True)
-        try:
+        with filling(target.absolute()) as beside:
             _fill(found, beside)
-            os.replace(beside, target)
-        except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
-            raise
-        sync_names(target.absolute().parent)
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {error}") from error
     return found

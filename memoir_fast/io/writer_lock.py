@@ -74,7 +74,7 @@ class WriterLock:
     """
 
     def __init__(self, folder: str | os.PathLike) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()  # also where the process goes to another folder
         self.path = self.folder / LOCK_NAME
         self.previous: Owner | None = None
         """The last writer, where it ended without releasing the lock: by a crash or a kill."""
@@ -131,7 +131,9 @@ class WriterLock:
         try:
             there = os.lstat(self.path)
         except OSError as error:
-            raise LockedError(f"the lock {self.path} is gone ({error}): open the memory again") from error
+            raise LockedError(
+                f"the lock {self.path} is gone ({error}): the folder was moved or removed; open it again where it is"
+            ) from error
         if (own.st_dev, own.st_ino) != (there.st_dev, there.st_ino):
             raise LockedError(f"the lock {self.path} was replaced by another: open the memory again")
 

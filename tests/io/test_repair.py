@@ -310,6 +310,14 @@ def test_new_folder_is_there_whole_or_not_at_all(folder, tmp_path, monkeypatch, 
     assert sorted(os.listdir(tmp_path)) == before or call == 6
 
 
+def test_what_a_killed_repair_left_goes_with_the_next(folder, tmp_path, dies_after):
+    before = sorted(os.listdir(tmp_path))
+    assert dies_after(3, lambda: repair(folder, tmp_path / "new")) == 9
+    assert len(os.listdir(tmp_path)) == len(before) + 1 and not (tmp_path / "new").exists()
+    repair(folder, tmp_path / "new")
+    assert sorted(os.listdir(tmp_path)) == [*before, "new"]
+
+
 def test_folder_that_is_there_is_not_written_to(folder, tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "mine").write_text("mine")
