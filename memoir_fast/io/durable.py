@@ -161,7 +161,8 @@ class Durable:
         new journal may not last. Where the files cannot be written otherwise, all is as before.
 
         Raises:
-            LockedError: the folder was moved. MemoirError, ValueError, CheckpointError: see `undo.plan`, `undo.write` and `renewal.beside`.
+            LockedError: the folder was moved.
+            MemoirError, ValueError, CheckpointError: see `undo.plan`, `undo.write` and `renewal.beside`.
         """
         self._lock.require_held()
         taken = undo.plan(self.folder, self._snapshot, count)
