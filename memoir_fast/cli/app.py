@@ -10,6 +10,7 @@ lost, 130 interrupted.
 import errno
 import functools
 import importlib
+import io
 import os
 import pkgutil
 import sys
@@ -75,4 +76,6 @@ _register()
 def main() -> None:
     """Runs the command line on `sys.argv` and exits."""
     warn_plainly()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # no edit is one that a terminal of few letters cannot show
     app(prog_name="memoir" if os.path.basename(sys.argv[0]) != "__main__.py" else "python -m memoir_fast")

@@ -37,8 +37,10 @@ def write_json(json_file: Path | None, values: Any) -> None:
     """Writes `values` where `--json` says, or nowhere."""
     if json_file is None:
         return
-    text = escaped(json.dumps(_standard(values), indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
-    if str(json_file) == "-":
+    to_screen = str(json_file) == "-"
+    plain = to_screen and (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"  # it may lack letters
+    text = escaped(json.dumps(_standard(values), indent=2, ensure_ascii=plain, allow_nan=False)) + "\n"
+    if to_screen:
         sys.stdout.write(text)
     else:
         json_file.write_text(text, encoding="utf-8")

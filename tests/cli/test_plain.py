@@ -7,7 +7,7 @@ import shutil
 import time
 import unicodedata
 import warnings
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -184,3 +184,20 @@ def test_an_overlap_above_tau_that_is_no_match_is_explained():
         screen = Console(width=120, file=StringIO())
         ask._show(screen, {**values, "overlap": overlap}, [])
         assert ("not every prompt above it matches" in screen.file.getvalue()) == (overlap == 0.75)
+
+
+def test_a_terminal_that_lacks_letters_stops_nothing(tiny_llama, tiny_tokenizer, tmp_path, monkeypatch):
+    config = MemoirConfig(recipe=RECIPE, tau=0.9, k=16, background=8, routing="paper")
+    with Memoir.open(tiny_llama, tiny_tokenizer, tmp_path / "memory", config) as memoir:
+        memoir.edit("The désert is", "🐪 land")
+    for further in ([], ["--json", "-", "-q"]):
+        bytes_of = BytesIO()
+        monkeypatch.setattr("sys.stdout", TextIOWrapper(bytes_of, encoding="ascii", write_through=True))
+        monkeypatch.setattr("sys.argv", ["memoir", "log", str(tmp_path / "memory"), *further])
+        with pytest.raises(SystemExit) as ended:
+            command_line.main()
+        assert ended.value.code == 0
+        if further:
+            assert json.loads(bytes_of.getvalue())["records"][0]["prompt"] == "The désert is"
+        else:
+            assert b"d\\xe9sert is -> \\U0001f42a land" in bytes_of.getvalue()
