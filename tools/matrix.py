@@ -2,6 +2,7 @@
 releases of torch, and runs the tests on the Pythons of this machine. `make matrix` calls it.
 
     python tools/matrix.py [--only PART ...] [--quick] [--cuda-torch] [--check]
+    python tools/matrix.py --torch 2.15.0 --on 3.13 [--transformers 5.24.0]
 
 Without --quick, the outcome goes to docs/results/matrix.json and into docs/versions.md: commit both. The exit code is
 1 where a test failed or a build did not succeed, 2 where the registry did not answer.
@@ -19,16 +20,19 @@ import sysconfig
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import bare_torch
 import pythons
 import versions
 from registry import RegistryError, headers, newest, overlay
 from versions import ROOT, Row, row
 
 WORK = ROOT / ".matrix"
+PARTS = tuple(part for part in versions.PARTS if part != "torch")  # that one where it is asked for: 3 GB a release
 OLDEST, BETWEEN = "5.10.1", "5.17.0"
 OLD_TORCHES = ("2.10.0", "2.11.0")
 QUICK = ("tests/hf", "tests/integrations", "tests/test_memoir.py", "tests/io/test_checkpoint.py")
 TESTS = (*QUICK, "tests/core/test_background.py", "tests/editing/test_wordings.py", "tests/editing/test_stop.py")
+WITH_TORCH = ("tests/ops", "tests/modules", "tests/editing", "tests/test_docstrings.py", *QUICK)
 PYTEST = ("-q", "-r", "fE", "-n", "2", "--dist", "worksteal", "--timeout=600", "-p", "no:cacheprovider")
 _VERSIONS = """
 import importlib.metadata, json, pathlib, platform
@@ -177,6 +181,36 @@ def on_python(minor: str, python: Path | None, sources: list[Path], cuda_torch: 
     return row("python", full, beside, today(), **tests(python, QUICK))
 
 
+def on_torch(release: str, minor: str, transformers: str | None) -> list[Row]:
+    """The row of one release of torch, whose CPU half runs the tests in an environment of its own."""
+    python = pythons.interpreters().get(minor)
+    if python is None or python == Path(sys.executable):
+        raise SystemExit(f"--on: expected another Python than this one, of {', '.join(pythons.MINORS)}, got {minor}")
+    folder = WORK / f"torch-{release}-py{minor}"
+    inside = folder / "bin" / "python"
+    if not (folder / ".installed").is_file():
+        WORK.mkdir(exist_ok=True)
+        subprocess.run([str(python), "-m", "venv", "--clear", str(folder)], check=True)
+        bare_torch.install(inside, release)
+        constraints = folder / "constraints.txt"
+        constraints.write_text(bare_torch.unpinned((ROOT / "constraints.txt").read_text()))
+        command = ["make", "venv", f"VENV={folder}", f"CONSTRAINTS={constraints}", f"TORCH=torch=={release}"]
+        # No pip.conf, as a cap there may refuse the torch that is installed.
+        setting = {"MEMOIR_FAST_CUDA": "0", "PIP_CONFIG_FILE": os.devnull}
+        subprocess.run(command, cwd=ROOT, env={**environment(), **setting}, check=True)
+    over = []
+    if transformers:
+        over = [WORK / f"transformers-{transformers}-py{minor}-torch-{release}"]
+        overlay(inside, over[0], "transformers", transformers)
+    seen = at_work(inside, *over)
+    found, _, build = seen["torch"].partition("+")
+    if found != release or transformers not in (None, seen["transformers"]):
+        raise SystemExit(f"expected torch {release} and transformers {transformers or 'of any release'}, got {seen}")
+    print(f"== torch {release}, {seen}", flush=True)
+    beside = {"build": f"{build or 'of the CPU'} without CUDA's libraries", "transformers": seen["transformers"]}
+    return [row("torch", release, {**beside, "Python": seen["python"]}, today(), **tests(inside, WITH_TORCH, *over))]
+
+
 def chosen(parts: list[str], quick: bool, cuda_torch: bool) -> list[Row]:
     """Runs parts of the matrix, and returns their rows."""
     rows = []
@@ -195,19 +229,27 @@ def chosen(parts: list[str], quick: bool, cuda_torch: bool) -> list[Row]:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=versions.PARTS, help="these parts; the rows of others stay")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts; the rows of others stay")
     quick = "transformers, oldest and newest, but for the one installed; writes nothing"
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--cuda-torch", action="store_true", help="install CUDA builds of torch, 3 GB for each Python")
+    parser.add_argument("--torch", metavar="RELEASE", help="instead, the tests on this torch from the registry")
+    parser.add_argument("--on", metavar="MINOR", help="with --torch: the Python, such as 3.13; not this one's own")
+    parser.add_argument("--transformers", metavar="RELEASE", help="with --torch: this release of transformers")
     parser.add_argument("--check", action="store_true", help="only compare docs/versions.md with matrix.json")
     asked = parser.parse_args(arguments)
     if asked.check:
         if versions.differs():
             print("docs/versions.md is not what docs/results/matrix.json says: make matrix")
         return int(versions.differs())
-    parts = asked.only or (["transformers"] if asked.quick else list(versions.PARTS))
+    if bool(asked.torch) != bool(asked.on) or (asked.transformers and not asked.torch):
+        parser.error("--torch, --on and --transformers belong together; --transformers may be left out")
+    parts = asked.only or (["transformers"] if asked.quick else list(PARTS))
     try:
-        rows = chosen(parts, asked.quick, asked.cuda_torch)
+        if asked.torch:
+            rows = on_torch(asked.torch, asked.on, asked.transformers)
+        else:
+            rows = chosen(parts, asked.quick, asked.cuda_torch)
     except RegistryError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
 """The table of versions in docs/versions.md, made of docs/results/matrix.json, which `make matrix` writes.
 
-A row has a part (transformers, torch's headers, Python), a version, what it was run beside, a date, and either counts
-of tests or whether a build succeeded; where it could not be run, the reason.
+A row has a part (transformers, torch, torch's headers, Python), a version, what it was run beside, a date, and either
+counts of tests or whether a build succeeded; where it could not be run, the reason.
 """
 
 import json
@@ -13,8 +13,13 @@ import page_section
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, RESULTS = ROOT / "docs" / "versions.md", ROOT / "docs" / "results" / "matrix.json"
 BEGIN, END = "<!-- tools/matrix.py: begin -->", "<!-- tools/matrix.py: end -->"
-PARTS = ("transformers", "torch headers", "python")
-NAMES = {"transformers": "transformers", "torch headers": "extension, headers of torch", "python": "Python"}
+PARTS = ("transformers", "torch", "torch headers", "python")
+NAMES = {
+    "transformers": "transformers",
+    "torch": "torch",
+    "torch headers": "extension, headers of torch",
+    "python": "Python",
+}
 
 Row = dict[str, Any]
 
@@ -32,10 +37,12 @@ def good(one: Row) -> bool:
 
 
 def merged(old: list[Row], new: list[Row]) -> list[Row]:
-    """The rows of every part that was run take the place of its old ones; of a version that could not be run this time
-    what was measured earlier stays, with its date."""
+    """The rows of every part that was run take the place of its old ones; of torch, which runs one release at a time,
+    those of that release. Of a version that could not be run this time what was measured earlier stays, with its date.
+    """
     measured = {(one["part"], minor(one)): one for one in old if "absent" not in one}
-    kept = [one for one in old if one["part"] not in {other["part"] for other in new}]
+    run = {(one["part"], one["part"] == "torch" and one["version"]) for one in new}
+    kept = [one for one in old if (one["part"], one["part"] == "torch" and one["version"]) not in run]
     taken = [measured.get((one["part"], minor(one)), one) if "absent" in one else one for one in new]
     return sorted(kept + taken, key=lambda one: (PARTS.index(one["part"]), numbers(one["version"])))
 

@@ -36,6 +36,7 @@ def passed(tool, monkeypatch, tmp_path):
     monkeypatch.setattr(matrix, "on_transformers", part("transformers", passed=1, failed=0, skipped=0))
     monkeypatch.setattr(matrix, "with_headers", part("torch headers", built=True))
     monkeypatch.setattr(matrix, "on_pythons", part("python", absent="why"))
+    monkeypatch.setattr(matrix, "on_torch", part("torch", passed=1, failed=0, skipped=0))
     return calls
 
 
@@ -60,6 +61,55 @@ def test_quick_writes_nothing_and_leaves_the_installed_release_to_the_suite(tool
     assert matrix.main(["--quick"]) == 0
     assert passed == [("transformers", run, matrix.QUICK)]
     assert tool("versions").read() == []
+
+
+def test_a_release_of_torch_alone(tool, passed):
+    asked = ["--torch", "2.15.0", "--on", "3.13"]
+    assert tool("matrix").main(asked) == 0 == tool("matrix").main([*asked, "--transformers", "5.10.1"])
+    assert passed == [("torch", "2.15.0", "3.13", None), ("torch", "2.15.0", "3.13", "5.10.1")]
+    assert [one["part"] for one in tool("versions").read()] == ["torch"]
+
+
+@pytest.mark.parametrize("asked", [["--torch", "2.15.0"], ["--on", "3.13"], ["--transformers", "5.10.1"]])
+def test_half_of_what_a_release_of_torch_needs(tool, passed, capsys, asked):
+    with pytest.raises(SystemExit):
+        tool("matrix").main(asked)
+    assert "belong together" in capsys.readouterr().err and passed == []
+
+
+def test_torch_gets_an_environment_of_its_own_once(tool, tmp_path, monkeypatch):
+    """Not on this Python: the extension is built in place, and would take that of the environment that runs this."""
+    matrix = tool("matrix")
+    ran, installed = [], []
+    monkeypatch.setattr(matrix, "WORK", tmp_path)
+    pythons = {"3.11": Path(sys.executable), "3.13": Path("/opt/python3.13")}
+    monkeypatch.setattr(matrix.pythons, "interpreters", lambda: pythons)
+    for minor in ("3.11", "3.12"):
+        with pytest.raises(SystemExit, match="another Python"):
+            matrix.on_torch("2.15.0", minor, None)
+    folder = tmp_path / "torch-2.15.0-py3.13"
+
+    def run(command, **options):
+        ran.append((command[0], options.get("env", {}).get("MEMOIR_FAST_CUDA")))
+        folder.mkdir(exist_ok=True)
+        if command[0] == "make":
+            assert f"CONSTRAINTS={folder}/constraints.txt" in command and "TORCH=torch==2.15.0" in command
+            assert "\ntorch==" not in (folder / "constraints.txt").read_text()
+            (folder / ".installed").touch()
+
+    seen = {"torch": "2.15.0+cu132", "transformers": "5.24.0", "python": "3.13.0"}
+    monkeypatch.setattr(matrix.subprocess, "run", run)
+    monkeypatch.setattr(matrix.bare_torch, "install", lambda *arguments: installed.append(arguments))
+    monkeypatch.setattr(matrix, "at_work", lambda *_: seen)
+    monkeypatch.setattr(matrix, "tests", lambda *_: {"passed": 5, "failed": 0, "skipped": 0})
+    (row,) = matrix.on_torch("2.15.0", "3.13", None)
+    assert row["beside"] == {"build": "cu132 without CUDA's libraries", "transformers": "5.24.0", "Python": "3.13.0"}
+    assert matrix.on_torch("2.15.0", "3.13", None) == [row]
+    assert ran == [("/opt/python3.13", None), ("make", "0")]
+    assert installed == [(folder / "bin" / "python", "2.15.0")]
+    seen["torch"] = "2.14.1"
+    with pytest.raises(SystemExit, match=r"expected torch 2\.15\.0"):
+        matrix.on_torch("2.15.0", "3.13", None)
 
 
 def test_a_failure_is_written_and_told(tool, passed, monkeypatch):

@@ -14,7 +14,7 @@ def test_page_agrees_with_the_results(tool):
 def test_results_are_whole(tool):
     versions = tool("versions")
     rows = versions.read()
-    assert {one["part"] for one in rows} == set(versions.PARTS)
+    assert {one["part"] for one in rows} | {"torch"} == set(versions.PARTS)
     for one in rows:
         assert re.fullmatch(r"\d+\.\d+(\.\d+)?(\.post\d+)?", one["version"]), one
         assert re.fullmatch(r"\d{4}-\d\d-\d\d", one["date"]), one
@@ -79,6 +79,16 @@ def test_what_cannot_be_run_now_keeps_what_was_measured(tool, rows):
     found = [one for one in tool("versions").merged(rows, new) if one["part"] == "python"]
     assert [one["version"] for one in found] == ["3.10.14", "3.12.1", "3.13.0"]
     assert found[1]["passed"] == 3 and found[1]["date"] == DATE
+
+
+def test_a_release_of_torch_takes_the_place_of_its_own_row_alone(tool):
+    row, counts = tool("versions").row, {"passed": 1, "failed": 0, "skipped": 0}
+    old = [row("torch", version, {}, DATE, **counts) for version in ("2.10.0", "2.15.0")]
+    old += [row("torch headers", "2.15.0", {}, DATE, built=True)]
+    new = [row("torch", "2.15.0", {"Python": "3.13.0"}, "2027-01-01", **counts)]
+    found = tool("versions").merged(old, new)
+    assert found == [old[0], new[0], old[2]]
+    assert "| torch | 2.15.0 | Python 3.13.0 | 1 passed," in tool("versions").section(found)
 
 
 @pytest.mark.parametrize("outcome", [{}, {"passed": 1, "failed": 0}])
