@@ -5,6 +5,7 @@ out of the search itself, so that the best row of a foreign bank hides no row of
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import count
 
 import torch
 
@@ -33,6 +34,8 @@ def restore(store: MaskStore, banks: Mapping[int, str], namesakes: Mapping[int, 
     store.begin_banks()
     assert store.bank is not None and store.namesake is not None
     device, ids = store.bank.device, torch.tensor(list(banks), device=store.bank.device)
+    new = dict.fromkeys(bank for bank in banks.values() if bank and bank not in store.bank_numbers)
+    store.bank_numbers.update(zip(new, count(_next(store))))
     numbers = [number(store, bank) for bank in banks.values()]
     store.bank[ids] = torch.tensor(numbers, dtype=torch.int32, device=device)
     store.namesake[ids] = torch.tensor([namesakes[one] for one in banks], dtype=torch.int32, device=device)
@@ -44,9 +47,14 @@ def number(store: MaskStore, bank: str) -> int:
         return 0
     known = store.bank_numbers
     if bank not in known:
-        stored = 0 if store.bank is None else int(store.bank.abs().max())
-        known[bank] = 1 + max([stored, *known.values()])
+        known[bank] = _next(store)
     return known[bank]
+
+
+def _next(store: MaskStore) -> int:
+    """Numbers are given in ascending order: of those that are known, the last is the greatest."""
+    stored = 0 if store.bank is None else int(store.bank.abs().max())
+    return 1 + max(stored, next(reversed(store.bank_numbers.values()), 0))
 
 
 def seen(store: MaskStore, asked: frozenset[int]) -> torch.Tensor:

@@ -217,3 +217,24 @@ def test_a_generation_goes_on_with_the_banks_that_it_began_with(when):
             add(masks[2], "a")
         assert layer.search(masks, asked)[0].tolist() == before
     assert layer.search(masks, asked)[0].tolist() == ([2, -1, 3] if when == "before" else [0, -1, 2])
+
+
+def test_many_banks_are_numbered_in_one_go():
+    """To number a bank, it does not go through those that there are: it would take the square of their number."""
+
+    class Counted(dict):
+        looked = 0
+
+        def values(self):
+            Counted.looked += len(self)
+            return super().values()
+
+    many = {number: f"bank {number % 1000}" for number in range(2000)}
+    store = MaskStore(D, K)
+    store.extend(bits(1).expand(2000, -1))
+    store.bank_numbers = Counted()
+    restore(store, many, {number: number for number in many})
+    assert Counted.looked < 2000 and store.bank_numbers == {f"bank {number}": number + 1 for number in range(1000)}
+    assert store.bank[[0, 999, 1000]].tolist() == [1, 1000, 1]
+    put(store, 0, "one more")
+    assert store.bank_numbers["one more"] == 1001
