@@ -128,7 +128,7 @@ def test_the_whole_flow(make_gpu, tmp_path):
 
 
 def test_stages_that_hang_leave_what_they_have_and_the_next_ones_their_time(make_gpu):
-    done, figures = make_gpu(BUDGET=22, BENCH_HANGS=1, TESTS_HANG=1)
+    done, figures = make_gpu(BUDGET=14, LEAST=3, BENCH_HANGS=1, TESTS_HANG=1)
     found = outcomes(done.stdout)
     assert found["bench"] == "stopped at its time limit"
     assert [row["bench"] for row in figures["rows"]] == ["tophash", "generate"], "what was written row by row"

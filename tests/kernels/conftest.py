@@ -34,7 +34,7 @@ if INTERPRETED:
     collect_ignore = _COMPILE
 elif DEVICE == "cpu":
     collect_ignore = _RUN
-_ONE_IN = 25  # random cases are run among a GPU's tests: each takes compilations of its own
+_ONE_IN = 10  # random cases are run among a GPU's tests: each takes compilations of its own
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-SMALLEST_SUITE = 1650  # eight functions, 200 random cases each, and the cases with names
+SMALLEST_SUITE = 690  # eight functions, 80 random cases each or more, and the cases with names
 
 
 @pytest.mark.slow

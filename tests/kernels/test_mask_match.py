@@ -8,6 +8,7 @@ from memoir_fast.kernels import _launch
 from memoir_fast.kernels.mask_match import mask_match
 
 from memoir_fast.reference import mask_match as reference
+from memoir_fast.reference.mask_overlap import mask_overlap
 
 
 def _assert_equal(draw, query, store, count, least) -> None:
@@ -19,7 +20,7 @@ def _assert_equal(draw, query, store, count, least) -> None:
     assert all(torch.equal(*pair) for pair in zip(actual, expected, strict=True))
 
 
-@pytest.mark.parametrize("seed", range(200))
+@pytest.mark.parametrize("seed", range(80))
 def test_random_stores(draw, seed):
     queries, words = draw.pick(0, 1, 2), 4 * draw.size(1, 20)
     capacity = draw.pick(0, 1, 31, 33, draw.size(1, 90))
@@ -31,7 +32,9 @@ def test_random_stores(draw, seed):
         query &= 0 if draw.chance(0.3) else 5
     count = draw.pick(0, capacity, draw.size(0, capacity), capacity + 7, -3)
     least = draw.pick(1, 8 * words, 8 * words + 10, 32 * words)
-    if draw.chance(0.5):
+    if queries and draw.chance(0.5):  # each row just reaches its threshold, or lacks a bit of it
+        least = mask_overlap(query, store)[0] + draw.integers(0, 2, capacity)
+    elif draw.chance(0.5):
         least = torch.randint(-2, max(1, 2 * least), (capacity,), dtype=torch.int32, device=draw.device)
     _assert_equal(draw, query, store, count, least)
 

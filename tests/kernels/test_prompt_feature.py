@@ -15,7 +15,7 @@ def _same_bits(actual: torch.Tensor, expected: torch.Tensor) -> bool:
     )
 
 
-@pytest.mark.parametrize("seed", range(200))
+@pytest.mark.parametrize("seed", range(80))
 def test_random_prompts(draw, seed):
     batch, width = draw.pick(0, 1, 1, 1, 2), draw.pick(1, 16, 33, draw.size(1, 64))
     tokens = draw.pick(0, 1, 31, 32, 33, draw.size(1, 100), draw.size(1, 300))

@@ -38,7 +38,7 @@ def _assert_equal(feature: torch.Tensor, k: int, permutation: torch.Tensor) -> N
     assert mask.is_contiguous() and columns.is_contiguous()
 
 
-@pytest.mark.parametrize("seed", range(200))
+@pytest.mark.parametrize("seed", range(80))
 def test_random_features(draw, seed):
     width = draw.pick(1, 31, 32, 33, 63, 65, 127, 128, 129, draw.size(1, 400))
     rows = draw.pick(0, 1, 1, 2, 9)  # from 9 on, columns fetch their flags instead of being flagged
