@@ -16,6 +16,7 @@ import bench_mask_columns
 import bench_mask_match
 import bench_masked_linear
 import bench_prompt_feature
+import bench_route_rows
 import bench_tophash
 import torch
 from benchmark import Benchmark
@@ -28,6 +29,7 @@ ISSUED = (
     bench_prompt_feature.issue,
     bench_tophash.issue,
     bench_mask_columns.issue,
+    bench_route_rows.issue,
     bench_mask_match.issue,
     bench_masked_linear.issue,
     bench_layer.issue,

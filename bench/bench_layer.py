@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
-import bench_mask_columns
 import bench_mask_match
 import bench_masked_linear
 import bench_prompt_feature
+import bench_route_rows
 import bench_tophash
 import torch
 from bench_mask_overlap import bool_bank
@@ -28,7 +28,7 @@ from bench_masked_linear import (
 from benchmark import Benchmark, Predicted, Roofline, Target
 from cases import SLOW, Absent, Case, Peer, Prepared, Settings, Wrong, most_rows, require_close, some_rows
 from figure import over
-from predict import CLEAR, Row, Seen, Work
+from predict import Row, Seen, Work
 from shapes import LLAMA, SMOLLM, TAU, Layer, Token, columns, dtype_name, mask_of, masks
 from torch import nn
 
@@ -39,7 +39,7 @@ SOURCES = (
     *bench_prompt_feature.SOURCES,
     *bench_mask_match.SOURCES,
     *bench_masked_linear.SOURCES,
-    *bench_mask_columns.SOURCES,
+    *bench_route_rows.SOURCES,
     "memoir_fast/modules/*.py",
 )
 
@@ -156,29 +156,25 @@ def issue(token: Token) -> dict[str, Callable[[], object]]:
     return {"base layer": lambda: edited.base(token.x), "layer, routed": lambda: edited(token.x)}
 
 
-ROUTING_CALLS = 5
-"""Small kernels of torch's own between the search and the product: `MaskStore.rows` and `first_alike`."""
-
-
 def late(kernels: tuple[Work, ...]) -> tuple[Work, ...]:
     """The same behind a kernel of torch's, which lets none start early."""
     return replace(kernels[0], early=False), *kernels[1:]
 
 
 def counted_now(step: str, batch: int, tokens: int, memory: tuple[Work, ...]) -> tuple[Work, ...]:
-    """The dense product; in a prefill the prompt mask of ones, the chain that decides, and torch's small kernels.
+    """The dense product; in a prefill the chain that decides.
 
-    Of these all but the indexing wait for memory once; that is counted for all.
+    The search lets none start early; what lists the route's rows does, where the extension's kernels follow.
     """
     decided = (
-        CLEAR,
         *late(bench_prompt_feature.counted_now(1, tokens)),
         *bench_tophash.counted_now(1),
         *_all_early(bench_mask_match.counted_now(1, 7_000)),
-        *[CLEAR] * ROUTING_CALLS,
-        *late(bench_mask_columns.counted_now(1)),
+        *late(bench_route_rows.counted_now(1)),
     )
-    return (*counted_dense(batch * tokens), *(decided if step == "prefill" else ()), *late(memory))
+    if step == "decode":
+        return (*counted_dense(batch * tokens), *late(memory))
+    return (*counted_dense(batch * tokens), *decided, replace(memory[0], early=tokens <= 128), *memory[1:])
 
 
 def _all_early(kernels: tuple[Work, ...]) -> tuple[Work, ...]:

@@ -13,6 +13,7 @@ import bench_masked_linear
 import bench_memory_update
 import bench_pages
 import bench_prompt_feature
+import bench_route_rows
 import bench_scaling
 import bench_sketch
 import bench_tophash
@@ -31,6 +32,7 @@ ON_CPU: tuple[Benchmark, ...] = (
     bench_prompt_feature.BENCHMARK,
     bench_mask_overlap.BENCHMARK,
     bench_mask_columns.BENCHMARK,
+    bench_route_rows.BENCHMARK,
     bench_memory_update.BENCHMARK,
     bench_sketch.BENCHMARK,
     bench_scaling.BENCHMARK,
@@ -53,6 +55,7 @@ ON_GPU: tuple[Benchmark, ...] = (
     bench_layer.BENCHMARK,
     bench_mask_match.BENCHMARK,
     bench_mask_columns.BENCHMARK,
+    bench_route_rows.BENCHMARK,
     bench_mask_overlap.BENCHMARK,
     bench_scaling.BENCHMARK,
     bench_sketch.BENCHMARK,

@@ -110,4 +110,18 @@ inline void require_match(const Tensor& query, const Tensor& store, const Tensor
   require_device("min_overlap", min_overlap, query);
 }
 
+inline void require_routes(const Tensor& mask, const Tensor& page, const Tensor& route, int64_t k, int64_t width) {
+  constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
+  require_tensor("mask", mask, ScalarType::Int, "C, W", {-1, -1});
+  const int64_t words = mask.size(1);
+  require(words <= kLargest / 32 && mask.size(0) <= kLargest, "mask is too large: ", shape_of(mask));
+  require_tensor("page", page, ScalarType::Int, "C", {mask.size(0)});
+  require_device("page", page, mask);
+  require_tensor("route", route, ScalarType::Int, "B", {-1});
+  require_device("route", route, mask);
+  require(k >= 1 && k <= words * 32, "k must lie in [1, 32 W = ", words * 32, "], got ", k);
+  require(width >= 1 && width <= kLargest, "width must lie in [1, ", kLargest, "], got ", width);
+  require(mask.size(0) > 0 || route.size(0) == 0, "mask must have a row at least, where there is a route");
+}
+
 }  // namespace memoir

@@ -34,11 +34,16 @@ struct HashCall {
 // From the mean logarithm of exponentially distributed magnitudes to the one that k of them reach, in bit patterns.
 int reach_of(int64_t k, int64_t width);
 
+// The columns of masks, or of the masks of routes: then as rows of memory, on the page of the edit.
 struct ColumnsCall {
   const int32_t* mask;
   int32_t* columns;
   int64_t mask_row;  // from one row to the next
   int rows, words, k;
+  const int32_t* route;  // the mask of each row, or -1; nullptr: its own
+  const int32_t* page;   // of each mask; this and what follows where there is a route
+  int32_t* first;        // the first row of the same route, or -1
+  int masks, width;      // width: of a page
 };
 
 }  // namespace memoir

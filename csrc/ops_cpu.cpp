@@ -104,6 +104,17 @@ std::tuple<Tensor, Tensor> tophash(const Tensor& feature_in, int64_t k, const Te
   return {mask, columns};
 }
 
+// The numbers of the first k bits that are set, each with `base` added; base - 1 where there are fewer.
+void list_bits(const uint32_t* word, int64_t words, int64_t k, int32_t base, int32_t* next) {
+  int32_t* const end = next + k;
+  for (int64_t w = 0; w < words && next < end; ++w) {
+    for (uint32_t left = word[w]; left != 0 && next < end; left &= left - 1) {
+      *next++ = base + static_cast<int32_t>(w * 32 + __builtin_ctz(left));
+    }
+  }
+  std::fill(next, end, base - 1);
+}
+
 Tensor mask_columns(const Tensor& mask_in, int64_t k) {
   require_tensor("mask", mask_in, ScalarType::Int, "B, W", {-1, -1});
   const int64_t batch = mask_in.size(0), words = mask_in.size(1);
@@ -113,18 +124,32 @@ Tensor mask_columns(const Tensor& mask_in, int64_t k) {
   const Tensor columns = torch::stable::new_empty(mask, {batch, k});
   const auto* masks = static_cast<const uint32_t*>(mask.const_data_ptr());
   auto* listed = static_cast<int32_t*>(columns.mutable_data_ptr());
-  for (int64_t row = 0; row < batch; ++row) {
-    const uint32_t* word = masks + row * mask.stride(0);
-    int32_t* next = listed + row * k;
-    int32_t* const end = next + k;
-    for (int64_t w = 0; w < words && next < end; ++w) {
-      for (uint32_t left = word[w]; left != 0 && next < end; left &= left - 1) {
-        *next++ = static_cast<int32_t>(w * 32 + __builtin_ctz(left));
-      }
-    }
-    std::fill(next, end, -1);
-  }
+  for (int64_t row = 0; row < batch; ++row) list_bits(masks + row * mask.stride(0), words, k, 0, listed + row * k);
   return columns;
+}
+
+std::tuple<Tensor, Tensor> route_rows(const Tensor& mask_in, const Tensor& page_in, const Tensor& route_in, int64_t k,
+                                      int64_t width) {
+  require_routes(mask_in, page_in, route_in, k, width);
+  const Tensor mask = with_dense_rows(mask_in), page = torch::stable::contiguous(page_in),
+               route = torch::stable::contiguous(route_in);
+  const int64_t batch = route.size(0), words = mask.size(1);
+  const auto* edits = static_cast<const int32_t*>(route.const_data_ptr());
+  for (int64_t row = 0; row < batch; ++row) {
+    require(-1 <= edits[row] && edits[row] < mask.size(0), "route must lie in [-1, ", mask.size(0), "), got ", edits[row]);
+  }
+  const Tensor rows = torch::stable::new_empty(mask, {batch, k}), first = torch::stable::new_empty(mask, {batch});
+  const auto* masks = static_cast<const uint32_t*>(mask.const_data_ptr());
+  const auto* pages = static_cast<const int32_t*>(page.const_data_ptr());
+  auto* listed = static_cast<int32_t*>(rows.mutable_data_ptr());
+  auto* alike = static_cast<int32_t*>(first.mutable_data_ptr());
+  for (int64_t row = 0; row < batch; ++row) {
+    const int64_t edit = std::max(edits[row], 0);
+    const auto base = static_cast<int32_t>(static_cast<uint32_t>(pages[edit]) * static_cast<uint32_t>(width));
+    list_bits(masks + edit * mask.stride(0), words, k, base, listed + row * k);
+    alike[row] = edits[row] < 0 ? -1 : static_cast<int32_t>(std::find(edits, edits + row, edits[row]) - edits);
+  }
+  return {rows, first};
 }
 
 template <class T>
@@ -179,6 +204,7 @@ STABLE_TORCH_LIBRARY_IMPL(memoir_fast_native, CPU, m) {
   MEMOIR_IMPLEMENTS(m, "cpu", mask_match);
   MEMOIR_IMPLEMENTS(m, "cpu", tophash);
   MEMOIR_IMPLEMENTS(m, "cpu", mask_columns);
+  MEMOIR_IMPLEMENTS(m, "cpu", route_rows);
   MEMOIR_IMPLEMENTS(m, "cpu", prompt_feature);
 }
 

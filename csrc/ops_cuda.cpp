@@ -181,6 +181,31 @@ Tensor mask_columns(const Tensor& mask_in, int64_t k) {
   return columns;
 }
 
+std::tuple<Tensor, Tensor> route_rows(const Tensor& mask_in, const Tensor& page_in, const Tensor& route_in, int64_t k,
+                                      int64_t width) {
+  require_routes(mask_in, page_in, route_in, k, width);
+  const int64_t batch = route_in.size(0), words = mask_in.size(1);
+  require(batch <= kLargestGrid, "too many routes: ", batch);
+  const int32_t device = mask_in.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const Tensor rows = torch::stable::new_empty(mask_in, {batch, k});
+  const Tensor first = torch::stable::new_empty(mask_in, {batch});
+  if (batch == 0) return {rows, first};
+  const Tensor mask = with_dense_rows(mask_in), page = torch::stable::contiguous(page_in),
+               route = torch::stable::contiguous(route_in);
+  ColumnsCall call{};
+  call.mask = static_cast<const int32_t*>(mask.const_data_ptr());
+  call.page = static_cast<const int32_t*>(page.const_data_ptr());
+  call.route = static_cast<const int32_t*>(route.const_data_ptr());
+  call.columns = static_cast<int32_t*>(rows.mutable_data_ptr());
+  call.first = static_cast<int32_t*>(first.mutable_data_ptr());
+  call.mask_row = row_stride(mask);
+  call.rows = static_cast<int>(batch), call.words = static_cast<int>(words), call.k = static_cast<int>(k);
+  call.masks = static_cast<int>(mask.size(0)), call.width = static_cast<int>(width);
+  check(launch_mask_columns(call, gpu_of(device), current_stream(device)));
+  return {rows, first};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(memoir_fast_native, CUDA, m) {
@@ -189,6 +214,7 @@ STABLE_TORCH_LIBRARY_IMPL(memoir_fast_native, CUDA, m) {
   MEMOIR_IMPLEMENTS(m, "cuda", tophash);
   MEMOIR_IMPLEMENTS(m, "cuda", prompt_feature);
   MEMOIR_IMPLEMENTS(m, "cuda", mask_columns);
+  MEMOIR_IMPLEMENTS(m, "cuda", route_rows);
 }
 
 }  // namespace memoir

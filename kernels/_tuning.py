@@ -20,6 +20,7 @@ from memoir_fast.kernels import (
     masked_linear,
     memory_update,
     prompt_feature,
+    route_rows,
     tophash,
 )
 
@@ -34,6 +35,7 @@ _FULL: dict[str, dict[str, tuple[int, ...]]] = {
     "prompt_feature": {"BLOCK_D": (32, 64, 128), "num_warps": (1, 2, 4, 8)},
     "tophash": {"num_warps": (8, 16, 32)},
     "mask_columns": {"num_warps": (2, 4, 8)},
+    "route_rows": {"num_warps": (2, 4, 8)},
     "mask_overlap": {"BLOCK_N": (16, 32, 64), "BLOCK_W": (64, 128), "num_warps": (2, 4, 8)},
     "mask_match": {"BLOCK_N": (16, 32, 64), "PROGRAMS": (132, 264, 528), "num_warps": (2, 4, 8)},
     "masked_linear_one": {
@@ -223,6 +225,12 @@ def _trials(device: str) -> list[Trial]:
         ),
         Trial("tophash", f"D{width}", "tophash", lambda: tophash.tophash(feature, k, permutation)),
         Trial("mask_columns", mask, "mask_columns", lambda: mask_columns.mask_columns(store[:1], k)),
+        Trial(
+            "route_rows",
+            mask,
+            "route_rows",
+            lambda: route_rows.route_rows(store, least, route[:1], k, width)[0],
+        ),
         Trial("mask_overlap", mask, "mask_overlap", lambda: mask_overlap.mask_overlap(store[:1], store)),
         Trial("mask_match", mask, "mask_match", lambda: mask_match.mask_match(store[:1], store, count, least)),
         Trial("masked_linear_one", shape, "masked_linear", product(1, 1)),

@@ -63,7 +63,7 @@ def test_import_neither_logs_nor_seeds():
     assert run.stdout.strip() == "True []"
 
 
-def test_ops_are_seven_and_an_in_place_form():
+def test_ops_are_eight_and_an_in_place_form():
     assert ops.__all__ == sorted(ops.__all__)
     assert set(ops.__all__) == {
         "mask_columns",
@@ -73,6 +73,7 @@ def test_ops_are_seven_and_an_in_place_form():
         "masked_linear_add_",
         "memory_update",
         "prompt_feature",
+        "route_rows",
         "tophash",
     }
 

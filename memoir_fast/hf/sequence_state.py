@@ -120,8 +120,9 @@ class SequenceState(ABC):
     def follow(self, route: torch.Tensor, store: MaskStore) -> None:
         """From now on the sequences follow `route` int32 [B], edits of the store or -1."""
         self.route, self._stamp = route, store.stamp
-        self._rows = None if len(store) == 0 or follows_nothing(route) else store.rows(route)
-        self._first = None
+        self._rows = self._first = None
+        if len(store) and not follows_nothing(route):
+            self._rows, self._first = store.reads(route)
 
     def look_again(self, store: MaskStore) -> None:
         """Where edits have changed since, follows them to where they are; those that were deleted, no further."""

@@ -30,6 +30,8 @@ class TopHash(nn.Module):
 
     mu: torch.Tensor
     permutation: torch.Tensor
+    zero: torch.Tensor
+    true: torch.Tensor
 
     def __init__(self, width: int, k: int, seed: int = 0, device: torch.device | None = None) -> None:
         super().__init__()
@@ -39,18 +41,21 @@ class TopHash(nn.Module):
         order = torch.randperm(width, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("permutation", order.to(device, torch.int32))
         self.register_buffer("mu", torch.zeros(width, device=device))
+        # spread out, they are a mean of zeros and a mask of all tokens: to make these anew is a launch for each
+        self.register_buffer("zero", torch.zeros(1, device=device), persistent=False)
+        self.register_buffer("true", torch.ones((1, 1), dtype=torch.bool, device=device), persistent=False)
 
     def mean(self, x: torch.Tensor, marked: torch.Tensor, *, check: bool = True) -> torch.Tensor:
         """Activations [B, S, D], marked tokens bool [B, S] -> their mean, float32 [B, D]; NaN where none is marked.
 
         D may be the part of the inputs that is at hand.
         """
-        return ops.prompt_feature(x, marked, self.mu.new_zeros(x.shape[-1]), check=check)
+        return ops.prompt_feature(x, marked, self.zero.expand(x.shape[-1]), check=check)
 
     def feature(self, x: torch.Tensor, prompt_mask: torch.Tensor | None = None, *, check: bool = True) -> torch.Tensor:
         """Activations [B, S, D] and the prompt's tokens, bool [B, S] (all by default) -> feature, float32 [B, D]."""
         if prompt_mask is None:
-            prompt_mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+            prompt_mask = self.true.expand(x.shape[:2])
         return ops.prompt_feature(x, prompt_mask, self.mu, check=check)
 
     def hash(self, feature: torch.Tensor, *, check: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,9 +69,10 @@ class TopHash(nn.Module):
         return self.hash(self.feature(x, prompt_mask, check=check), check=check)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "TopHash":
-        mu = self.mu
+        kept = {"mu": self.mu, "zero": self.zero}
         super()._apply(fn, recurse)
-        self.mu = mu.to(self.mu.device)  # stays float32 when the model changes dtype
+        for name, value in kept.items():  # they stay float32 when the model changes dtype
+            setattr(self, name, value.to(getattr(self, name).device))
         return self
 
     def extra_repr(self) -> str:

@@ -144,10 +144,16 @@ class MaskStore(nn.Module):
         Of a route -1 they are any edit's; of a deleted edit, they are below D * page. See `Part.rows` where there is a
         part.
         """
-        edit = route.to(self.masks.device).clamp(min=0)
-        columns = ops.mask_columns(self.masks.index_select(0, edit), self.k)
-        page = self.page.index_select(0, edit)[:, None]
-        return torch.add(columns, page, alpha=self.width) if self.part is None else self.part.rows(columns, page)
+        return self.reads(route)[0]
+
+    def reads(self, route: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `rows`, and per sequence the first that follows the same edit, int32 [B]; see `ops.route_rows`."""
+        route = route.to(self.masks.device)
+        rows, first = ops.route_rows(self.masks, self.page, route, self.k, self.width)
+        if self.part is not None:
+            page = self.page.index_select(0, route.clamp(min=0))[:, None]
+            rows = self.part.rows(rows - self.width * page, page)
+        return rows, first
 
     def on_page(self, page: int) -> list[int]:
         """Ids of the live edits that live on a page."""

@@ -21,7 +21,7 @@ from memoir_fast.modules.mask_store import MaskStore
 from memoir_fast.modules.part_memory import PartMemory
 from memoir_fast.modules.replaceable import Replaceable
 from memoir_fast.modules.residual_memory import ResidualMemory
-from memoir_fast.modules.routed import Routed, first_alike, follows_nothing
+from memoir_fast.modules.routed import Routed, follows_nothing
 from memoir_fast.modules.routing_code import RoutingCode
 from memoir_fast.modules.spawned import hold
 from memoir_fast.modules.turns import Turns
@@ -323,7 +323,7 @@ class MemoirLinear(AroundBase, Replaceable, tickets.Enrolled, nn.Module):
         store = self.view.store
         if len(store) == 0 or follows_nothing(edit):
             return None
-        return Routed(store.rows(edit), first_alike(edit))
+        return Routed(*store.reads(edit))
 
     def _await_device(self) -> None:
         device = self.memory.table.device

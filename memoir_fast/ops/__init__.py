@@ -6,6 +6,7 @@ from memoir_fast.ops.mask_overlap import mask_overlap
 from memoir_fast.ops.masked_linear import masked_linear, masked_linear_add_
 from memoir_fast.ops.memory_update import memory_update
 from memoir_fast.ops.prompt_feature import prompt_feature
+from memoir_fast.ops.route_rows import route_rows
 from memoir_fast.ops.tophash import tophash
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "masked_linear_add_",
     "memory_update",
     "prompt_feature",
+    "route_rows",
     "tophash",
 ]

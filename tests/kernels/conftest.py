@@ -28,6 +28,7 @@ _RUN = [
     "test_masked_linear_backward.py",
     "test_memory_update.py",
     "test_prompt_feature.py",
+    "test_route_rows.py",
     "test_tophash.py",
 ]
 if INTERPRETED:

@@ -15,6 +15,7 @@ BENCH = Path(__file__).parents[2] / "bench"
 TENSOR_CORE = {"rows", "prefill", "multiply", "grad_x", "grad_memory", "memory_update"}
 NO_WIDE_STREAM = {
     "mask_columns",
+    "route_rows",
     "combine",
     "choose",
     "gather",

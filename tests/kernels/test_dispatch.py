@@ -51,6 +51,7 @@ def test_a_module_runs_through_triton_from_the_prompt_to_the_gradient(draw, monk
         ops.masked_linear_add_(y.detach(), torch.cat([other, edited]), layer.memory, layer.columns, route)
     ops.mask_overlap(layer.store, layer.store)
     ops.mask_columns(layer.store, 4)
+    ops.route_rows(layer.store, torch.zeros_like(route[:1]).expand(len(layer.store)), route, 4, 24)
     assert backends.last_used() == dict.fromkeys(backends.OPS, "triton")
 
 
@@ -70,7 +71,7 @@ def test_a_language_model_generates_through_triton(draw, tiny_llama, tiny_tokeni
     through_triton, used = generate("triton")
     assert memoir.last_routes[0].edit_id == 0
     assert used == dict.fromkeys(
-        ("prompt_feature", "tophash", "mask_match", "mask_columns", "masked_linear_add_"), "triton"
+        ("prompt_feature", "tophash", "mask_match", "route_rows", "masked_linear_add_"), "triton"
     )
     by_reference, used = generate("reference")
     assert set(used.values()) == {"reference"}

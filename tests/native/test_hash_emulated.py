@@ -1,4 +1,4 @@
-"""CUDA kernels of tophash, prompt_feature and mask_columns without a GPU: on the CPU, every CUDA thread a fiber."""
+"""CUDA kernels of tophash, prompt_feature, mask_columns and route_rows without a GPU: every CUDA thread a fiber."""
 
 import ctypes
 import math
@@ -9,6 +9,7 @@ import torch
 from memoir_fast.mask_format import words
 from memoir_fast.reference.mask_columns import mask_columns
 from memoir_fast.reference.prompt_feature import prompt_feature
+from memoir_fast.reference.route_rows import route_rows
 from memoir_fast.reference.tophash import tophash
 
 FORMS = {0: 512, 1: 1792, 2: 2048, 3: 8192, 4: 14336, 5: 16384}  # the widest row that each holds
@@ -128,3 +129,31 @@ def test_mask_columns(library, count, k):
     columns = torch.full((4, k), UNWRITTEN, dtype=torch.int32)
     library.run_columns(pointer(drawn), pointer(columns), 4, count, k)
     assert torch.equal(columns, mask_columns(drawn, k))
+
+
+@pytest.mark.parametrize(
+    ("batch", "count", "k"), [(1, 4, 1), (3, 60, 400), (2, 448, 4096), (1, 516, 3000), (40, 4, 100), (70, 8, 9)]
+)
+def test_route_rows(library, batch, count, k):
+    """Few edits, so that many sequences follow the same; rows lie apart, and one edit was deleted."""
+    drawn = torch.randint(-(2**31), 2**31 - 1, (5, count + 3)).int()
+    drawn[1], drawn[2, :count] = 0, -1
+    page, route = torch.randint(0, 4, (5,)).int(), torch.randint(-1, 5, (batch,)).int()
+    rows, first = (torch.full(shape, UNWRITTEN, dtype=torch.int32) for shape in ((batch, k), (batch,)))
+    library.run_rows(
+        pointer(drawn), pointer(page), pointer(route), pointer(rows), pointer(first), 5, batch, count, count + 3, k,
+        32 * count,
+    )  # fmt: skip
+    expected = route_rows(drawn[:, :count], page, route, k, 32 * count)
+    assert torch.equal(rows, expected[0]) and torch.equal(first, expected[1])
+
+
+def test_a_route_past_the_store_reads_nothing(library):
+    """Guarded by the sanitizers: there is no sixth mask, and no sixth page."""
+    drawn, page, route = torch.full((5, 4), -1).int(), torch.ones(5).int(), torch.tensor([5, 2, 2**31 - 1, 2]).int()
+    rows, first = (torch.full(shape, UNWRITTEN, dtype=torch.int32) for shape in ((4, 3), (4,)))
+    library.run_rows(
+        pointer(drawn), pointer(page), pointer(route), pointer(rows), pointer(first), 5, 4, 4, 4, 3, 100
+    )  # fmt: skip
+    assert rows.tolist() == [[-1, -1, -1], [100, 101, 102], [-1, -1, -1], [100, 101, 102]]
+    assert first.tolist() == [-1, 1, -1, 1]

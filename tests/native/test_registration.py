@@ -20,6 +20,7 @@ SAMPLES = {
     "mask_match": (STORE[:3], STORE, torch.tensor(10, dtype=torch.int32), torch.full((10,), 4, dtype=torch.int32)),
     "tophash": (torch.randn(2, 12), 3, torch.randperm(12).int()),
     "mask_columns": (STORE[:3], 7),
+    "route_rows": (STORE, torch.arange(10).int() % 3, torch.tensor([4, -1, 9, 4]).int(), 7, 300),
     "prompt_feature": (torch.randn(2, 5, 12), torch.ones(2, 5, dtype=torch.bool), torch.zeros(12)),
     "masked_linear": (X, torch.randn(12, 8), torch.tensor([[0, 3, 4]]).int(), torch.zeros(2).int()),
     "masked_linear_add_": (

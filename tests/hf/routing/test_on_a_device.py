@@ -144,7 +144,7 @@ TEMPLATE = "{% for one in messages %}<|im_start|>{{ one.role }}\n{{ one.content 
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("routing", "template", "most"),
-    [("paper", None, 23), ("early", None, 85), ("early", TEMPLATE, 117)],
+    [("paper", None, 17), ("early", None, 80), ("early", TEMPLATE, 112)],
     ids=["masks", "codes", "codes, chats"],
 )
 def test_what_a_prefill_launches_beside_the_model(tiny_llama, tiny_tokenizer, routing, template, most):

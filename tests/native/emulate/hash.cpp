@@ -1,4 +1,4 @@
-// Runs the GPU kernels of tophash, prompt_feature and mask_columns on the CPU, for the test beside it.
+// Runs the GPU kernels of tophash, prompt_feature, mask_columns and route_rows on the CPU, for the test beside it.
 #include "mask_columns_kernel.cuh"
 #include "prompt_feature_kernel.cuh"
 #include "tophash_kernel.cuh"
@@ -67,7 +67,15 @@ extern "C" void run_feature(int dtype, int pieces, const void* x, const bool* ma
 
 extern "C" void run_columns(const int32_t* mask, int32_t* columns, int rows, int words, int k) {
   memoir::predecessor = [] {};
-  memoir::ColumnsCall call{mask, columns, words, rows, words, k};
+  const memoir::ColumnsCall call{mask, columns, words, rows, words, k, nullptr, nullptr, nullptr, 0, 0};
   memoir::run_grid(rows, memoir::kColumnsThreads, [&](int i) { return backwards_from(rows, i); },
+                   [&] { memoir::list_columns(call); });
+}
+
+extern "C" void run_rows(const int32_t* mask, const int32_t* page, const int32_t* route, int32_t* rows, int32_t* first,
+                         int masks, int batch, int words, int mask_row, int k, int width) {
+  memoir::predecessor = [] {};
+  const memoir::ColumnsCall call{mask, rows, mask_row, batch, words, k, route, page, first, masks, width};
+  memoir::run_grid(batch, memoir::kColumnsThreads, [&](int i) { return backwards_from(batch, i); },
                    [&] { memoir::list_columns(call); });
 }

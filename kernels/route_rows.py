@@ -1,0 +1,95 @@
+"""Triton kernel of `route_rows`: one launch, a program per sequence."""
+
+import torch
+import triton
+import triton.language as tl
+from memoir_fast.kernels import _launch
+from memoir_fast.kernels._common import on_device_of, popcount, power_of_two, unsupported
+
+__all__ = ["route_rows", "unsupported"]
+
+_WORDS = 128  # words of the mask unpacked at a time
+
+
+@triton.jit
+def _route_rows(
+    rows_ptr,
+    first_ptr,
+    mask_ptr,
+    page_ptr,
+    route_ptr,
+    C,
+    W,
+    k,
+    width,
+    stride_mc,
+    stride_mw,
+    stride_p,
+    stride_r,
+    BLOCK_W: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
+    """Grid (B,)."""
+    sequence = tl.program_id(0)
+    route = tl.load(route_ptr + sequence.to(tl.int64) * stride_r)
+    there = route < C
+    edit = tl.where(there & (route > 0), route, 0).to(tl.int64)
+    base = tl.where(there, tl.load(page_ptr + edit * stride_p) * width, 0)
+    mask_ptr += edit * stride_mc
+    rows_ptr += sequence.to(tl.int64) * k
+    bit = tl.arange(0, 32)[None, :]
+    single = tl.full((1, 32), 1, tl.int32) << bit
+    seen = W * 0
+    for start in range(0, W, BLOCK_W):
+        word = start + tl.arange(0, BLOCK_W)
+        packed = tl.load(mask_ptr + word.to(tl.int64) * stride_mw, mask=there & (word < W), other=0)
+        count = popcount(packed)
+        before = seen + tl.cumsum(count, axis=0) - count
+        rank = before[:, None] + popcount(packed[:, None] & (single - 1))
+        row = base + word[:, None] * 32 + bit
+        holds = ((packed[:, None] >> bit) & 1) != 0
+        tl.store(rows_ptr + rank, row, mask=holds & (rank < k))
+        seen += tl.sum(count, axis=0)
+    for start in range(0, k, BLOCK_K):
+        j = start + tl.arange(0, BLOCK_K)
+        tl.store(rows_ptr + j, tl.zeros((BLOCK_K,), tl.int32) + (base - 1), mask=(j >= seen) & (j < k))
+    first = sequence
+    for start in range(0, sequence, BLOCK_B):
+        other = start + tl.arange(0, BLOCK_B)
+        before = other < sequence
+        same = before & (tl.load(route_ptr + other.to(tl.int64) * stride_r, mask=before, other=-1) == route)
+        first = tl.minimum(first, tl.min(tl.where(same, other, sequence), axis=0))
+    tl.store(first_ptr + sequence, tl.where(there & (route >= 0), first, -1))
+
+
+def route_rows(
+    mask: torch.Tensor, page: torch.Tensor, route: torch.Tensor, k: int, width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `memoir_fast.ops.route_rows`."""
+    batch, words = route.shape[0], mask.shape[1]
+    rows = torch.empty((batch, k), dtype=torch.int32, device=mask.device)
+    first = torch.empty((batch,), dtype=torch.int32, device=mask.device)
+    if batch == 0:
+        return rows, first
+    config = _launch.config("route_rows", mask, f"W{words}")
+    with on_device_of(mask):
+        _route_rows[(batch,)](
+            rows,
+            first,
+            mask,
+            page,
+            route,
+            mask.shape[0],
+            words,
+            k,
+            width,
+            *mask.stride(),
+            page.stride(0),
+            route.stride(0),
+            BLOCK_W=power_of_two(words, 4, _WORDS),
+            BLOCK_K=1024,
+            BLOCK_B=128,
+            **_launch.options(config),
+        )
+    return rows, first
