@@ -54,6 +54,8 @@ def counted(cache: Any) -> Any:
 def held(cache: Any) -> int:
     """Positions in a cache that was filled before the model had a memory; those tokens cannot be hashed any more."""
     length = counted(cache) if cache is not None else 0
+    if isinstance(length, torch.Tensor) and length.device.type == "cpu" and not torch.compiler.is_compiling():
+        return int(length)
     return length if isinstance(length, int) else 0  # a static cache counts on the device, where reading would wait
 
 

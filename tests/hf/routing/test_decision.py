@@ -182,17 +182,18 @@ def test_a_new_turn_is_decided_on_the_whole_conversation(taught):
     assert _routes(taught) == [edit] and turn.shape[1] == more.shape[1] and step.shape[1] == 1
 
 
-def test_a_cache_filled_before_the_memory_came(taught, tiny_tokenizer):
+@pytest.mark.parametrize("static", [False, True])
+def test_a_cache_filled_before_the_memory_came(taught, tiny_tokenizer, static):
     """What it holds cannot be hashed: the new tokens decide, once, and every step follows them."""
     old, new = taught.ids(UNMATCHED), taught.ids(FACTS[0])
-    cache = DynamicCache()
+    cache = StaticCache(config=taught.model.config, max_cache_len=64) if static else DynamicCache()
     taught.memoir.detach()
     _logits(taught.model, old, **{CACHE: cache})
     Memoir.attach(taught.model, tiny_tokenizer, taught.memoir.config)
     whole = torch.cat([old, new], dim=1)
-    taught.model.generate(whole, **{CACHE: cache}, max_new_tokens=4, do_sample=False)
-    assert cache.memoir_state.length == cache.get_seq_length()
-    assert cache.memoir_state.prompts[0][0] == whole.shape[1] and len(cache.memoir_state.prompts) == 1
+    taught.model.generate(whole, **{CACHE: cache}, max_new_tokens=4, do_sample=False, disable_compile=True)
+    assert cache.memoir_state.length == int(cache.get_seq_length())
+    assert cache.memoir_state.prompts[0].length == whole.shape[1] and len(cache.memoir_state.prompts) == 1
 
 
 def test_a_cache_of_another_batch_size_is_refused(taught):
