@@ -72,7 +72,7 @@ class Memoir(Kept):
 
         Raises:
             UnsupportedModelError: no preset knows the model, and config names no layer; or its sequences cannot be
-                followed, which two short forward passes prove unless the config's `check` is False.
+                followed, which short forward passes prove unless the config's `check` is False.
             ValueError: a setting does not fit the model, or its activations are not finite.
             MemoirError: the model has a memory already.
         """
