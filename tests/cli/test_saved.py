@@ -1,7 +1,8 @@
-"""`memoir refresh`, `compact` and `merge`: a saved memory is changed and saved."""
+"""`memoir refresh`, `compact` and `merge` change and save a saved memory; `memoir edit` leaves another's alone."""
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 from memoir_fast import RECIPES, Memoir, MemoirConfig
 from memoir_fast.cli.app import app
 from memoir_fast.errors import LockedError
+from memoir_fast.hf import loading
 from memoir_fast.io import checkpoint
 
 FACTS = [(f"The number {number} is", ["Rome", "camel"][number % 2]) for number in range(4)]
@@ -117,3 +119,18 @@ def test_others_wait_until_a_command_is_done(invoke, saved, tiny_tokenizer, monk
     assert done.exit_code == 0 and refused, done.stderr
     with Memoir.open(other, tiny_tokenizer, saved / "memory") as memoir:
         assert memoir.edits.id_of("Told meanwhile") == 4
+
+
+def test_what_another_saved_meanwhile_stays(invoke, saved, monkeypatch):
+    """The folder was not there when the command began, and is not its own when it fails."""
+    out, load = saved / "out", loading.load_model
+
+    def loaded(*args):
+        shutil.copytree(saved / "memory", out)
+        return load(*args)
+
+    monkeypatch.setattr(loading, "load_model", loaded)
+    (saved / "long.jsonl").write_text(json.dumps({"prompt": "word " * 300, "target": "a"}))
+    result = invoke("edit", "-m", saved / "model", "-e", saved / "long.jsonl", "-o", out)
+    assert result.exit_code and "context holds 256" in result.stderr
+    assert len(checkpoint.read(out).edits) == 3

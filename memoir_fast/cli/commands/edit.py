@@ -67,7 +67,7 @@ def edit(
     require_writable(json_file)
     screen = console(json_file, quiet)
     made = not target.exists()
-    memoir = _open(model, memory, recipe, tau, dtype, device, out)
+    memoir, begun = _open(model, memory, recipe, tau, dtype, device, out)
     started = time.perf_counter()
     before = dict(memoir.edits)
     try:
@@ -79,7 +79,7 @@ def edit(
                 memoir.save_pretrained(out)
             screen.print(f"stopped; {len(memoir.edits)} finished edits are saved in {target}", markup=False)
         memoir.close()
-        if made and memoir.edits == before:
+        if made and begun and memoir.edits == before:  # others may have saved a memory there meanwhile
             shutil.rmtree(target, ignore_errors=True)
         raise
     seconds = time.perf_counter() - started
@@ -146,8 +146,11 @@ def _require_folder(out: Path | None, memory: str | None) -> Path:
 
 def _open(
     model: str, memory: str | None, recipe: str | None, tau: float | None, dtype: str, device: str, out: Path | None
-) -> Any:
-    """The model with its memory, whose folder is kept up with it; but `out` is not where it holds another memory."""
+) -> tuple[Any, bool]:
+    """The model with its memory, whose folder is kept up with it; but `out` is not where it holds another memory.
+
+    And whether `out` was begun with it: of what is there, nothing is another's then.
+    """
     from memoir_fast import Memoir, MemoirConfig
     from memoir_fast.hf.loading import load_model
     from memoir_fast.io import durable
@@ -162,8 +165,9 @@ def _open(
     begun = None if out is None or durable.holds(loaded, out) else out
     if memory is None:
         if begun is None:
-            return Memoir.attach(loaded, tokenizer, config)
-        return Memoir.open(loaded, tokenizer, begun, config)
+            return Memoir.attach(loaded, tokenizer, config), False
+        memoir = Memoir.open(loaded, tokenizer, begun, config)
+        return memoir, not memoir.edits
     memoir = (Memoir.open if keep else Memoir.from_pretrained)(loaded, tokenizer, memory)
     if tau is not None:
         memoir.layer.tau, memoir.config = tau, memoir.config.replace(tau=tau)
@@ -173,7 +177,7 @@ def _open(
     if begun is not None:
         memoir.save_pretrained(begun)
         memoir = Memoir.open(memoir.detach(), tokenizer, begun)
-    return memoir
+    return memoir, begun is not None
 
 
 def _show(screen: Any, results: list[Any], learned: int, seconds: float, out: Path) -> None:
