@@ -88,17 +88,19 @@ class SequenceState(ABC):
         before = len(self.prompts)
         while self.prompts and self.prompts[-1].length > self.length:
             self.prompts.pop()
+        last = self.prompts[-1] if self.prompts else None
         if not self._take_back(removed):
             return
-        self.unread = self.length > (self.prompts[-1].length if self.prompts else 0)
-        if len(self.prompts) < before:
+        self.unread = self.length > (0 if last is None else last.length)
+        if last is not None and last.decided is not None:  # a later part was read
             self.undecided = self.unread
-            if self.prompts and not self.unread:
-                self._follow_as_before(self.prompts[-1])
+            if not self.unread:
+                self._follow_as_before(last, last.decided)
+        elif len(self.prompts) < before:
+            self.undecided = self.unread
 
-    def _follow_as_before(self, part: Part) -> None:
-        assert part.decided is not None  # a later part was read
-        self.route, self._rows, self._stamp, left, said = part.decided
+    def _follow_as_before(self, part: Part, decided: _Decided) -> None:
+        self.route, self._rows, self._stamp, left, said = decided
         self.left, self._first = None if left is None else left + said, None
         self.prompts[-1] = part._replace(decided=None)
 
@@ -113,7 +115,7 @@ class SequenceState(ABC):
         if self.prompts:
             last = self.prompts[-1]
             before = _Decided(self.route, self._rows, self._stamp, self.left, self.length - last.length)
-            self.prompts[-1] = last._replace(decided=before)
+            self.prompts[-1] = last._replace(decided=last.decided or before)  # a piece behind it may be left of another
         self.follow(route, store)
         self.left, self.undecided = left, False
 

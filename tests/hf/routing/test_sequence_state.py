@@ -150,6 +150,22 @@ def test_a_crop_to_the_end_of_a_part_follows_what_was_decided_there(taught, memo
     assert memoir.followed(cache) == memoir.followed(plain)
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_two_crops_are_as_one(taught, memoir, goes_on):
+    """The first ends in the midst of a part, the second where the part before ended, of which the decision is known."""
+    model, cache, first, other = memoir.model, DynamicCache(), taught.ids(FACTS[0]), taught.ids(UNMATCHED)
+    last = _logits(model, first, **{CACHE: cache})[:, -1:].argmax(-1)
+    expected = _logits(model, last, **{CACHE: copy.deepcopy(cache)})
+    _logits(model, other, **{CACHE: cache})
+    for behind in (2, 0):
+        cache.crop(first.shape[1] + behind - cache.get_seq_length())
+    if goes_on:
+        _logits(model, other, **{CACHE: cache})
+        cache.crop(-other.shape[1])
+    assert memoir.followed(cache) == [0]
+    assert torch.equal(_logits(model, last, **{CACHE: cache}), expected)
+
+
 def test_a_model_may_be_its_own_assistant(coded, taught):
     """Its guesses are made on a cache that is cropped anywhere; what they are worth, other passes say."""
     ids = taught.ids(FACTS[0])
