@@ -1,5 +1,6 @@
 """`Call`: what is known of one forward pass of the decoder while it runs."""
 
+import weakref
 from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -45,22 +46,23 @@ class Passing:
     call: Call | None  # until the edited layer has run
 
 
-_calls: ContextVar[dict[int, Call] | None] = ContextVar("memoir_fast_calls", default=None)
+# by weak references: a copied context may outlive what it was asked of, whose id is then another's
+_calls: ContextVar[dict[weakref.ref[Any], Call] | None] = ContextVar("memoir_fast_calls", default=None)
 
 
 def running(router: object) -> Call | None:
     """The pass of a router's decoder that runs in this thread or task."""
-    return (_calls.get() or {}).get(id(router))
+    return (_calls.get() or {}).get(weakref.ref(router))
 
 
 def suspend(router: object) -> Call | None:
     """Puts that pass aside, and gives it."""
     others = dict(_calls.get() or {})
-    call = others.pop(id(router), None)
+    call = others.pop(weakref.ref(router), None)
     _calls.set(others)
     return call
 
 
 def resume(router: object, call: Call) -> None:
     """Begins a pass, or goes on with one that was put aside."""
-    _calls.set({**(_calls.get() or {}), id(router): call})
+    _calls.set({**(_calls.get() or {}), weakref.ref(router): call})

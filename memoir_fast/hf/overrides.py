@@ -72,18 +72,19 @@ class Overrides:
 
 
 _NONE = Overrides()
-_in_force: ContextVar[dict[int, Overrides] | None] = ContextVar("memoir_fast_overrides", default=None)
+# by weak references: a copied context may outlive what it was asked of, whose id is then another's
+_in_force: ContextVar[dict[weakref.ref[Any], Overrides] | None] = ContextVar("memoir_fast_overrides", default=None)
 
 
 def asked_of(router: object) -> Overrides:
     """What is in force for a router, in this thread or task."""
-    return (_in_force.get() or {}).get(id(router), _NONE)
+    return (_in_force.get() or {}).get(weakref.ref(router), _NONE)
 
 
 @contextmanager
 def overriding(router: object, **changes: Any) -> Iterator[None]:
     """Within the block, what is given is asked of the router, in this thread or task."""
-    token = _in_force.set({**(_in_force.get() or {}), id(router): replace(asked_of(router), **changes)})
+    token = _in_force.set({**(_in_force.get() or {}), weakref.ref(router): replace(asked_of(router), **changes)})
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
 """`Replaceable`: a layer whose output is another one for some passes, while an edit is learned."""
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,7 +11,8 @@ import torch
 Output = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Of a layer's input x and what its base layer makes of it, y."""
 
-_outputs: ContextVar[dict[int, Output] | None] = ContextVar("memoir_fast_outputs", default=None)
+# by weak references: a copied context may outlive what it was asked of, whose id is then another's
+_outputs: ContextVar[dict[weakref.ref[Any], Output] | None] = ContextVar("memoir_fast_outputs", default=None)
 
 
 class Replaceable:
@@ -27,7 +29,7 @@ class Replaceable:
         In this thread or task alone.
         """
         self._replaced.append(output)
-        token = _outputs.set({**(_outputs.get() or {}), id(self): output})
+        token = _outputs.set({**(_outputs.get() or {}), weakref.ref(self): output})
         try:
             yield
         finally:
@@ -37,7 +39,7 @@ class Replaceable:
     @property
     def replacement(self) -> Output | None:
         """What gives its output in this thread or task, while an edit is learned."""
-        return (_outputs.get() or {}).get(id(self)) if self._replaced else None
+        return (_outputs.get() or {}).get(weakref.ref(self)) if self._replaced else None
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]

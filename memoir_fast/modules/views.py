@@ -33,7 +33,9 @@ class Generation:
     view: View | None = None
 
 
-_current: ContextVar[dict[int, Generation | None] | None] = ContextVar("memoir_fast_generations", default=None)
+# by weak references: a copied context may outlive what it was asked of, whose id is then another's
+_Generations = dict["weakref.ref[Views]", Generation | None]
+_current: ContextVar[_Generations | None] = ContextVar("memoir_fast_generations", default=None)
 
 
 class Views:
@@ -86,7 +88,7 @@ class Views:
     @contextmanager
     def seen_by(self, generation: Generation | None) -> Iterator[None]:
         """Within the block, forward passes of this thread or task are of that generation; None: of none."""
-        token = _current.set({**(_current.get() or {}), id(self): generation})
+        token = _current.set({**(_current.get() or {}), weakref.ref(self): generation})
         try:
             yield
         finally:
@@ -95,12 +97,12 @@ class Views:
     @property
     def generating(self) -> bool:
         """Whether this thread or task is inside of a `generation` block, of which no `latest` block is inside."""
-        return (_current.get() or {}).get(id(self)) is not None
+        return (_current.get() or {}).get(weakref.ref(self)) is not None
 
     @property
     def current(self) -> View | None:
         """What the generation of this thread or task sees; None: the memory as it is."""
-        own = (_current.get() or {}).get(id(self))
+        own = (_current.get() or {}).get(weakref.ref(self))
         return None if own is None else own.view
 
     def keep(self, now: View, *, page: int | None, rows: bool) -> None:
