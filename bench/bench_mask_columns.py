@@ -14,6 +14,7 @@ from memoir_fast.reference import mask_columns as reference
 
 SOURCES = (
     "kernels/*mask_columns*.py",
+    "kernels/_columns.py",
     "csrc/mask_columns*",
     "csrc/hash*",
     "csrc/block_sums*",

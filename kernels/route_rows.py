@@ -4,11 +4,10 @@ import torch
 import triton
 import triton.language as tl
 from memoir_fast.kernels import _launch
-from memoir_fast.kernels._common import on_device_of, popcount, power_of_two, unsupported
+from memoir_fast.kernels._columns import blocks, list_columns
+from memoir_fast.kernels._common import on_device_of, unsupported
 
 __all__ = ["route_rows", "unsupported"]
-
-_WORDS = 128  # words of the mask unpacked at a time
 
 
 @triton.jit
@@ -36,24 +35,16 @@ def _route_rows(
     there = route < C
     edit = tl.where(there & (route > 0), route, 0).to(tl.int64)
     base = tl.where(there, tl.load(page_ptr + edit * stride_p) * width, 0)
-    mask_ptr += edit * stride_mc
-    rows_ptr += sequence.to(tl.int64) * k
-    bit = tl.arange(0, 32)[None, :]
-    single = tl.full((1, 32), 1, tl.int32) << bit
-    seen = W * 0
-    for start in range(0, W, BLOCK_W):
-        word = start + tl.arange(0, BLOCK_W)
-        packed = tl.load(mask_ptr + word.to(tl.int64) * stride_mw, mask=there & (word < W), other=0)
-        count = popcount(packed)
-        before = seen + tl.cumsum(count, axis=0) - count
-        rank = before[:, None] + popcount(packed[:, None] & (single - 1))
-        row = base + word[:, None] * 32 + bit
-        holds = ((packed[:, None] >> bit) & 1) != 0
-        tl.store(rows_ptr + rank, row, mask=holds & (rank < k))
-        seen += tl.sum(count, axis=0)
-    for start in range(0, k, BLOCK_K):
-        j = start + tl.arange(0, BLOCK_K)
-        tl.store(rows_ptr + j, tl.zeros((BLOCK_K,), tl.int32) + (base - 1), mask=(j >= seen) & (j < k))
+    list_columns(
+        rows_ptr + sequence.to(tl.int64) * k,
+        mask_ptr + edit * stride_mc,
+        tl.where(there, W, 0),
+        k,
+        base,
+        stride_mw,
+        BLOCK_W,
+        BLOCK_K,
+    )
     first = sequence
     for start in range(0, sequence, BLOCK_B):
         other = start + tl.arange(0, BLOCK_B)
@@ -87,8 +78,7 @@ def route_rows(
             *mask.stride(),
             page.stride(0),
             route.stride(0),
-            BLOCK_W=power_of_two(words, 4, _WORDS),
-            BLOCK_K=1024,
+            **blocks(words),
             BLOCK_B=128,
             **_launch.options(config),
         )

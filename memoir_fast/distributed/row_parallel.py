@@ -33,7 +33,7 @@ class Part:
         >>> part = Part(width=12, rank=1, size=3)
         >>> part.first, part.last
         (4, 8)
-        >>> part.rows(torch.tensor([[1, 4, 7]]).int(), page=torch.tensor([[2]]).int()).tolist()
+        >>> part.rows(torch.tensor([[25, 28, 31]]).int(), page=torch.tensor([[2]]).int()).tolist()
         [[8, 11, 2147483647]]
     """
 
@@ -115,18 +115,20 @@ class Part:
         if failed[0] is not None:
             raise failed[0]
 
-    def rows(self, columns: torch.Tensor, page: torch.Tensor) -> torch.Tensor:
+    def rows(self, rows: torch.Tensor, page: torch.Tensor) -> torch.Tensor:
         """The rows of this process's memory among those of an edit.
 
         Args:
-            columns (Tensor): int32 [B, k], ascending, of all D. page (Tensor): int32 [B, 1], on which page they are.
+            rows (Tensor): int32 [B, k], ascending, of the whole memory: column + D * page. page (Tensor): int32 [B, 1],
+                on which page they are; a row of another page, as a deleted edit has, is none of any process.
 
         Returns:
             int32 [B, min(k, inputs)], ascending, with `NO_ROW` behind the last.
         """
-        own = (columns >= self.first) & (columns < self.last)
-        rows = torch.where(own, columns - self.first + self.inputs * page, NO_ROW)
-        return rows.sort(dim=1).values[:, : min(columns.shape[1], self.inputs)].contiguous()
+        inputs = rows - (self.width * page + self.first)
+        own = (inputs >= 0) & (inputs < self.inputs)
+        found = torch.where(own, inputs + self.inputs * page, NO_ROW)
+        return found.sort(dim=1).values[:, : min(rows.shape[1], self.inputs)].contiguous()
 
     def own(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Which of rows int64 [R] of the whole memory, column + D * page, are this process's, and where it has them.

@@ -152,7 +152,7 @@ class MaskStore(nn.Module):
         rows, first = ops.route_rows(self.masks, self.page, route, self.k, self.width)
         if self.part is not None:
             page = self.page.index_select(0, route.clamp(min=0))[:, None]
-            rows = self.part.rows(rows - self.width * page, page)
+            rows = self.part.rows(rows, page)
         return rows, first
 
     def on_page(self, page: int) -> list[int]:

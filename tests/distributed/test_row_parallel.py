@@ -46,7 +46,7 @@ def test_summands_of_all_parts_are_the_whole(width, size, k):
     expected = whole(x, columns + width * page, route)
     found, added = 0, torch.zeros(5, 3, 6, dtype=torch.float64)
     for part, memory in zip(parts, memories, strict=True):
-        own, mine = part.rows(columns, page), x[..., part.first : part.last]
+        own, mine = part.rows(columns + width * page, page), x[..., part.first : part.last]
         assert own.shape == (4, min(k, part.inputs))
         found = found + memory(mine, own, route)
         memory.add_(added, mine.detach(), own, route)
@@ -60,9 +60,11 @@ def test_summands_of_all_parts_are_the_whole(width, size, k):
 def test_rows_of_a_part_are_those_that_devices_take():
     """Behind its rows, ascending and on one page, stand numbers that are rows of none; so does one of no row at all."""
     part = Part(12, 1, 3)
-    columns = torch.tensor([[0, 4, 6, 11], [0, 1, 2, 8], [4, 5, 6, 7]]).int()
-    rows = part.rows(columns, torch.tensor([[0], [1], [2]]).int())
+    columns, page = torch.tensor([[0, 4, 6, 11], [0, 1, 2, 8], [4, 5, 6, 7]]).int(), torch.arange(3)[:, None].int()
+    rows = part.rows(columns + 12 * page, page)
     assert rows.tolist() == [[0, 2, NO_ROW, NO_ROW], [NO_ROW] * 4, [8, 9, 10, 11]]
+    deleted = torch.full((3, 4), -1).int() + 12 * page  # the page before's last row, which is the last process's
+    assert (Part(12, 2, 3).rows(deleted, page) == NO_ROW).all()
     assert rows.dtype == torch.int32
     assert _without_none(rows, torch.tensor([2, 1, 0, -1]).int()).tolist() == [2, -1, 0, -1]
 
