@@ -110,7 +110,7 @@ class RoutingCode(nn.Module):
         """What is looked up on the device: numbers that are made there at each call cost a launch each."""
         device, marks = self.weights.device, self.marks
         self.typical = float(self.weights.median())
-        """The weight of a token that is not known, as where a model is given embeddings of no token."""
+        """The weight of a token that is not known: of embeddings of no token, or of an id beyond the vocabulary."""
         turns = [*self.opened, *self.closed]
         longest = max(map(len, turns), default=1)
         padded = [[-1] * (longest - len(one)) + [*one] for one in turns]
@@ -119,7 +119,7 @@ class RoutingCode(nn.Module):
         tables = {
             "order": torch.arange(self.width, dtype=torch.int32, device=device),
             "slots": torch.arange(SENTENCES, device=device),
-            # rows of each token, and behind them of what is none: -1, and padding
+            # rows of each token, and behind them of what is none: an id beyond them, -1, and padding
             "weight_of": torch.cat([self.weights, self.weights.new_tensor([self.typical])]),
             "meaning": torch.cat([meant, meant.new_tensor([[0, 0, 0, 1, 0]])]).bool(),
             "turn_marks": marked,
@@ -239,7 +239,7 @@ class RoutingCode(nn.Module):
         Behind them, whether a sentence has ended behind the last that weighs anything, bool [B].
         """
         size = real.shape[1]
-        known = whole.clamp(min=-1, max=len(self.weights) - 1)  # -1 is the last row
+        known = whole.clamp(min=-1, max=len(self.weights))  # below 0 and beyond the vocabulary: the last row
         counts = real if speaks.user is None else speaks.user & real
         weight = self.weight_of[known[:, -size:]] * counts
         soft, end, word, full, asks = self.meaning[known].unbind(dim=2)

@@ -151,9 +151,10 @@ def test_a_code_is_the_largest_projections_signed(code):
     assert code.masks(sums).shape == (1, 3, 4) and torch.equal(code.masks(sums)[0, 0], code.masks(sums)[0, 2])
 
 
-def test_a_token_without_a_name_weighs_the_usual(code):
+@pytest.mark.parametrize("unknown", [-1, 24, 30])
+def test_a_token_without_a_name_weighs_the_usual(code, unknown):
     hidden = torch.randn(2, HIDDEN)
-    sums = code.read(None, hidden[None], torch.tensor([[-1, 7]]), torch.ones(1, 2).bool())
+    sums = code.read(None, hidden[None], torch.tensor([[unknown, 7]]), torch.ones(1, 2).bool())
     assert float(sums.mass.sum()) == pytest.approx(code.typical + float(code.weights[7]))
 
 
