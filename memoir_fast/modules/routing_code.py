@@ -142,8 +142,9 @@ class RoutingCode(nn.Module):
     def read(self, sums: PromptSums | None, hidden: torch.Tensor, ids: torch.Tensor, real: torch.Tensor) -> PromptSums:
         """Joins further tokens: hidden [B, S, H] entering the block, ids int64 [B, S], real bool [B, S] (no padding).
 
-        `sums` is None before the first. In whatever parts a prompt comes, the sums are the same but for rounding.
-        Nothing is read back from the device.
+        `sums` is None before the first. In whatever parts a prompt comes, the sums are the same but for rounding; where
+        a part ends within a mark of several tokens that closes a turn, those of its tokens that have come weigh as the
+        user's, since what they begin is not known yet. Nothing is read back from the device.
         """
         whole = self._whole(sums, ids, real)
         speaks = self._roles(sums, whole, ids.shape[1])
@@ -278,9 +279,8 @@ class RoutingCode(nn.Module):
             after = after | (event == 0) & (role == USER)[:, None]
             role = torch.where((event[:, -1] > 0) & ~plain, role_after, role)
         user = after & ~opened | plain[:, None]
-        if (
-            max(map(len, self.closed), default=1) > 1
-        ):  # a mark's last token tells it; those before it are no user's either
+        if max(map(len, self.closed), default=1) > 1:
+            # a mark's last token tells it; those before it are no user's either
             behind = F.pad(found[..., marks:], (0, 0, 0, longest - 1)).unfold(1, longest, 1)
             user = user & ~(behind & self.inside_mark).flatten(2).any(dim=2)
         return _Speaks(role, user, opened, reset)

@@ -141,6 +141,18 @@ def test_what_the_model_says_weighs_nothing_but_may_close_its_turn(code):
     assert sums.role.tolist() == [USER] and sums.chat.all()
 
 
+@pytest.mark.parametrize("cut", range(1, 11))
+def test_a_closing_mark_of_several_tokens_is_no_users_where_no_part_ends_in_it(code, cut):
+    long = RoutingCode(code.weights, code.marks, code.mean, code.projection, K, 1, 1.5, [OPEN], [[7, *CLOSE, 8]])
+    ids = [*OPEN, 9, 10, QUESTION, 7, *CLOSE, 8, 11, 12, 13]
+    hidden = torch.randn(len(ids), HIDDEN)
+    whole, parts = read(long, hidden, ids), read(long, hidden, ids, [cut, len(ids) - cut])
+    assert whole.role.tolist() == parts.role.tolist() == [OTHER]
+    own, early = float(code.weights[[9, 10, QUESTION]].sum()), float(code.weights[ids[5:cut]].sum()) if cut < 8 else 0.0
+    assert float(whole.mass.sum()) == pytest.approx(own)
+    assert float(parts.mass.sum()) == pytest.approx(own + early)
+
+
 def test_a_code_is_the_largest_projections_signed(code):
     features = torch.randn(50, HIDDEN)
     projected = (features - code.mean) @ code.projection
