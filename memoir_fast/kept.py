@@ -13,6 +13,7 @@ from memoir_fast.config import MemoirConfig
 from memoir_fast.errors import CheckpointError, MemoirError
 from memoir_fast.hf.tensor_parallel import require_whole
 from memoir_fast.io import checkpoint, durable, renewal
+from memoir_fast.io.edit_texts import require_fit
 from memoir_fast.io.fingerprint import require_same_model
 from memoir_fast.io.renewal import Files, Renewed, Source
 from memoir_fast.io.writer_lock import WriterLock
@@ -53,7 +54,8 @@ class Kept(Upkeep):
 
         Raises:
             UnsupportedModelError: the model's sequences cannot be followed.
-            CheckpointError: a file is missing, damaged, or written by a newer version.
+            CheckpointError: a file is missing, damaged, or written by a newer version; or an edit is longer than the
+                model's context.
             WrongModelError: the memory belongs to another base model.
             MemoirError: the model has a memory already.
         """
@@ -147,6 +149,7 @@ class Kept(Upkeep):
         try:
             checkpoint.fill(memoir, saved)
             durable.replay(memoir, journal)
+            require_fit(saved.folder, memoir.edits, model, tokenizer)
         except BaseException:
             memoir.detach()
             raise

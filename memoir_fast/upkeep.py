@@ -188,7 +188,7 @@ class Upkeep(EditedModel):
                 "this". Default: "other".
 
         Raises:
-            CheckpointError: the folder holds no memory that can be read.
+            CheckpointError: the folder holds no memory that can be read, or an edit longer than the model's context.
             WrongModelError: it belongs to another base model.
             MemoirError: its codes or columns mean something else here, and its edits have to be taught; or its journal
                 has records that its snapshot lacks.

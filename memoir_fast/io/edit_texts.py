@@ -7,8 +7,12 @@ from typing import Any
 
 from memoir_fast.core.edit import Edit
 from memoir_fast.errors import CheckpointError
+from memoir_fast.hf.tokens import context_length, row
 from memoir_fast.io import strict_json
 from memoir_fast.io.files import read_file
+
+_BYTES = 4  # of a character at most; a token has one at least
+_BESIDE = 16  # tokens that a tokenizer may put around a text
 
 
 def texts_of(edit: Edit) -> dict[str, Any]:
@@ -72,6 +76,23 @@ def read_edits(path: Path) -> dict[int, Edit]:
         edits[edit_id] = edit
         prompts.add((edit.bank, edit.prompt))
     return edits
+
+
+def require_fit(folder: Path, edits: Mapping[int, Edit], model: Any, tokenizer: Any) -> None:
+    """CheckpointError where an edit of a folder is longer than the model's context: it can be neither asked nor taught.
+
+    Texts that are too short for that are not made tokens of: 100,000 of them would take many times as long to open.
+    """
+    longest = context_length(model)
+    if longest is None:
+        return
+    for edit_id, edit in edits.items():
+        if _BYTES * len(edit.prompt + edit.target) + _BESIDE <= longest:
+            continue
+        try:
+            row(tokenizer, edit.prompt, edit.target, longest)
+        except ValueError as error:
+            raise CheckpointError(f"{folder} holds an edit that the model cannot take, {edit_id}: {error}") from error
 
 
 def _parse_edit(values: Any) -> tuple[int, Edit]:

@@ -10,6 +10,7 @@ from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.errors import MemoirError, StoreFullError
 from memoir_fast.io import codes, reads
 from memoir_fast.io.checkpoint import SavedMemory
+from memoir_fast.io.edit_texts import require_fit
 from memoir_fast.io.fingerprint import require_same_model
 from memoir_fast.io.mapped import pieces
 
@@ -38,6 +39,7 @@ def merge(memoir: EditedModel, saved: SavedMemory, prefer: str = "other") -> Mer
             the saved memory, or "this". Default: "other".
 
     Raises:
+        CheckpointError: an edit of it is longer than the model's context.
         WrongModelError: it belongs to another base model.
         MemoirError: it is of another k, seed, routing or routing code: its edits have to be taught.
         StoreFullError: more edits or pages than `max_edits`, `max_pages`.
@@ -47,6 +49,7 @@ def merge(memoir: EditedModel, saved: SavedMemory, prefer: str = "other") -> Mer
         raise ValueError(f"prefer must be one of {', '.join(PREFER)}, got {prefer!r}")
     require_same_model(saved.folder, saved.fingerprint, memoir.model)
     _require_alike(memoir, saved)
+    require_fit(saved.folder, saved.edits, memoir.model, memoir.tokenizer)
     same, conflicts, wanted, new = [], [], [], 0
     for edit_id, edit in saved.edits.items():
         own = memoir.edits.id_of(edit.prompt, edit.bank)

@@ -15,6 +15,7 @@ from memoir_fast.core.live_edits import LiveEdits
 from memoir_fast.errors import CheckpointError, MemoirError
 from memoir_fast.io import changes, checkpoint, codes
 from memoir_fast.io.checkpoint import SavedMemory
+from memoir_fast.io.edit_texts import require_fit
 from memoir_fast.io.fingerprint import require_same_model
 from memoir_fast.io.journal import JournalReader, journal_path, read
 from memoir_fast.io.records import Record
@@ -119,7 +120,7 @@ def beside(memoir: EditedModel, saved: SavedMemory, records: Iterable[Record]) -
 
     Raises:
         MemoirError: it is another memory than `memoir`, or that one may not move. WrongModelError: of another model.
-        CheckpointError: a record does not fit.
+        CheckpointError: a record does not fit, or an edit is longer than the model's context.
     """
     require_same_model(saved.folder, saved.fingerprint, memoir.model)
     table = memoir.layer.memory.table
@@ -132,6 +133,7 @@ def beside(memoir: EditedModel, saved: SavedMemory, records: Iterable[Record]) -
     _require_alike(memoir, saved, other.layer)
     for record in records:
         changes.apply(other, record)
+    require_fit(saved.folder, other.edits, memoir.model, memoir.tokenizer)
     other.config = saved.config.replace(check=memoir.config.check)
     return other
 

@@ -8,7 +8,7 @@ import pytest
 
 from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
 from memoir_fast.errors import CheckpointError
-from memoir_fast.io import changes, checkpoint, durable
+from memoir_fast.io import changes, checkpoint, durable, renewal
 from memoir_fast.io.edit_texts import edit_of, read_edits, texts_of
 from memoir_fast.io.readers import read_cases
 
@@ -107,3 +107,21 @@ def test_folders_without_the_fields_are_read(tiny_llama, tiny_tokenizer, tmp_pat
     again = Memoir.from_pretrained(tiny_llama, tiny_tokenizer, tmp_path / "memory")
     assert [edit.taught_at for edit in again.edits.values()] == [None, 77.0]
     assert again.edits == memoir.edits
+
+
+def test_an_edit_longer_than_the_context_is_refused_wherever_it_comes_from(memoir, saved, tiny_tokenizer):
+    """As where settings of the model, or the file, were changed by hand: `faded` could not ask it."""
+    model, match = memoir.model, r"memory holds an edit that the model cannot take, 2: .*the model's context holds 8"
+    lasting, before = checkpoint.read(saved), renewal.state(memoir)
+    model.config.max_position_embeddings = 8
+    for take in (lambda: memoir.merge(saved), lambda: renewal.beside(memoir, lasting, [])):
+        with pytest.raises(CheckpointError, match=match):
+            take()
+    assert renewal.state(memoir) == before
+    memoir.detach()
+    for load in (Memoir.from_pretrained, Memoir.open):
+        with pytest.raises(CheckpointError, match=match):
+            load(model, tiny_tokenizer, saved)
+    model.config.max_position_embeddings = 256
+    with Memoir.open(model, tiny_tokenizer, saved) as opened:
+        assert sorted(opened.edits) == [0, 2]
