@@ -11,7 +11,10 @@ from typing import Any, cast
 import transformers
 
 from memoir_fast.errors import MemoirError
-from memoir_fast.hf.request_fields import CHAT, RESPONSES, TEXT, require_served, require_texts
+from memoir_fast.hf.asked import Asked, in_openais_form, seeded
+from memoir_fast.hf.request_errors import RefusedError
+from memoir_fast.hf.request_fields import CHAT, RESPONSES, TEXT
+from memoir_fast.hf.request_values import as_served
 from memoir_fast.hf.smollm import quiet_transformers
 from memoir_fast.hf.tokens import context_length
 
@@ -23,15 +26,7 @@ Around = Callable[[Callable[[], Any]], Any]
 
 _checked: ContextVar[list[int] | None] = ContextVar("memoir_fast_server_check", default=None)
 _gone: ContextVar[threading.Event | None] = ContextVar("memoir_fast_client_gone", default=None)
-_STEERS_JSON = str.maketrans({'"': "'", "\\": "/"})
-
-
-class RefusedError(Exception):
-    """A request that is not answered, with the status that says so."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
+_asked: ContextVar[Asked] = ContextVar("memoir_fast_asked")
 
 
 class Ending:
@@ -44,7 +39,7 @@ class Ending:
         >>> ending.begin()
         >>> ending.require_not_begun()
         Traceback (most recent call last):
-        memoir_fast.hf.server.RefusedError: the server is ending
+        memoir_fast.hf.request_errors.RefusedError: the server is ending
     """
 
     def __init__(self) -> None:
@@ -100,8 +95,9 @@ def build(
     A generation runs in a thread of the server's, with the context variables of its request: the banks that are in
     force where a request is handled are those that its generation sees. One generation runs at a time. Continuous
     batching is off: its batches hold several sequences in a row. A prompt for which the model's context has no room
-    raises RefusedError where it is handled, as does a field that transformers would pass over, and a part of a message
-    that is no text; an answer ends where the context does, and with its client (`for_client`).
+    raises RefusedError where it is handled, as does a field that transformers would pass over, or stumble over, and
+    what ends a stream before its first token; an answer ends where the context does, and with its client
+    (`for_client`). What is drawn with a request's seed is its own, whatever else is asked meanwhile.
 
     Args:
         model, tokenizer: a causal language model of transformers, with a memory or without, and its tokenizer.
@@ -119,7 +115,7 @@ def build(
     """
     try:
         return _build(model, tokenizer, name, around, ending or Ending())
-    except (ImportError, AttributeError, TypeError) as error:
+    except (ImportError, AttributeError, TypeError, RefusedError) as error:
         raise MemoirError(
             f"memoir serve knows the server of transformers {KNOWN}; that of {transformers.__version__} is another "
             f"({type(error).__name__}: {error}): install one of those"
@@ -131,13 +127,14 @@ def _build(model: Any, tokenizer: Any, name: str, around: Around, ending: Ending
 
     if not is_serve_available():
         raise MemoirError("memoir serve needs fastapi, uvicorn and openai: pip install 'memoir-fast[serve]'")
+    from jinja2 import TemplateError
     from transformers import StoppingCriteria, StoppingCriteriaList
     from transformers.cli.serving.chat_completion import ChatCompletionHandler
     from transformers.cli.serving.completion import CompletionHandler
     from transformers.cli.serving.model_manager import ModelManager, TimedModel
     from transformers.cli.serving.response import ResponseHandler
     from transformers.cli.serving.server import build_server
-    from transformers.cli.serving.utils import GenerateManager, GenerationState
+    from transformers.cli.serving.utils import GenerateManager, GenerationState, _GenerationCancelled
 
     class OneModel(ModelManager):
         """Has loaded the model, loads no other, and never lets it go."""
@@ -145,7 +142,11 @@ def _build(model: Any, tokenizer: Any, name: str, around: Around, ending: Ending
         def __init__(self) -> None:
             super().__init__(model_timeout=-1)
             self.force_model = name
-            self.loaded_models[self.process_model_name(name)] = TimedModel(model, -1, tokenizer)
+            self.loaded_models[name] = TimedModel(model, -1, tokenizer)
+
+        @staticmethod
+        def process_model_name(model_id: str) -> str:
+            return model_id  # with a revision, answers would call it otherwise than requests do
 
         def load_model_and_processor(self, *_: Any, **__: Any) -> tuple[Any, Any]:
             return model, tokenizer
@@ -154,13 +155,19 @@ def _build(model: Any, tokenizer: Any, name: str, around: Around, ending: Ending
             pass
 
     def run(generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        check = _checked.get()
-        if check is not None:
-            check.append(threading.get_ident())
-            return generate(*args, **kwargs)
-        with ending.generation():
-            _require_client()
-            return around(lambda: generate(*args, **kwargs))
+        check, asked = _checked.get(), _asked.get()
+        try:
+            if check is not None:
+                check.append(threading.get_ident())
+                return generate(*args, **kwargs)
+            with ending.generation():
+                _require_client()
+                with seeded(asked.seed, model.device):
+                    return around(lambda: generate(*args, **kwargs))
+        except Exception as error:
+            raise asked.fail(error) from error
+        finally:
+            asked.settle()
 
     class Ended(StoppingCriteria):
         """Ends a generation, by an error, once the server ends: half an answer would look like a whole one.
@@ -169,25 +176,30 @@ def _build(model: Any, tokenizer: Any, name: str, around: Around, ending: Ending
         """
 
         def __call__(self, input_ids: Any, *_: Any, **__: Any) -> Any:
+            _asked.get().settle()
             ending.require_not_begun()
             _require_client()
             return input_ids.new_zeros(len(input_ids), dtype=bool)
 
     longest = context_length(model)
 
-    def within_context(inputs: Any, config: Any) -> dict[str, Any]:
+    def prepared(inputs: Any, config: Any) -> dict[str, Any]:
         """What `generate` is given, of a prompt that has room; no more tokens are asked for than have."""
-        tokens = inputs["input_ids"].shape[-1]
+        tokens, asked = inputs["input_ids"].shape[-1], _asked.get()
+        if not tokens:
+            raise RefusedError(400, "the prompt has no tokens: there is nothing to go on from")
         if longest is not None and tokens >= longest:
             text = f"the prompt has {tokens:,} tokens, and the model's context, of {longest:,}, no room for an answer"
             raise RefusedError(400, text)
         if longest is not None:
             room = longest - tokens
             config.max_new_tokens = room if config.max_new_tokens is None else min(config.max_new_tokens, room)
+        if asked.sampled is not None:  # a model whose own settings are greedy would pass over a temperature
+            config.do_sample = asked.sampled
         return {**inputs, "stopping_criteria": StoppingCriteriaList([Ended()])}
 
-    class Plainly:
-        """A model whose errors can stand in a JSON string as they are: a stream's events quote them so."""
+    class Telling:
+        """A model whose errors are noted before a stream's event quotes them."""
 
         def __init__(self, model: Any) -> None:
             self._model = model
@@ -198,12 +210,10 @@ def _build(model: Any, tokenizer: Any, name: str, around: Around, ending: Ending
         def generate(self, **kwargs: Any) -> Any:
             try:
                 return self._model.generate(**kwargs)
+            except _GenerationCancelled:
+                raise
             except Exception as error:
-                text = str(error)
-                plain = " ".join(text.translate(_STEERS_JSON).split())
-                if plain == text:
-                    raise
-                raise MemoirError(plain) from error
+                raise _asked.get().fail(error) from error
 
     class InContext(GenerateManager):
         """Generates with the context variables of the request, and within the model's context."""
@@ -212,14 +222,14 @@ def _build(model: Any, tokenizer: Any, name: str, around: Around, ending: Ending
             self, model: Any, processor: Any, inputs: Any, gen_config: Any, *a: Any, **k: Any
         ) -> Any:
             ending.require_not_begun()
-            given, plainly = within_context(inputs, gen_config), cast(Any, Plainly(model))
-            return super().generate_streaming(plainly, processor, given, gen_config, *a, **k)
+            given, telling = prepared(inputs, gen_config), cast(Any, Telling(model))
+            return super().generate_streaming(telling, processor, given, gen_config, *a, **k)
 
         async def generate_non_streaming(
             self, model: Any, processor: Any, inputs: Any, gen_config: Any, *a: Any, **k: Any
         ) -> Any:
             ending.require_not_begun()
-            given = within_context(inputs, gen_config)
+            given = prepared(inputs, gen_config)
             return await super().generate_non_streaming(model, processor, given, gen_config, *a, **k)
 
         def submit(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -239,17 +249,25 @@ def _build(model: Any, tokenizer: Any, name: str, around: Around, ending: Ending
             return self._generates
 
     def strict(handler: Any, api: str) -> Any:
-        """A handler that refuses what it would pass over."""
+        """A handler that refuses what it would pass over, or stumble over, and gives errors a status where it can."""
 
         class Strict(handler):  # type: ignore[misc]
-            def _validate_request(self, body: dict[str, Any]) -> None:
-                super()._validate_request(body)
-                _refuse_what(require_served, api, body)
-
-            @staticmethod
-            def get_processor_inputs_from_messages(messages: list[Any], modality: Any) -> Any:
-                _refuse_what(require_texts, messages)
-                return handler.get_processor_inputs_from_messages(messages, modality)
+            async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
+                try:
+                    given = as_served(api, body)
+                except ValueError as error:
+                    raise RefusedError(400, str(error)) from None
+                asked = Asked(given.pop("seed", None), _sampled(given))
+                _asked.set(asked)
+                try:
+                    answer = await super().handle_request(given, request_id)
+                except TemplateError as error:
+                    raise RefusedError(400, f"the model's chat template takes no such messages: {error}") from error
+                if given["stream"]:
+                    await asked.require_begun()
+                    if api != RESPONSES:  # whose events transformers writes whole
+                        answer.body_iterator = in_openais_form(answer.body_iterator, asked)
+                return answer
 
         return Strict(models, generation)
 
@@ -270,25 +288,33 @@ def _build(model: Any, tokenizer: Any, name: str, around: Around, ending: Ending
     if missing:
         raise AttributeError(f"it has no {', '.join(sorted(missing))}")
     app.router.routes[:] = [route for route in app.router.routes if route.path in ROUTES and route.path != MODELS]
-    listed = {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "local"}]}
-    app.add_api_route(MODELS, lambda: listed)  # some releases list whatever is in the hub's cache
+    ours = {"id": name, "object": "model", "created": 0, "owned_by": "local"}
+
+    def one_model(asked: str) -> dict[str, Any]:
+        if asked != name:
+            raise RefusedError(404, f"there is one model here, {name}, got {asked}")
+        return ours
+
+    # some releases list whatever is in the hub's cache, none tells of one
+    app.add_api_route(MODELS, lambda: {"object": "list", "data": [ours]})
+    app.add_api_route(MODELS + "/{asked:path}", one_model)
     _check(completions, name)
     return app
 
 
-def _refuse_what(require: Callable[..., None], *given: Any) -> None:
-    try:
-        require(*given)
-    except ValueError as error:
-        raise RefusedError(400, str(error)) from None
+def _sampled(given: dict[str, Any]) -> bool | None:
+    """Whether a request's tokens are drawn by chance; None where it leaves that to the model's settings."""
+    if "temperature" in given:
+        return bool(given["temperature"] > 0)
+    return True if "top_p" in given else None
 
 
 def _check(completions: Any, name: str) -> None:
-    """AttributeError where a generation runs without its request's context variables, or fields are passed over."""
+    """AttributeError where a generation runs without its request's context variables."""
 
-    async def ask(stream: bool, **further: Any) -> list[int]:
+    async def ask(stream: bool) -> list[int]:
         _checked.set([])
-        body = {"model": name, "prompt": "The", "max_tokens": 1, "temperature": 0, "stream": stream, **further}
+        body = {"model": name, "prompt": "The", "max_tokens": 1, "temperature": 0, "stream": stream}
         response = await completions.handle_request(body, "check")
         if stream:
             said = "".join([part async for part in response.body_iterator])
@@ -301,9 +327,3 @@ def _check(completions: Any, name: str) -> None:
             threads = asyncio.run(ask(stream))
         if len(threads) != 1:
             raise AttributeError(f"a generation, streamed: {stream}, passed its manager {len(threads)} times, not once")
-    try:
-        with quiet_transformers():
-            asyncio.run(ask(False, n=2))
-    except RefusedError:
-        return
-    raise AttributeError("it looks at no request's fields before it answers")

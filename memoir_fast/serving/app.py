@@ -1,9 +1,9 @@
 """The server as one ASGI application: transformers' routes, those of the memory, metrics, and the gate before them."""
 
-import logging
 from typing import Any
 
 from memoir_fast.hf import server
+from memoir_fast.hf.request_errors import RefusedError, refused
 from memoir_fast.serving import edits
 from memoir_fast.serving.access import Keys, Token
 from memoir_fast.serving.gate import Gate, refusal
@@ -11,7 +11,6 @@ from memoir_fast.serving.metrics import Metrics
 
 MOST_BYTES = 1 << 20
 """Of a request's body."""
-_log = logging.getLogger("memoir_fast.serving")
 
 
 def application(
@@ -45,15 +44,13 @@ def application(
     app.router.routes.append(_scraped(metrics))
     if admin is not None:
         app.router.routes.extend(edits.routes(memoir))
-    for kind in (AttributeError, KeyError, TypeError, ValueError):
-        app.add_exception_handler(kind, _malformed)
     from fastapi.exceptions import RequestValidationError
     from starlette.exceptions import HTTPException
 
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(server.RefusedError, _refused)
-    app.add_exception_handler(Exception, _failed)
+    for kind in (RefusedError, AttributeError, KeyError, TypeError, ValueError, Exception):
+        app.add_exception_handler(kind, _refused)
     return Gate(app, memoir.banks, metrics.request, keys, admin, most_bytes)
 
 
@@ -68,25 +65,18 @@ def _scraped(metrics: Metrics) -> Any:
     return Route("/metrics", scrape, methods=["GET"])
 
 
-async def _malformed(_: Any, error: Exception) -> Any:
-    """What transformers' handlers raise for bodies that are none: they check little of them themselves."""
-    _log.info("a request was refused", exc_info=error)
-    return refusal(400, f"the request was not understood: {type(error).__name__}: {error}")
-
-
 async def _invalid(_: Any, error: Any) -> Any:
     """A body that is no JSON object, as FastAPI says it."""
     why = "; ".join(str((one.get("ctx") or {}).get("error") or one.get("msg")) for one in error.errors())
-    return refusal(422, f"the body of a request is a JSON object: {why}")
+    text = "the body of a request must be a JSON object, sent as Content-Type: application/json"
+    return refusal(400, f"{text}: {why}")
 
 
 async def _http(_: Any, error: Any) -> Any:
-    return refusal(error.status_code, str(error.detail), error.headers)
+    """What FastAPI and transformers' handlers refuse; OpenAI has no 422."""
+    return refusal(400 if error.status_code == 422 else error.status_code, str(error.detail), error.headers)
 
 
-async def _refused(_: Any, error: Any) -> Any:
-    return refusal(error.status, str(error))
-
-
-async def _failed(_: Any, error: Exception) -> Any:
-    return refusal(500, f"the request failed: {type(error).__name__}")
+async def _refused(_: Any, error: Exception) -> Any:
+    told = refused(error)
+    return refusal(told.status, str(told))

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from memoir_fast.hf.request_errors import error_body
 from memoir_fast.hf.server import ROUTES, for_client
 from memoir_fast.serving.access import Keys, Token
 
@@ -21,8 +22,7 @@ def refusal(status: int, text: str, headers: dict[str, str] | None = None) -> An
     """A response that says why a request is refused, as OpenAI's clients read it."""
     from starlette.responses import JSONResponse
 
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return JSONResponse({"error": {"message": text, "type": kind}}, status, headers)
+    return JSONResponse(error_body(status, text), status, headers)
 
 
 class Gate:

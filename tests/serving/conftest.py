@@ -71,8 +71,15 @@ class Client:
 
 
 def events(text):
-    """The JSON of each server-sent event."""
-    return [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
+    """The JSON of each server-sent event, without the word that ends a stream of completions."""
+    said = [line.removeprefix("data: ") for line in text.split("\n") if line.startswith("data: ")]
+    return [json.loads(one) for one in said if one != "[DONE]"]
+
+
+@pytest.fixture(name="events", scope="session")
+def events_of():
+    """A function (text of a stream) -> the JSON of each event."""
+    return events
 
 
 @pytest.fixture

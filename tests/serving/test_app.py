@@ -19,11 +19,6 @@ ADMIN = "the-admins-own-token"
 WITHOUT = {"prompt": FRANCE, "max_tokens": 2, "temperature": 0}
 
 
-def events(text):
-    """The JSON of each server-sent event."""
-    return [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
-
-
 def whole(text, stream):
     """What is streamed of a text: transformers' streamer keeps half a character back."""
     return text.rstrip("\ufffd") if stream else text
@@ -85,20 +80,6 @@ def test_without_a_token_there_are_no_such_routes_and_without_keys_anybody_may_a
     assert client.complete(FRANCE) == client.complete(FRANCE, "any key") == alone(FRANCE, keys[""])
 
 
-@pytest.mark.parametrize(
-    "body",
-    ["{", "[]", '"text"', "null", "", '{"messages": 3}', '{"messages": [3]}', '{"prompt": 3}', '{"prompt": ["a"]}',
-     '{"messages": "text"}', '{"model": "another", "prompt": "a", "messages": []}', '{"prompt": "a", "nothing": 1}',
-     '{"prompt": "a", "max_tokens": "many"}', '{"prompt": "a", "generation_config": "{"}', "[" * 3000,
-     '{"prompt": "\\ud800"}'],
-)  # fmt: skip
-def test_malformed_bodies_are_the_clients_fault(client, keys, body):
-    for path in ("/v1/chat/completions", "/v1/completions"):
-        status, said, _ = client("POST", path, key=keys["acme"], raw=body)
-        assert 400 <= status < 500 and said["error"]["message"], (path, status, said)
-    assert client.complete(FRANCE, keys["acme"]).startswith(" London")
-
-
 ASKED = {
     "/v1/completions": {"prompt": FRANCE},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": FRANCE}]},
@@ -121,11 +102,18 @@ ASKED = {
         ("/v1/chat/completions", {"response_format": {"type": "json_object"}}, 'as {"type": "text"}, got'),
         ("/v1/responses", {"previous_response_id": "resp_1"}, "previous_response_id is not served here, got"),
         ("/v1/responses", {"background": True}, "background"),
-        ("/v1/responses", {"input": [{"type": "input_image", "image_url": "a"}]}, "must be text here, got one of"),
+        ("/v1/responses", {"input": [{"type": "input_image", "image_url": "a"}]}, 'got {"type": "input_image"'),
+        ("/v1/responses", {"text": {"verbosity": "low", "format": {"type": "json_object"}}}, "text is not served"),
+        ("/v1/completions", {"suffix": " in France"}, "suffix"),
+        (
+            "/v1/chat/completions",
+            {"parallel_tool_calls": False, "tools": [{"type": "function", "function": {"name": "f"}}]},
+            "parallel_tool_calls is not served here, but as true, got false",
+        ),
         (
             "/v1/chat/completions",
             {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}]},
-            "must be text here, got one of the type 'image_url'",
+            'content[1] must be {"type": "text", "text": "..."}, got {"type": "image_url"}',
         ),
     ],
 )
@@ -137,6 +125,7 @@ def test_what_an_answer_would_lack_is_refused(client, keys, path, further, named
 @pytest.mark.parametrize("path", ASKED)
 def test_fields_that_ask_for_what_is_done_anyway_are_served(client, keys, path):
     further = {"user": "jo", "temperature": 0, "max_output_tokens" if path == "/v1/responses" else "max_tokens": 1}
+    further |= {"parallel_tool_calls": False, "text": {"verbosity": "low", "format": {"type": "text"}}}
     if path != "/v1/responses":
         further |= {"n": 1, "presence_penalty": 0.0, "logprobs": None}
     if path == "/v1/chat/completions":
@@ -145,14 +134,77 @@ def test_fields_that_ask_for_what_is_done_anyway_are_served(client, keys, path):
     assert status == 200, said
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
-def test_an_error_within_a_stream_is_json(client, keys, path, memoir, monkeypatch):
-    def fail(**_):
-        raise ValueError('of "two" lines,\nand a \\ in it')
+FAILURE = 'of "two" lines,\nand a \\ in it, \x00\x1b\u2028'
+
+
+@pytest.mark.parametrize("path", ASKED)
+def test_an_error_within_a_stream_is_told_as_it_is(client, keys, path, memoir, monkeypatch, events):
+    def fail(input_ids, stopping_criteria, **_):
+        stopping_criteria(input_ids, None)  # as behind the first token
+        time.sleep(0.2)  # the answer has begun by then, and can have no other status
+        raise ValueError(FAILURE)
 
     monkeypatch.setattr(memoir.model, "generate", fail)
     status, said, _ = client("POST", path, {**ASKED[path], "stream": True}, keys["acme"])
-    assert status == 200 and events(said)[-1] == {"error": "of 'two' lines, and a / in it"}
+    told = f"the request was not understood: ValueError: {FAILURE}"
+    if path == "/v1/responses":
+        (error,) = [one for one in events(said) if one["type"] == "error"]
+        assert status == 200 and error["message"] == told
+        assert events(said)[-1]["response"]["error"]["message"] == told
+    else:
+        assert status == 200 and said.endswith("data: [DONE]\n\n")
+        assert events(said)[-1]["error"] == {
+            "message": told, "type": "invalid_request_error", "param": None, "code": None,
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("path", ASKED)
+def test_what_ends_an_answer_before_it_has_begun_has_a_status(client, keys, path, stream, memoir, monkeypatch):
+    def fail(**_):
+        raise RuntimeError("a secret of the server's")
+
+    monkeypatch.setattr(memoir.model, "generate", fail)
+    status, said, _ = client("POST", path, {**ASKED[path], "stream": stream}, keys["acme"])
+    assert status == 500 and said["error"]["message"] == "the request failed: RuntimeError"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_seed_is_a_requests_own(client, keys, stream):
+    """However many are asked at once, and what comes without a seed is not the seed's."""
+
+    def say(seed):
+        body = {"prompt": UNRELATED, "max_tokens": 8, "temperature": 1, "stream": stream, "seed": seed}
+        status, said, _ = client("POST", "/v1/completions", body, keys["acme"])
+        assert status == 200, said
+        return "".join(one["choices"][0]["text"] for one in (parsed(said) if stream else [said]))
+
+    def parsed(said):
+        return [json.loads(one[6:]) for one in said.split("\n\n") if one.startswith("data: {")]
+
+    alone = {seed: say(seed) for seed in range(6)}
+    assert len(set(alone.values())) == len(alone), "a mistaken seed would not show"
+    with ThreadPoolExecutor(12) as many:
+        seeds = [*alone, None] * 3
+        assert all(
+            said == alone[seed] for seed, said in zip(seeds, many.map(say, seeds), strict=True) if seed is not None
+        )
+    behind = []
+    for _ in range(2):
+        assert say(0) == alone[0]
+        behind.append(say(None))
+    assert behind[0] != behind[1]
+
+
+def test_a_temperature_draws_though_the_models_own_settings_are_greedy(client, keys, memoir):
+    assert not memoir.model.generation_config.do_sample
+    body = {"prompt": UNRELATED, "max_tokens": 8}
+    said = []
+    for further in ({}, {"temperature": 0}, {"temperature": 1e-30}, {"temperature": 1}, {"top_p": 0.99}):
+        status, answer, _ = client("POST", "/v1/completions", {**body, **further, "seed": 1}, keys["acme"])
+        assert status == 200, answer
+        said.append(answer["choices"][0]["text"])
+    assert said[0] == said[1] == said[2] != said[3] and said[0] != said[4]
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
@@ -210,28 +262,36 @@ def test_a_prompt_has_to_leave_room_in_the_models_context(client, keys, memoir, 
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-def test_what_is_under_way_when_the_server_ends_is_told_so(memoir, start, stream):
+def test_what_is_under_way_when_the_server_ends_is_told_so(memoir, start, stream, events):
     ending = server.Ending()
     client = start(application(memoir, "tiny", ending=ending))
     body = {"prompt": UNRELATED, "max_tokens": 200, "stream": stream, "temperature": 0}
     body["generation_config"] = json.dumps({"eos_token_id": None})
+    passes = []
+    watched = memoir.model.register_forward_pre_hook(lambda *_: passes.append(time.sleep(0.01)))
     with ThreadPoolExecutor(1) as other:
         asked = other.submit(client, "POST", "/v1/completions", body)
-        while not ending._turn.locked():
+        while len(passes) < 10:
             assert not asked.done()
             time.sleep(0.001)
         ending.begin()
         status, said, _ = asked.result()
+    watched.remove()
     ending.finish()
+    assert len(passes) < 100
     if stream:
-        assert events(said)[-1] == {"error": "the server is ending"}
+        assert events(said)[-1]["error"]["message"] == "the server is ending"
     else:
         assert (status, said["error"]["message"]) == (503, "the server is ending")
     assert client("POST", "/v1/completions", body)[0] == 503
 
 
 def test_every_refusal_has_one_form(client, keys):
-    for method, path, expected in (("GET", "/v1/nothing", 404), ("GET", "/v1/completions", 405)):
+    for method, path, expected in (
+        ("GET", "/v1/nothing", 404),
+        ("GET", "/v1/completions", 405),
+        ("GET", "/v1/models/another", 404),
+    ):
         status, said, _ = client(method, path, key=keys["acme"])
         assert status == expected and said["error"]["message"]
 
@@ -267,6 +327,13 @@ class TestAnotherServer:
 
         monkeypatch.setattr(GenerateManager, "generate_non_streaming", past)
         self.refused(memoir, "passed its manager 0 times")
+
+    def test_that_answers_otherwise(self, memoir, monkeypatch):
+        def generate(**_):
+            raise AttributeError("a cache of another kind")
+
+        monkeypatch.setattr(memoir.model, "generate", generate)
+        self.refused(memoir, "a cache of another kind")
 
     def test_that_is_not_there(self, memoir, monkeypatch):
         monkeypatch.setattr("transformers.utils.import_utils.is_serve_available", lambda: False)
