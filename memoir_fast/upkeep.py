@@ -16,6 +16,7 @@ from memoir_fast.errors import MemoirError, UnknownEditError
 from memoir_fast.io.durable import Durable, current_edits
 from memoir_fast.io.merge import Merged, merge
 from memoir_fast.io.renewal import state
+from memoir_fast.modules import MemoirLinear
 from memoir_fast.recipe import Recipe
 
 
@@ -119,7 +120,8 @@ class Upkeep(EditedModel):
 
         Args:
             turns (int): how often to look, since teaching some makes others fade: first at all edits, then at those
-                that share a page with one that was taught, since nothing else was written. Default: 3.
+                that share a page with one that was taught, since nothing else was written; at all again, where teaching
+                changed a threshold or a code row. Default: 3.
             recipe, batch, progress: as in `edit`.
 
         Returns:
@@ -133,12 +135,16 @@ class Upkeep(EditedModel):
                 faded = self.faded(progress=progress, among=looked_at)
                 if not faded:
                     break
-                thresholds, edits = self.calibration, [self.edits[edit_id] for edit_id in faded]
+                calibration, rows = self.calibration, _code_rows(self.layer)
+                edits = [self.edits[edit_id] for edit_id in faded]
                 taught = self.edit(edits, recipe=recipe, batch=batch, progress=progress)
                 results |= {one.edit_id: one for one in taught}
                 written = {int(store.page[edit_id]) for edit_id in faded}
-                same = self.calibration is thresholds  # else any prompt may be routed elsewhere
-                looked_at = [one for page in sorted(written) for one in store.on_page(page)] if same else [*self.edits]
+                now = _code_rows(self.layer)
+                same = self.calibration is calibration and len(now) == len(rows) and all(map(torch.equal, now, rows))
+                looked_at = [one for page in sorted(written) for one in store.on_page(page)]
+                if not same:  # any prompt may be routed elsewhere
+                    looked_at = [*self.edits]
         return list(results.values())
 
     def compact(
@@ -217,3 +223,15 @@ class Upkeep(EditedModel):
         """What is known of the memory for learning, which may hold other edits now, is forgotten."""
         assert self.config.page_edits is not None
         self._teacher.forget_all(self.config.page_edits)
+
+
+def _code_rows(layer: MemoirLinear) -> list[torch.Tensor]:
+    """The code rows with their thresholds, by edit: in the store, one that is taught again goes behind the others.
+
+    Empty where masks route.
+    """
+    if layer.codes is None:
+        return []
+    found = layer.codes.state()
+    order = found["owner"].sort(stable=True).indices
+    return [one[order] for one in found.values()]

@@ -56,9 +56,9 @@ def test_faded_looks_at_what_it_is_asked_about(paged):
         paged.faded(among=[4, 3])
 
 
-@pytest.mark.parametrize("calibrates", [False, True])
-def test_what_shares_no_page_with_a_taught_edit_is_looked_at_once(paged, calibrates, monkeypatch):
-    """Where a threshold was chosen meanwhile, all are: it may send any prompt elsewhere."""
+@pytest.mark.parametrize("changes", ["nothing", "calibration", "a code row"])
+def test_what_shares_no_page_with_a_taught_edit_is_looked_at_once(paged, changes, monkeypatch):
+    """Where a threshold was chosen meanwhile, or is another, all are: it may send any prompt elsewhere."""
     looked, look, edit = [], Memoir.faded, Memoir.edit
 
     def noted(self, batch=8, progress=False, *, among=None):
@@ -67,7 +67,8 @@ def test_what_shares_no_page_with_a_taught_edit_is_looked_at_once(paged, calibra
 
     def edited(self, *args, **kwargs):
         taught = edit(self, *args, **kwargs)
-        self.calibration = object() if calibrates else self.calibration
+        self.calibration = object() if changes == "calibration" else self.calibration
+        self.layer.codes.min_overlap[0] -= int(changes == "a code row")
         return taught
 
     monkeypatch.setattr(Memoir, "faded", noted)
@@ -75,4 +76,4 @@ def test_what_shares_no_page_with_a_taught_edit_is_looked_at_once(paged, calibra
     paged.layer.memory.page(1).zero_()
     found = paged.refresh(progress=False)
     assert found and {one.edit_id for one in found} <= {2, 3} and look(paged) == []
-    assert looked == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4] if calibrates else [2, 3]]
+    assert looked == [[0, 1, 2, 3, 4], [2, 3] if changes == "nothing" else [0, 1, 2, 3, 4]]
