@@ -315,7 +315,7 @@ def begin(memoir: EditedModel, folder: str | os.PathLike) -> "Durable":
     """Saves a memory to a folder that holds none, and keeps the folder up with it from then on.
 
     Raises:
-        CheckpointError: it cannot be written. LockedError: somebody else keeps it.
+        CheckpointError: it cannot be written, or holds a memory. LockedError: somebody else keeps it.
     """
     path = Path(folder)
     try:
@@ -324,6 +324,8 @@ def begin(memoir: EditedModel, folder: str | os.PathLike) -> "Durable":
         raise CheckpointError(f"{path} cannot be made: {error}") from error
     lock = WriterLock(path)
     try:
+        if (path / checkpoint.CONFIG_NAME).exists():  # it had none when the model was loaded, a while ago
+            raise CheckpointError(f"{path} holds a memory now, which others have saved there meanwhile: open that one")
         return Durable(memoir, lock, checkpoint.save(memoir, path))
     except BaseException:
         lock.release()

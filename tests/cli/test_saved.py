@@ -121,6 +121,44 @@ def test_others_wait_until_a_command_is_done(invoke, saved, tiny_tokenizer, monk
         assert memoir.edits.id_of("Told meanwhile") == 4
 
 
+@pytest.mark.parametrize("command", ["refresh", "compact"])
+@pytest.mark.parametrize("when", ["nothing was done", "something was", "another memory is there"])
+def test_a_new_folder_has_what_was_done_before_an_interrupt(invoke, saved, tiny_tokenizer, monkeypatch, command, when):
+    out, there = saved / "new", when == "another memory is there"
+    if there:
+        shutil.copytree(saved / "memory", out)
+
+    def stopped(memoir, **_):
+        if when != "nothing was done":
+            memoir.edit(FACTS[2][0], "Greek")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Memoir, command, stopped)
+        done = invoke(command, *_options(saved, "--out", out))
+    assert done.exit_code == 130, done.stderr
+    assert out.exists() == (when != "nothing was done")
+    assert (f"what was done is saved in {out}" in done.stderr) == (when == "something was")
+    if out.exists():
+        with Memoir.open(_plain(saved), tiny_tokenizer, out) as memoir:
+            assert memoir.edits[2].target == ("Rome" if there else "Greek") and sorted(memoir.edits) == [1, 2, 3]
+
+
+def test_a_memory_that_came_meanwhile_is_not_written_over(invoke, saved, monkeypatch):
+    """Between the look at the folder and the first save there."""
+    out, load = saved / "out", Memoir.from_pretrained
+
+    def loaded(*args, **kwargs):
+        shutil.copytree(saved / "memory", out)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(Memoir, "from_pretrained", loaded)
+    (saved / "one.jsonl").write_text(json.dumps({"prompt": "The river is", "target": "wide"}))
+    done = invoke("edit", *_options(saved, "-e", saved / "one.jsonl", "-o", out))
+    assert done.exit_code == 1 and "out holds a memory now, which others have saved there meanwhile" in done.stderr
+    assert len(checkpoint.read(out).edits) == 3
+
+
 def test_what_another_saved_meanwhile_stays(invoke, saved, monkeypatch):
     """The folder was not there when the command began, and is not its own when it fails."""
     out, load = saved / "out", loading.load_model

@@ -146,6 +146,17 @@ def test_others_read_while_one_writes_and_nobody_else_writes(opened, config, tin
     reader.save_pretrained(tmp_path / "memory")
 
 
+def test_a_memory_that_came_while_another_was_begun_stays(opened, config, tiny_llama, tiny_tokenizer, monkeypatch):
+    memoir = opened(config)
+    memoir.edit(*FACTS[0])
+    folder, model = memoir._durable.folder, memoir.detach()
+    with monkeypatch.context() as patched:
+        patched.setattr(durable, "holds", lambda *_: False)  # it was not there when that was looked at
+        with pytest.raises(CheckpointError, match="holds a memory now, which others have saved there meanwhile"):
+            Memoir.open(model, tiny_tokenizer, folder, config)
+    assert len(opened().edits) == 1
+
+
 def test_what_cannot_be_put_down_does_not_happen(opened, config, monkeypatch):
     memoir = opened(config)
     memoir.edit(FACTS[:2], progress=False)

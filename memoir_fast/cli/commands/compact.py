@@ -16,9 +16,12 @@ def compact(
 ) -> None:
     """Fill pages up and take off what deleted edits left, by teaching the edits of such pages again; save the memory.
 
+    Each is in the folder as soon as it is learned: in that of --memory, or in that of --out where no memory is there
+    yet. One that is there is replaced at the end.
+
     Exit code 3: some edit was not learned.
     """
-    with changed(model, memory, out, dtype, device, json_file) as (memoir, target):
+    with changed(model, memory, out, dtype, device, json_file, step_by_step=True) as (memoir, target):
         results = memoir.compact(recipe=recipe, progress=not quiet)
         memoir.save_pretrained(target)
-        tell_taught(memoir, results, target, json_file, quiet)
+    tell_taught(memoir, results, target, json_file, quiet)

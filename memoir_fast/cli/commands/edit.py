@@ -15,8 +15,8 @@ import typer
 
 from memoir_fast.cli.options import EDITS_FILE, Device, Dtype, Json, Model, Quiet, console, require_writable, write_json
 from memoir_fast.cli.plain import cell, grid
+from memoir_fast.cli.saved import SOME_NOT_LEARNED, begun_at
 
-SOME_NOT_LEARNED = 3
 SHOWN = 20  # rows of a table
 BEYOND = 8  # tokens after the target in which it shows that the model does not end, or runs on into another word
 
@@ -175,8 +175,7 @@ def _open(
         if keep:
             memoir.save_pretrained(memory)  # what is set by hand is in no journal
     if begun is not None:
-        memoir.save_pretrained(begun)
-        memoir = Memoir.open(memoir.detach(), tokenizer, begun)
+        memoir = begun_at(begun, memoir)
     return memoir, begun is not None
 
 

@@ -21,10 +21,13 @@ def refresh(
 ) -> None:
     """Teach the edits again that others have overwritten, and save the memory.
 
+    Each is in the folder as soon as it is learned: in that of --memory, or in that of --out where no memory is there
+    yet. One that is there is replaced at the end.
+
     Exit code 3: some edit was not learned.
     """
-    with changed(model, memory, out, dtype, device, json_file) as (memoir, target):
+    with changed(model, memory, out, dtype, device, json_file, step_by_step=True) as (memoir, target):
         results = memoir.refresh(turns=turns, recipe=recipe, progress=not quiet)
         if out is not None:
             memoir.save_pretrained(out)
-        tell_taught(memoir, results, target, json_file, quiet)
+    tell_taught(memoir, results, target, json_file, quiet)
