@@ -4,7 +4,10 @@ import copy
 import dataclasses
 import io
 import logging
+import os
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,6 +66,34 @@ def test_a_copied_model_follows_the_edits_that_it_has(memoir, copied, tiny_token
     with torch.no_grad():
         cache = other(ids, use_cache=True)
         assert torch.equal(other(ids).logits, cache.logits)
+
+
+def test_a_copy_takes_the_memory_s_size_once(layer_of_pages):
+    """64 MB of pages, in a process that has had more before."""
+    status, peak = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not os.access(peak, os.W_OK):
+        pytest.skip("the system does not say how much memory was taken at most since a moment")
+
+    def said(name):
+        return 1024 * int(re.search(rf"{name}:\s+(\d+)", status.read_text())[1])
+
+    peak.write_text("5")
+    before = said("VmRSS")
+    other = copy.deepcopy(layer_of_pages)
+    assert said("VmHWM") - before < 1.5 * layer_of_pages.memory.weight.nbytes
+    assert torch.equal(other.memory.weight, layer_of_pages.memory.weight)
+    other.memory.page(1).zero_()
+    assert layer_of_pages.memory.page(1).all()
+
+
+@pytest.fixture(params=[None, 4])
+def layer_of_pages(request):
+    """As many pages as there may be, or fewer."""
+    layer = MemoirLinear(torch.nn.Linear(4096, 1024, bias=False), k=16, max_pages=request.param)
+    for _ in range(3):
+        layer.memory.open()
+    layer.memory.weight.fill_(1.0)
+    return layer
 
 
 def test_a_copied_memoir_can_be_taught_on(memoir, copied, tiny_tokenizer):

@@ -330,6 +330,14 @@ class MemoirLinear(AroundBase, Replaceable, tickets.Enrolled, nn.Module):
         if device.type not in ("cpu", "meta"):
             torch.accelerator.synchronize(device)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "MemoirLinear":
+        """As by `__getstate__`, which has to copy what a pickle is made of later; here, nothing is copied twice."""
+        other = memo[id(self)] = type(self).__new__(type(self))
+        with self.turns.reading():
+            state = copy.deepcopy(super().__getstate__(), memo)
+        other.__setstate__(state)
+        return other
+
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
         with self.turns.reading():

@@ -1,5 +1,6 @@
 """`ResidualMemory`: W_m, in pages, of which each edit owns k columns of one."""
 
+import copy
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -244,11 +245,22 @@ class ResidualMemory(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()
-        state |= {"_free": [*self._free, *self._copies], "_copies": set()}
         pages = self.weight.clone()
         hold(pages)
-        return {**state, "_buffers": {"table": pages}}
+        return {**self._rest(), "_buffers": {"table": pages}}
+
+    def _rest(self) -> dict[str, Any]:
+        """What it has besides its pages; copies that views read are free to a copy."""
+        state: dict[str, Any] = super().__getstate__()
+        return {**state, "_free": [*self._free, *self._copies], "_copies": set(), "_buffers": {}}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ResidualMemory":
+        """Writes the pages once: by way of `__getstate__`, Python would have four of each in memory."""
+        other = memo[id(self)] = type(self).__new__(type(self))
+        super(ResidualMemory, other).__setstate__(copy.deepcopy(self._rest(), memo))  # type: ignore[no-untyped-call]
+        table = other._reserved(self.weight)
+        other._buffers["table"] = table.clone() if table.data_ptr() == self.table.data_ptr() else table
+        return other
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
