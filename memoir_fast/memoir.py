@@ -18,7 +18,7 @@ from memoir_fast.core.edit import Edit, as_edit
 from memoir_fast.core.status import MemoirStatus, status_of
 from memoir_fast.editing.context import EditContext
 from memoir_fast.editing.interference import PageInterference
-from memoir_fast.editing.teacher import EditResult, Teacher, Written
+from memoir_fast.editing.teacher import EditResult, Prepared, Teacher, Written
 from memoir_fast.editing.wordings import write_prefixes
 from memoir_fast.hf.tokens import Row, prompt_ids
 from memoir_fast.kept import Kept
@@ -131,17 +131,8 @@ class Memoir(Kept):
         single = isinstance(edits, (str, Edit))
         own = Edit(edits, target or "", subject=subject) if isinstance(edits, str) else edits
         given: Any = [own] if single else own
-        wanted = [as_edit(one, bank) for one in given]
-        settings, teacher = self._recipe(recipe, batch), self._teacher
-        teacher.require_room(wanted)
-        prepared = [teacher.prepare(edit, settings) for edit in wanted]
-        shown = tqdm(total=len(wanted), desc="editing", unit="edit", disable=single or not wanted or not progress)
-        with shown:
-            results, last = [], self.calibration
-            for result in teacher.stream(prepared, settings):
-                results.append(result)
-                last = self._finish(last)
-                shown.update()
+        shown = progress and not single
+        results = [*self.edit_stream(given, bank=bank, recipe=recipe, batch=batch, progress=shown, check_first=True)]
         return results[0] if single else results
 
     def edit_stream(
@@ -153,6 +144,7 @@ class Memoir(Kept):
         batch: int | str | None = None,
         progress: bool = False,
         total: int | None = None,
+        check_first: bool = False,
     ) -> Iterator[EditResult]:
         """Teaches corrections as they come, from any iterable, also an endless one; yields each when it is written.
 
@@ -161,11 +153,20 @@ class Memoir(Kept):
         Args:
             edits, bank, recipe, batch, progress: as in `edit`; requests are checked when their turn comes.
             total (int, optional): how many there are, for the time left in the progress bar.
+            check_first (bool): all requests are checked before the first is learned, as by `edit`. Default: False.
         """
         settings, teacher = self._recipe(recipe, batch), self._teacher
-        with tqdm(total=total, desc="editing", unit="edit", disable=not progress) as shown:
+        wanted: Iterable[Edit] = (as_edit(one, bank) for one in edits)
+        if check_first:
+            wanted = list(wanted)
+            teacher.require_room(wanted)
+            total = len(wanted)
+        prepared: Iterable[Prepared] = (teacher.prepare(edit, settings) for edit in wanted)
+        if check_first:
+            prepared = list(prepared)
+        with tqdm(total=total, desc="editing", unit="edit", disable=not progress or total == 0) as shown:
             last = self.calibration
-            for result in teacher.stream((teacher.prepare(as_edit(one, bank), settings) for one in edits), settings):
+            for result in teacher.stream(prepared, settings):
                 last = self._finish(last)
                 shown.update()
                 yield result

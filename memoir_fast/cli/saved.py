@@ -2,6 +2,8 @@
 
 import dataclasses
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,19 @@ Out = Annotated[
 Recipe = Annotated[str | None, typer.Option("--recipe", help="How edits are learned. Default: the memory's own.")]
 SOME_NOT_LEARNED = 3
 """Exit code."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within the block, SIGTERM interrupts as Ctrl-C does, so that what is finished is saved, and told."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def application(
         keys (Keys, optional): who may ask, and for which banks. Default: anybody, for edits in no bank.
         admin (Token, optional): what requests under /memoir must bear. Default: there are no such routes.
         most_bytes (int): bodies of requests are no longer. Default: 1 MiB.
-        ending (Ending, optional): ends answers early.
+        ending (Ending, optional): ends answers, and lists of edits, early.
 
     Raises:
         MemoirError: a package is missing, or this transformers has another server than is known; see `server.build`.
@@ -39,11 +39,11 @@ def application(
         >>> app = application(memoir, "tiny")  # doctest: +SKIP
         >>> uvicorn.run(app, port=8000)  # doctest: +SKIP
     """
-    metrics = Metrics(memoir)
+    metrics, ending = Metrics(memoir), ending or server.Ending()
     app = server.build(memoir.model, memoir.tokenizer, name, metrics.generation, ending)
     app.router.routes.append(_scraped(metrics))
     if admin is not None:
-        app.router.routes.extend(edits.routes(memoir))
+        app.router.routes.extend(edits.routes(memoir, ending))
     from fastapi.exceptions import RequestValidationError
     from starlette.exceptions import HTTPException
 

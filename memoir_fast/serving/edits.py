@@ -7,22 +7,32 @@ from typing import Any
 
 from memoir_fast.core.edit import Edit
 from memoir_fast.errors import MemoirError, StoreFullError, UnknownEditError
+from memoir_fast.hf.request_errors import refused
+from memoir_fast.hf.server import Ending
 from memoir_fast.io import strict_json
 from memoir_fast.io.edit_texts import edit_of, texts_of
 from memoir_fast.serving.gate import refusal
 
 FIELDS = ("prompt", "target", "paraphrases", "keep", "bank", "author", "source", "subject")
 MOST_LISTED = 1000
+_STATUSES: dict[tuple[type[Exception], ...], int] = {
+    (UnknownEditError,): 404,
+    (StoreFullError,): 507,
+    (TypeError, ValueError): 400,
+    (MemoirError, OSError): 500,  # the folder cannot be written: nothing was changed
+}
+"""By kind of error; the first that fits."""
 
 
-def routes(memoir: Any) -> list[Any]:
+def routes(memoir: Any, ending: Ending) -> list[Any]:
     """Starlette's routes under /memoir. Who may ask is not their affair.
 
     A change is made in a thread of its own, one at a time, and is in the memory, and in its folder where that is open,
-    before it is answered.
+    before it is answered. Once the end has begun, none is begun, and of a list no further edit.
 
     Args:
         memoir (Memoir): what is changed.
+        ending (Ending): is asked before each change.
     """
     from anyio import CapacityLimiter, to_thread
     from starlette.requests import Request
@@ -32,21 +42,22 @@ def routes(memoir: Any) -> list[Any]:
     one_at_a_time = CapacityLimiter(1)
 
     def route(path: str, method: str, act: Callable[[dict[str, str], Any], Any], changes: bool = True) -> Route:
+        def in_turn(given: dict[str, str], values: Any) -> Any:
+            if changes:
+                ending.require_not_begun()
+            return _plain(act(given, values))
+
         async def answer(request: Request) -> JSONResponse:
-            given = {**request.path_params, **request.query_params}
             try:
+                given = _parameters(request)
                 body = await request.body()
                 values = _json(body) if body else None
                 limiter = one_at_a_time if changes else None
-                return JSONResponse(_plain(await to_thread.run_sync(act, given, values, limiter=limiter)))
-            except UnknownEditError as error:
-                return refusal(404, str(error))
-            except StoreFullError as error:
-                return refusal(507, str(error))
-            except (TypeError, ValueError) as error:
-                return refusal(400, str(error))
-            except (MemoirError, OSError) as error:  # the folder cannot be written: nothing was changed
-                return refusal(500, str(error))
+                return JSONResponse(await to_thread.run_sync(in_turn, given, values, limiter=limiter))
+            except _StoppedError as stopped:
+                return refusal(_told(stopped.error)[0], str(stopped), further={"edits": _plain(stopped.made)})
+            except Exception as error:
+                return refusal(*_told(error))
 
         return Route(path, answer, methods=[method])
 
@@ -73,7 +84,18 @@ def routes(memoir: Any) -> list[Any]:
             return memoir.edit(edit_from(values))
         if not values:
             raise ValueError("a list of edits holds one at least")
-        return memoir.edit([_one_of(values, index) for index in range(len(values))], progress=False)
+        return taught_in_turn([_one_of(values, index) for index in range(len(values))])
+
+    def taught_in_turn(edits: list[Edit]) -> list[Any]:
+        made: list[Any] = []
+        try:
+            for result in memoir.edit_stream(edits, check_first=True):
+                made.append(result)
+                if len(made) < len(edits):
+                    ending.require_not_begun()
+        except Exception as error:
+            raise _StoppedError(error, made, len(edits)) from error
+        return made
 
     def deleted(given: dict[str, str], _: Any) -> Any:
         _known(given, "id")
@@ -94,6 +116,23 @@ def routes(memoir: Any) -> list[Any]:
     ]
 
 
+class _StoppedError(Exception):
+    """A list of edits of which some were made, and some not."""
+
+    def __init__(self, error: Exception, made: list[Any], of: int) -> None:
+        super().__init__(f"{_told(error)[1]}; of {of} edits {len(made)} were made")
+        self.error, self.made = error, made
+
+
+def _told(error: Exception) -> tuple[int, str]:
+    """The status of a request that ended by an error, and what is said of it."""
+    for kinds, status in _STATUSES.items():
+        if isinstance(error, kinds):
+            return status, str(error)
+    other = refused(error)
+    return other.status, str(other)
+
+
 def edit_from(values: Any) -> Edit:
     """The edit that a request's JSON asks for.
 
@@ -111,6 +150,14 @@ def edit_from(values: Any) -> Edit:
     if others:
         raise ValueError(f"an edit has the fields {', '.join(FIELDS)}, got {', '.join(others):.200}")
     return edit_of(values)
+
+
+def _parameters(request: Any) -> dict[str, str]:
+    """What stands in a request's path and behind it; ValueError where one stands in both."""
+    twice = sorted(request.path_params.keys() & request.query_params.keys())
+    if twice:
+        raise ValueError(f"{', '.join(twice)} stands in the path already")
+    return {**request.path_params, **request.query_params}
 
 
 def _json(body: bytes) -> Any:

@@ -18,11 +18,13 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
-def refusal(status: int, text: str, headers: dict[str, str] | None = None) -> Any:
-    """A response that says why a request is refused, as OpenAI's clients read it."""
+def refusal(
+    status: int, text: str, headers: dict[str, str] | None = None, further: dict[str, Any] | None = None
+) -> Any:
+    """A response that says why a request is refused, as OpenAI's clients read it; `further` stands beside it."""
     from starlette.responses import JSONResponse
 
-    return JSONResponse(error_body(status, text), status, headers)
+    return JSONResponse({**error_body(status, text), **(further or {})}, status, headers)
 
 
 class Gate:

@@ -123,6 +123,28 @@ def test_an_answer_that_outlasts_the_end_is_told_so(impatient, process, connect)
     assert refused == ["the server is ending"] * len(refused) != []
 
 
+def test_a_list_of_edits_ends_with_the_edit_in_hand_and_says_which_were_made(
+    impatient, process, connect, folder, tiny_llama, tiny_tokenizer
+):
+    child, port = process
+    edits = [{"prompt": f"The number {number} is", "target": "Rome"} for number in range(400)]
+    with ThreadPoolExecutor(2) as many:
+        asked = many.submit(connect(port), "POST", "/memoir/edits", edits, ADMIN)
+        while not connect(port)("GET", "/memoir/status", key=ADMIN)[1]["edits"]:
+            assert not asked.done()
+        waiting = many.submit(connect(port), "POST", "/memoir/edits", edits[-1], ADMIN)
+        time.sleep(0.1)
+        os.kill(child, signal.SIGTERM)
+        status, said, _ = asked.result()
+        assert waiting.result()[0] == 503
+    assert ended(child) == 0
+    made = [one["prompt"] for one in said["edits"]]
+    assert status == 503 and said["error"]["message"] == f"the server is ending; of 400 edits {len(made)} were made"
+    assert 0 < len(made) < len(edits) and made == [one["prompt"] for one in edits[: len(made)]]
+    with Memoir.open(tiny_llama, tiny_tokenizer, folder) as memoir:
+        assert [one.prompt for one in memoir.edits.values()] == made
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -91,6 +91,8 @@ def test_status_and_calibration(admin, memoir):
         ("GET", "/memoir/edits?after=x", None, "whole number"),
         ("GET", "/memoir/edits?page=2", None, "parameters are bank, after, limit"),
         ("DELETE", "/memoir/edits/first", None, "whole number"),
+        ("DELETE", "/memoir/edits/0?id=1", None, "id stands in the path"),
+        ("POST", "/memoir/edits", '{"prompt": "\\ud800", "target": "b"}', "half a character"),
         ("POST", "/memoir/calibrate", '{"rate": 1}', "calibrate takes"),
         ("POST", "/memoir/calibrate", '{"false_match_rate": "1"}', "calibrate takes"),
         ("POST", "/memoir/calibrate", '{"false_match_rate": 2}', "must lie in"),
@@ -114,6 +116,37 @@ def test_a_folder_that_cannot_be_written_leaves_the_memory_as_it_was(admin, clie
     status, said = admin("POST", "/memoir/edits", {"prompt": RIVER, "target": "camel"})
     assert status == 500 and "No space left" in said["error"]["message"]
     assert memoir.edits == before and client.complete(RIVER, keys["acme"]) == said_before
+
+
+def test_a_list_that_stops_says_which_edits_were_made(admin, memoir, monkeypatch):
+    before, write, prompts = (
+        dict(memoir.edits),
+        memoir._durable.edited,
+        ["The first is", "The second is", "The third is"],
+    )
+
+    def full(written, *rest):
+        if memoir.edits[written.edit_id].prompt == prompts[-1]:
+            raise OSError(28, "No space left on device")
+        return write(written, *rest)
+
+    monkeypatch.setattr(memoir._durable, "edited", full)
+    status, said = admin("POST", "/memoir/edits", [{"prompt": one, "target": "Rome"} for one in prompts])
+    assert status == 500 and said["error"]["message"].endswith("No space left on device; of 3 edits 2 were made")
+    assert [one["prompt"] for one in said["edits"]] == prompts[:2]
+    assert {one.prompt for one in memoir.edits.values()} == {one.prompt for one in before.values()} | {*prompts[:2]}
+    for one in said["edits"]:
+        assert admin("DELETE", f"/memoir/edits/{one['edit_id']}")[0] == 200
+
+
+def test_a_list_is_checked_before_its_first_is_learned(admin, memoir, monkeypatch):
+    before = dict(memoir.edits)
+    edits = [{"prompt": "The first is", "target": "Rome"}, {"prompt": "The second is " * 500, "target": "Rome"}]
+    status, said = admin("POST", "/memoir/edits", [edits[0], {**edits[1], "prompt": edits[1]["prompt"][:3000]}])
+    assert status == 400 and "context" in said["error"]["message"] and said["edits"] == []
+    monkeypatch.setattr(memoir.layer.store, "max_edits", len(before) + 1)
+    status, said = admin("POST", "/memoir/edits", [{"prompt": one, "target": "Rome"} for one in ("a", "b")])
+    assert status == 507 and said["edits"] == [] and memoir.edits == before
 
 
 def test_an_edit_of_json():

@@ -3,11 +3,7 @@
 import dataclasses
 import os
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +11,7 @@ import typer
 
 from memoir_fast.cli.options import EDITS_FILE, Device, Dtype, Json, Model, Quiet, console, require_writable, write_json
 from memoir_fast.cli.plain import cell, grid
-from memoir_fast.cli.saved import SOME_NOT_LEARNED, begun_at
+from memoir_fast.cli.saved import SOME_NOT_LEARNED, begun_at, terminable
 
 SHOWN = 20  # rows of a table
 BEYOND = 8  # tokens after the target in which it shows that the model does not end, or runs on into another word
@@ -71,7 +67,7 @@ def edit(
     started = time.perf_counter()
     before = dict(memoir.edits)
     try:
-        with _terminable():
+        with terminable():
             results = memoir.edit(wanted, recipe=recipe, progress=not quiet)
     except BaseException:
         if memoir.edits != before:  # what is finished is not lost
@@ -113,19 +109,6 @@ def edit(
     _show_said(screen, held, said)
     if learned < len(results):
         raise typer.Exit(SOME_NOT_LEARNED)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Within the block, SIGTERM interrupts as Ctrl-C does, so that what is finished can be saved."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _require_folder(out: Path | None, memory: str | None) -> Path:

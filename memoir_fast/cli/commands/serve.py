@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from memoir_fast.cli.options import Device, Dtype, Model, Quiet
+from memoir_fast.cli.saved import terminable
 
 LOOPBACK = "127.0.0.1"
 GRACE = 10  # seconds that answers under way have left
@@ -91,11 +92,11 @@ def _run(app: Any, listening: socket.socket, ending: Any, quiet: bool) -> None:
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             if not quiet and self.server_state.connections:
-                typer.echo(f"memoir serve ends; answers under way have {GRACE} seconds", err=True)
+                typer.echo(f"memoir serve ends; answers and edits under way have {GRACE} seconds", err=True)
             asyncio.get_running_loop().call_later(GRACE, ending.begin)
             await super().shutdown(sockets)
 
     unsaid = quiet_transformers() if quiet else nullcontext()  # it says a line for each request
-    with unsaid, suppress(KeyboardInterrupt):  # uvicorn has ended by then
+    with unsaid, terminable(), suppress(KeyboardInterrupt):  # uvicorn, which passes signals on, has ended by then
         Saying(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE + TOLD)).run([listening])
     ending.finish()
