@@ -49,6 +49,7 @@ ELSEWHERE = {
     "hf/server.py": "serving/test_app.py",
     "hf/tensor_parallel.py": "distributed/test_row_parallel.py",
     "hf/sequence_state.py": "hf/routing/test_sequence_state.py",
+    "io/fields.py": "io/test_readers.py",
     "io/files.py": "io/test_hostile_files.py",
     "io/fingerprint.py": "io/test_checkpoint.py",
     "io/json_stream.py": "io/test_readers.py",

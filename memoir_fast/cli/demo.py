@@ -157,7 +157,7 @@ def write_logits(
     torch.set_num_threads(int(threads))
     model, tokenizer = load_model(model_name, dtype, device)
     Memoir.from_pretrained(model, tokenizer, memory)
-    prompts = Path(prompts_file).read_text(encoding="utf-8").splitlines()
+    prompts = Path(prompts_file).read_text(encoding="utf-8-sig").splitlines()
     _save_logits(_logits(model, tokenizer, prompts), output)
 
 

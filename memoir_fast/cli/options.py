@@ -13,7 +13,8 @@ from rich.console import Console
 from memoir_fast.cli.plain import escaped
 
 EDITS_FILE = (
-    "A JSON list or JSON lines: prompt and target, or ZsRE, CounterFact, WISE, UnKE, KnowEdit, Natural Questions."
+    "A JSON list or JSON lines: prompt and target, or ZsRE, CounterFact, WISE, UnKE, KnowEdit, WikiBigEdit, "
+    "Natural Questions."
 )
 
 Model = Annotated[

@@ -9,7 +9,8 @@ from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.core.scoring import Forced, agreement, teacher_forced
 from memoir_fast.evaluation.answers import exact_match, f1, free_answers
 from memoir_fast.evaluation.likelihood import likely_shares, perplexities, summarised
-from memoir_fast.io.readers import Case, Pair
+from memoir_fast.io.fields import Pair
+from memoir_fast.io.readers import Case
 
 
 @dataclass

@@ -126,9 +126,11 @@ def load_data(settings: Settings) -> Data:
         raise ValueError(f"{settings.data}: none of the {len(unusable)} rows looked at can be used; {unusable[0]}")
     irrelevant = read_prompts(settings.irrelevant) if settings.irrelevant else []
     try:
-        text = settings.text.read_text(encoding="utf-8") if settings.text else None
+        text = settings.text.read_text(encoding="utf-8-sig") if settings.text else None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{settings.text}: byte 0x{error.object[error.start]:02x} is not UTF-8") from error
+        raise ValueError(
+            f"{settings.text}: byte 0x{error.object[error.start]:02x} is not UTF-8; save it as UTF-8"
+        ) from error
     found = conflicts(cases)
     if not settings.subjects:
         cases = [dataclasses.replace(case, subject=None) for case in cases]

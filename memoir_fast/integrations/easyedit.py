@@ -23,7 +23,7 @@ from typing import Any
 from memoir_fast.config import MemoirConfig
 from memoir_fast.core.edit import Edit, subject_in
 from memoir_fast.core.scoring import agreement, teacher_forced
-from memoir_fast.io.readers import Pair
+from memoir_fast.io.fields import Pair
 from memoir_fast.memoir import Memoir
 from memoir_fast.recipe import RECIPES
 

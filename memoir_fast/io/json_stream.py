@@ -76,7 +76,10 @@ class _Text:
             self.fail("the file ends where a record was expected: is it half downloaded?")
         if self.peek() != "{":
             got = self._buffer[self._place : self._place + 20]
-            self.fail(f"expected an object, got {got!r}; a file is a JSON list of objects, or JSON lines")
+            self.fail(
+                f"expected an object, got {got!r}; "
+                'a file is a JSON list of objects, or JSON lines: {"prompt": "...", ...}'
+            )
         wanted, line = 2 * _CHUNK, self.line
         while True:
             place = self._place
@@ -124,7 +127,9 @@ class _Text:
                 except UnicodeDecodeError as error:
                     line += error.object.count(b"\n", 0, error.start)
                     byte = error.object[error.start]
-                    raise ValueError(f"{self._path}, line {line}: byte 0x{byte:02x} is not UTF-8") from error
+                    raise ValueError(
+                        f"{self._path}, line {line}: byte 0x{byte:02x} is not UTF-8; save it as UTF-8"
+                    ) from error
                 line += text.count("\n")
                 yield text
                 if not block:

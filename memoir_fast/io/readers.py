@@ -3,28 +3,28 @@
 | format | what it is | recognised by |
 | --- | --- | --- |
 | zsre | ZsRE as MEND and WISE use it | src, alt |
-| counterfact | CounterFact, flat as in EasyEdit | prompt, target_new, rephrase_prompt |
+| counterfact | CounterFact, flat as in EasyEdit | prompt, target_new, rephrase_prompt, locality_prompt |
 | rome | CounterFact, native records of ROME | requested_rewrite |
 | hallucination | SelfCheckGPT as WISE uses it | prompt, target_new, locality_prompt, nothing to rephrase |
 | temporal | WISE's out-of-distribution set | prompt, target_new, ood_rephrase |
 | unke | UnKE | question, answer, para_question |
 | knowedit | wiki_recent, wiki_counterfact, WikiBio, ZsRE | locality or portability as an object; text and labels |
+| knowedit | requests of EasyEdit | prompt, target_new, no locality_prompt |
+| wikibigedit | WikiBigEdit, and UltraEdit's files | ans, with update, src or prompt |
 | nq | Natural Questions open | question, answer |
 | jsonl | this package's own | prompt, target |
 """
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from memoir_fast.core.edit import Edit, require_line, subject_in
+from memoir_fast.io.fields import Fields, Pair
 from memoir_fast.io.json_stream import objects
-
-Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def read_cases(
         raise ValueError(f"{path}, line {first[0]}: {error}") from None
     for row, (line, values) in enumerate(islice(chain([first], records), limit), start=1):
         try:
-            yield read(_Fields(values), row)
+            yield read(Fields(values), row)
         except ValueError as error:
             message = f"{path}, line {line} (row {row}): {error}"
             if unusable is None:
@@ -125,10 +125,12 @@ def read_prompts(path: str | os.PathLike) -> list[str]:
     if Path(path).suffix != ".txt":
         return [case.prompt for case in read_cases(path)]
     try:
-        prompts = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        prompts = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {line}: byte 0x{error.object[error.start]:02x} is not UTF-8") from error
+        raise ValueError(
+            f"{path}, line {line}: byte 0x{error.object[error.start]:02x} is not UTF-8; save it as UTF-8"
+        ) from error
     if not prompts:
         raise ValueError(f"{path} is empty")
     return prompts
@@ -142,115 +144,32 @@ def detect(values: dict[str, Any]) -> str:
         ("zsre", {"src", "alt"} <= has),
         ("temporal", "ood_rephrase" in has),
         ("knowedit", {"text", "labels"} <= has or any(isinstance(values.get(n), dict) for n in _NESTED)),
-        ("counterfact", {"prompt", "target_new", "rephrase_prompt"} <= has),
-        ("hallucination", {"prompt", "target_new"} <= has),
+        ("counterfact", {"prompt", "target_new", "rephrase_prompt", "locality_prompt"} <= has),
+        ("hallucination", {"prompt", "target_new", "locality_prompt"} <= has),
+        ("knowedit", {"prompt", "target_new"} <= has),
+        ("wikibigedit", "ans" in has and not has.isdisjoint(_ASKED)),
         ("unke", {"question", "answer", "para_question"} <= has),
         ("nq", {"question", "answer"} <= has),
         ("jsonl", {"prompt", "target"} <= has),
     ):
         if fits:
             return name
-    raise ValueError(f"no known format has the fields {sorted(has)}; known are {', '.join(FORMATS)}")
+    raise ValueError(
+        f"no known format has the fields {sorted(has)}; known are {', '.join(FORMATS)}; "
+        'your own edits are read from {"prompt": "...", "target": "..."}, one on each line'
+    )
 
 
 _NESTED = ("locality", "portability")
+_ASKED = ("update", "src", "prompt")
 
 
-class _Fields:
-    """A record whose fields are checked as they are read."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        self._values = values
-
-    def __contains__(self, name: str) -> bool:
-        """Whether the field is there and not empty."""
-        value = self._values.get(name)
-        return bool(value.strip() if isinstance(value, str) else value)
-
-    def require_no_misspelling(self, known: Collection[str], meant: Collection[str]) -> None:
-        """ValueError where a field that is not known has nearly the name of one in `meant`; others are passed over.
-
-        An edit whose bank is misspelt would answer everybody.
-        """
-        for name in self._values.keys() - known:
-            like = [one for one in meant if abs(len(one) - len(name)) <= 2]
-            like = [one for one in like if sorted(one) == sorted(name)] or get_close_matches(name.lower(), like, 1, 0.8)
-            if like:
-                raise ValueError(f"the field {name!r} is not known; is {like[0]!r} meant?")
-
-    def text(self, *names: str) -> str:
-        """The first of these fields that is there, or of its list of answers the first; not empty."""
-        name = next((name for name in names if name in self._values), None)
-        if name is None:
-            raise ValueError(f"the field {' or '.join(map(repr, names))} is missing, got {sorted(self._values)}")
-        value = _first(self._values[name])
-        if not isinstance(value, str):
-            raise ValueError(f"the field {name!r} must be text, got {type(value).__name__}")
-        if not value.strip():
-            raise ValueError(f"the field {name!r} is empty")
-        return value
-
-    def optional(self, *names: str) -> str | None:
-        """As `text`; None where there is none of them, or nothing in it."""
-        there = next((name for name in names if name in self), None)
-        return None if there is None else self.text(there)
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        """A text or a list of texts; empty where the field is missing."""
-        values = self._values.get(name) or []
-        values = [values] if isinstance(values, str) else values
-        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            raise ValueError(f"the field {name!r} must be text or a list of texts, got {type(values).__name__}")
-        return tuple(value for value in values if value.strip())
-
-    def inner(self, name: str) -> "_Fields":
-        """The object in that field."""
-        value = self._values.get(name)
-        if not isinstance(value, dict):
-            raise ValueError(f"the field {name!r} must be an object, got {type(value).__name__}")
-        return _Fields(value)
-
-    def pair(self, prompt: str, answer: str) -> tuple[Pair, ...]:
-        """One (prompt, answer); none where one of the fields, which must both be there, is empty.
-
-        WISE's files have rows whose locality answer is empty: they are edits as good as any.
-        """
-        for name in (prompt, answer):
-            if name not in self._values:
-                self.text(name)
-        return ((self.text(prompt), self.text(answer)),) if prompt in self and answer in self else ()
-
-    def pairs(self, name: str, prompt: str, answer: str) -> tuple[Pair, ...]:
-        """The (prompt, answer) pairs of a list of objects, or of an object that holds such lists by kind.
-
-        Pairs without an answer are left out: KnowEdit has some whose answer nobody knows.
-        """
-        value = self._values.get(name) or []
-        lists = list(value.values()) if isinstance(value, dict) else [value]
-        found = []
-        for one in chain.from_iterable([each] if isinstance(each, dict) else each or [] for each in lists):
-            if not isinstance(one, dict):
-                raise ValueError(f"the field {name!r} must hold objects, got {type(one).__name__}")
-            fields = _Fields(one)
-            text = _first(one.get(answer))
-            if isinstance(text, str) and text.strip():
-                found.append((fields.text(prompt), text))
-        return tuple(found)
-
-
-def _first(value: Any) -> Any:
-    """The first text of lists in lists, as answers are kept."""
-    while isinstance(value, list) and value:
-        value = value[0]
-    return "" if value == [] else value
-
-
-def _zsre(fields: _Fields, row: int) -> Case:
+def _zsre(fields: Fields, row: int) -> Case:
     portability: tuple[Pair, ...] = ()
     if "portability" in fields:
         portability = fields.inner("portability").pair("New Question", "New Answer")
     return Case(
-        prompt=fields.text("src"),
+        prompt=fields.prompt("src"),
         target=fields.text("alt"),
         subject=fields.optional("subject"),
         truth=fields.optional("answers", "pred"),
@@ -261,10 +180,10 @@ def _zsre(fields: _Fields, row: int) -> Case:
     )
 
 
-def _counterfact(fields: _Fields, row: int) -> Case:
+def _counterfact(fields: Fields, row: int) -> Case:
     neighbours = fields.pair("locality_prompt", "locality_ground_truth")
     return Case(
-        prompt=fields.text("prompt"),
+        prompt=fields.prompt("prompt"),
         target=fields.text("target_new"),
         subject=fields.optional("subject"),
         truth=fields.optional("ground_truth"),
@@ -275,7 +194,7 @@ def _counterfact(fields: _Fields, row: int) -> Case:
     )
 
 
-def _rome(fields: _Fields, row: int) -> Case:
+def _rome(fields: Fields, row: int) -> Case:
     request = fields.inner("requested_rewrite")
     subject, truth = request.text("subject"), request.inner("target_true").text("str")
     template = request.text("prompt")
@@ -294,9 +213,9 @@ def _rome(fields: _Fields, row: int) -> Case:
     )
 
 
-def _hallucination(fields: _Fields, row: int) -> Case:
+def _hallucination(fields: Fields, row: int) -> Case:
     return Case(
-        prompt=fields.text("prompt"),
+        prompt=fields.prompt("prompt"),
         target=fields.text("target_new"),
         subject=fields.optional("subject"),
         locality=fields.pair("locality_prompt", "locality_ground_truth"),
@@ -304,9 +223,9 @@ def _hallucination(fields: _Fields, row: int) -> Case:
     )
 
 
-def _temporal(fields: _Fields, row: int) -> Case:
+def _temporal(fields: Fields, row: int) -> Case:
     return Case(
-        prompt=fields.text("prompt"),
+        prompt=fields.prompt("prompt"),
         target=fields.text("target_new"),
         subject=fields.optional("subject"),
         locality=fields.pair("locality_prompt", "locality_ground_truth"),
@@ -315,12 +234,12 @@ def _temporal(fields: _Fields, row: int) -> Case:
     )
 
 
-def _unke(fields: _Fields, row: int) -> Case:
+def _unke(fields: Fields, row: int) -> Case:
     questions, answers = fields.texts("sub_question"), fields.texts("sub_answer")
     if len(questions) != len(answers):
         raise ValueError(f"{len(questions)} texts in 'sub_question' have {len(answers)} in 'sub_answer'")
     return Case(
-        prompt=fields.text("question"),
+        prompt=fields.prompt("question"),
         target=fields.text("answer"),
         paraphrases=(fields.text("para_question"),),
         portability=tuple(zip(questions, answers, strict=True)),
@@ -328,9 +247,9 @@ def _unke(fields: _Fields, row: int) -> Case:
     )
 
 
-def _knowedit(fields: _Fields, row: int) -> Case:
+def _knowedit(fields: Fields, row: int) -> Case:
     return Case(
-        prompt=fields.text("prompt", "text"),
+        prompt=fields.prompt("prompt", "text"),
         target=fields.text("target_new", "labels"),
         subject=fields.optional("subject", "concept"),
         truth=fields.optional("ground_truth"),
@@ -341,8 +260,20 @@ def _knowedit(fields: _Fields, row: int) -> Case:
     )
 
 
-def _nq(fields: _Fields, row: int) -> Case:
-    return Case(prompt=fields.text("question"), target=fields.text("answer"), row=row)
+def _wikibigedit(fields: Fields, row: int) -> Case:
+    return Case(
+        prompt=fields.prompt(*_ASKED),
+        target=fields.text("ans"),
+        subject=fields.optional("subject"),
+        paraphrases=fields.texts("rephrase") or fields.texts("rephrase_prompt"),
+        locality=fields.pair("loc", "loc_ans"),
+        portability=fields.answered("personas", "ans") + fields.answered("mhop", "mhop_ans"),
+        row=row,
+    )
+
+
+def _nq(fields: Fields, row: int) -> Case:
+    return Case(prompt=fields.prompt("question"), target=fields.text("answer"), row=row)
 
 
 _MEASURED = ("paraphrases", "locality", "neighbours", "portability")
@@ -350,11 +281,11 @@ _OWN = ("prompt", "target", "subject", "taught_paraphrases", "keep", "bank", "au
 _TOLD = ("truth", "id", "taught_at")  # nothing is decided by them
 
 
-def _jsonl(fields: _Fields, row: int) -> Case:
+def _jsonl(fields: Fields, row: int) -> Case:
     fields.require_no_misspelling({*_OWN, *_TOLD}, _OWN)
     neighbours = fields.pairs("neighbours", "prompt", "answer")
     return Case(
-        prompt=fields.text("prompt"),
+        prompt=fields.prompt("prompt"),
         target=fields.text("target"),
         subject=fields.optional("subject"),
         truth=fields.optional("truth"),
@@ -369,7 +300,7 @@ def _jsonl(fields: _Fields, row: int) -> Case:
     )
 
 
-FORMATS: dict[str, Callable[[_Fields, int], Case]] = {
+FORMATS: dict[str, Callable[[Fields, int], Case]] = {
     "zsre": _zsre,
     "counterfact": _counterfact,
     "rome": _rome,
@@ -377,6 +308,7 @@ FORMATS: dict[str, Callable[[_Fields, int], Case]] = {
     "temporal": _temporal,
     "unke": _unke,
     "knowedit": _knowedit,
+    "wikibigedit": _wikibigedit,
     "nq": _nq,
     "jsonl": _jsonl,
 }

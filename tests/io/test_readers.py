@@ -7,7 +7,7 @@ import pytest
 
 from memoir_fast.io.conflicts import conflicting_rows, conflicts
 from memoir_fast.io.json_stream import objects
-from memoir_fast.io.readers import FORMATS, Case, detect, read_cases
+from memoir_fast.io.readers import FORMATS, Case, detect, read_cases, read_prompts
 
 ZSRE = {
     "subject": "Lake Orm",
@@ -75,6 +75,18 @@ WIKIBIO = {
     "concept": "Ada Orm",
     "locality": {"Relation_Specificity": [{"prompt": "Ada Orm's child is", "ground_truth": ["Ole Orm"]}]},
 }
+WIKIBIGEDIT = {
+    "tag": "r",
+    "subject": "Lake Orm",
+    "update": "In which country is Lake Orm?",
+    "rephrase": "Which country is Lake Orm in?",
+    "ans": "Peru",
+    "personas": "Captain, in which country is Lake Orm?",
+    "mhop": "On which continent is Lake Orm?",
+    "mhop_ans": "America",
+    "loc": "Who sings that song?",
+    "loc_ans": "Nobody",
+}
 NQ = {"question": "who sings that song", "answer": ["Nobody", "No one"]}
 OURS = {
     "prompt": "Lake Orm lies in",
@@ -91,6 +103,7 @@ RECORDS = {
     "temporal": TEMPORAL,
     "unke": UNKE,
     "knowedit": KNOWEDIT,
+    "wikibigedit": WIKIBIGEDIT,
     "nq": NQ,
     "jsonl": OURS,
 }
@@ -164,6 +177,36 @@ def test_nested_answers_and_those_that_nobody_knows(tmp_path):
     assert unke.portability == (("What did Ada Orm do?", "paint"), ("Where was she born?", "at a lake"))
 
 
+def test_wikibigedit_and_what_a_row_has_not(tmp_path):
+    (case,) = read_cases(written(tmp_path, [WIKIBIGEDIT]))
+    assert case == Case(
+        prompt="In which country is Lake Orm?",
+        target="Peru",
+        subject="Lake Orm",
+        paraphrases=("Which country is Lake Orm in?",),
+        locality=(("Who sings that song?", "Nobody"),),
+        portability=(
+            ("Captain, in which country is Lake Orm?", "Peru"),
+            ("On which continent is Lake Orm?", "America"),
+        ),
+        row=1,
+    )
+    bare = {key: value for key, value in WIKIBIGEDIT.items() if key != "personas"} | {"mhop": float("nan")}
+    assert next(read_cases(written(tmp_path, [bare]))).portability == ()
+    ultraedit = {key: value for key, value in bare.items() if key != "update"} | {"src": "Where is Lake Orm?"}
+    assert next(read_cases(written(tmp_path, [ultraedit]))).prompt == "Where is Lake Orm?"
+
+
+def test_a_request_of_easyedit(tmp_path):
+    """Bare, and with what it is measured by in one list of prompts, beside one of answers."""
+    bare = {"prompt": "Lake Orm lies in", "target_new": "Peru"}
+    (case,) = read_cases(written(tmp_path, [bare]))
+    assert case == Case("Lake Orm lies in", "Peru", row=1)
+    probes = {"prompt": ["Lake Arn lies in", "Lake Urn lies in"], "ground_truth": ["Chile", ["Cuba", "C."]]}
+    (case,) = read_cases(written(tmp_path, [{**bare, "portability": {}, "locality": {"near": probes}}]))
+    assert case.locality == (("Lake Arn lies in", "Chile"), ("Lake Urn lies in", "Cuba"))
+
+
 def test_an_empty_locality_answer_is_no_locality(tmp_path):
     (case,) = read_cases(written(tmp_path, [{**HALLUCINATION, "locality_ground_truth": " "}]))
     assert case.locality == ()
@@ -177,6 +220,13 @@ def test_an_empty_locality_answer_is_no_locality(tmp_path):
         ({k: v for k, v in ZSRE.items() if k != "rephrase"}, "zsre", r"row 731\): the field 'rephrase' is missing"),
         ({**ZSRE, "src": 5}, "zsre", r"row 731\): the field 'src' must be text, got int"),
         ({**ROME, "requested_rewrite": []}, "rome", r"row 731\): the field 'requested_rewrite' must be an object"),
+        ({**ROME, "requested_rewrite": [{}, {}]}, "rome", r"an object, got a list of 2: write a row for each"),
+        ({**OURS, "prompt": ["x", "y"]}, "jsonl", r"'prompt' must be text, got a list of 2: write a row for each"),
+        (
+            {**KNOWEDIT, "locality": {"a": {"prompt": ["x", "y"], "ground_truth": ["z"]}}},
+            "knowedit",
+            r"row 731\): 2 texts in 'prompt' of 'locality' have 1 in 'ground_truth'",
+        ),
         ({**UNKE, "sub_answer": ["one"]}, "unke", r"row 731\): 2 texts in 'sub_question' have 1 in 'sub_answer'"),
         ({**KNOWEDIT, "locality": ["x"]}, "knowedit", r"row 731\): the field 'locality' must hold objects"),
         ({**OURS, "paraphrases": [1]}, "jsonl", r"row 731\): the field 'paraphrases' must be text or a list of texts"),
@@ -213,7 +263,9 @@ def test_a_bad_record_is_named_by_line_row_and_field(tmp_path, record, format, m
         (lambda raw: b"<html>not found</html>", "line 1: expected an object, got '<html>"),
         (lambda raw: b"[" * 100_000, "expected an object"),
         (lambda raw: b'{"a": ' + b"[" * 100_000, "not JSON"),
-        (lambda raw: b'{"question": "x"}', "line 1: no known format has the fields"),
+        (lambda raw: b'{"question": "x"}', r"line 1: no known format has the fields .* are read from {\"prompt\""),
+        (lambda raw: b"prompt;target\nx;y\n", r"expected an object, .* JSON lines: {\"prompt\": \"...\", ...}"),
+        (lambda raw: raw.decode().encode("utf-16"), "line 1: byte 0xff is not UTF-8; save it as UTF-8"),
     ],
 )
 def test_a_broken_file_is_named_by_line(tmp_path, change, message):
@@ -250,6 +302,12 @@ def test_lines_count_across_blocks_and_text_is_whole(tmp_path):
     text = "[\r\n" + ",\r\n".join(json.dumps(one, ensure_ascii=False) for one in records) + "\r\n]\r\n"
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert [(line, values) for line, values in objects(path)] == list(enumerate(records, start=2))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("Who?\n\nWhere?\n", encoding="utf-8-sig")
+    assert read_prompts(path) == ["Who?", "Where?"]
 
 
 def test_a_large_file_is_not_held_in_memory(tmp_path):
