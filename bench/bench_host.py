@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
 
+import bench_code_route
 import bench_layer
 import bench_mask_columns
 import bench_mask_match
@@ -30,6 +31,7 @@ ISSUED = (
     bench_tophash.issue,
     bench_mask_columns.issue,
     bench_route_rows.issue,
+    bench_code_route.issue,
     bench_mask_match.issue,
     bench_masked_linear.issue,
     bench_layer.issue,

@@ -1,6 +1,7 @@
 """Every benchmark, in the orders in which runs take them. A new one is entered here and nowhere else."""
 
 import bench_backward
+import bench_code_route
 import bench_edit
 import bench_edit_phases
 import bench_generate
@@ -33,6 +34,7 @@ ON_CPU: tuple[Benchmark, ...] = (
     bench_mask_overlap.BENCHMARK,
     bench_mask_columns.BENCHMARK,
     bench_route_rows.BENCHMARK,
+    bench_code_route.BENCHMARK,
     bench_memory_update.BENCHMARK,
     bench_sketch.BENCHMARK,
     bench_scaling.BENCHMARK,
@@ -56,6 +58,7 @@ ON_GPU: tuple[Benchmark, ...] = (
     bench_mask_match.BENCHMARK,
     bench_mask_columns.BENCHMARK,
     bench_route_rows.BENCHMARK,
+    bench_code_route.BENCHMARK,
     bench_mask_overlap.BENCHMARK,
     bench_scaling.BENCHMARK,
     bench_sketch.BENCHMARK,

@@ -124,4 +124,19 @@ inline void require_routes(const Tensor& mask, const Tensor& page, const Tensor&
   require(mask.size(0) > 0 || route.size(0) == 0, "mask must have a row at least, where there is a route");
 }
 
+inline void require_codes(const Tensor& row, const Tensor& overlap, const Tensor& owner, const Tensor& room) {
+  constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
+  require_tensor("row", row, ScalarType::Int, "B, Q", {-1, -1});
+  require(row.size(0) <= kLargest && row.size(1) <= kLargest, "row is too large: ", shape_of(row));
+  require(row.size(1) > 0, "row must have a code at least, got ", shape_of(row));
+  require_tensor("overlap", overlap, ScalarType::Int, "B, Q", {row.size(0), row.size(1)});
+  require_device("overlap", overlap, row);
+  require_tensor("owner", owner, ScalarType::Int, "C", {-1});
+  require(owner.size(0) <= kLargest, "owner is too large: ", shape_of(owner));
+  require_device("owner", owner, row);
+  require_tensor("room", room, ScalarType::Int, "C", {owner.size(0)});
+  require_device("room", room, row);
+  require(owner.size(0) > 0 || row.size(0) == 0, "owner must have a row at least, where there is a prompt");
+}
+
 }  // namespace memoir

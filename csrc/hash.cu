@@ -1,6 +1,7 @@
 // The launches of the kernels that hash a prompt.
 #include <cmath>
 
+#include "code_route_kernel.cuh"
 #include "launch.h"
 #include "mask_columns_kernel.cuh"
 #include "overlap_launch.cuh"
@@ -71,6 +72,11 @@ cudaError_t launch_tophash(const HashCall& call, const Gpu& gpu, cudaStream_t st
 
 cudaError_t launch_mask_columns(const ColumnsCall& call, const Gpu& gpu, cudaStream_t stream) {
   return launch_dependent(list_columns, call.rows, kColumnsThreads, gpu, stream, call);
+}
+
+cudaError_t launch_decision(const CodesCall& call, const Gpu& gpu, cudaStream_t stream) {
+  const int64_t blocks = (int64_t{call.prompts} + kDecideThreads - 1) / kDecideThreads;
+  return launch_dependent(decide, blocks, kDecideThreads, gpu, stream, call);
 }
 
 }  // namespace memoir

@@ -46,4 +46,15 @@ struct ColumnsCall {
   int masks, width;      // width: of a page
 };
 
+// What a search among code rows found for prompts of so many codes each, and the edits of the rows.
+struct CodesCall {
+  const int32_t* row;
+  const int32_t* overlap;
+  const int32_t* owner;  // of each of the rows that are stored, one at least
+  const int32_t* room;
+  int32_t* route;
+  int32_t* best;
+  int prompts, codes, stored;
+};
+
 }  // namespace memoir

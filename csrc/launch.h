@@ -39,6 +39,7 @@ cudaError_t launch_tophash(const HashCall& call, const Gpu& gpu, cudaStream_t st
 
 // Asynchronous on `stream`.
 cudaError_t launch_mask_columns(const ColumnsCall& call, const Gpu& gpu, cudaStream_t stream);
+cudaError_t launch_decision(const CodesCall& call, const Gpu& gpu, cudaStream_t stream);
 
 enum class LinearType { float32, float16, bfloat16 };
 

@@ -152,6 +152,35 @@ std::tuple<Tensor, Tensor> route_rows(const Tensor& mask_in, const Tensor& page_
   return {rows, first};
 }
 
+std::tuple<Tensor, Tensor> code_route(const Tensor& row_in, const Tensor& overlap_in, const Tensor& owner_in,
+                                      const Tensor& room_in) {
+  require_codes(row_in, overlap_in, owner_in, room_in);
+  const Tensor row = torch::stable::contiguous(row_in), overlap = torch::stable::contiguous(overlap_in);
+  const int64_t prompts = row.size(0), codes = row.size(1), stored = owner_in.size(0);
+  const int64_t owner_step = owner_in.stride(0), room_step = room_in.stride(0);
+  const Tensor route = torch::stable::new_empty(row, {prompts}), best = torch::stable::new_empty(row, {prompts});
+  const auto* rows = static_cast<const int32_t*>(row.const_data_ptr());
+  const auto* overlaps = static_cast<const int32_t*>(overlap.const_data_ptr());
+  const auto* owners = static_cast<const int32_t*>(owner_in.const_data_ptr());
+  const auto* rooms = static_cast<const int32_t*>(room_in.const_data_ptr());
+  auto* routes = static_cast<int32_t*>(route.mutable_data_ptr());
+  auto* bits = static_cast<int32_t*>(best.mutable_data_ptr());
+  for (int64_t i = 0; i < prompts * codes; ++i) {
+    require(-1 <= rows[i] && rows[i] < stored, "row must lie in [-1, ", stored, "), got ", rows[i]);
+  }
+  for (int64_t prompt = 0; prompt < prompts; ++prompt, rows += codes, overlaps += codes) {
+    int64_t chosen = 0;
+    for (int64_t q = 1; q < codes; ++q) {
+      const bool alike = (rows[q] >= 0) == (rows[chosen] >= 0);
+      if (alike ? overlaps[q] > overlaps[chosen] : rows[q] >= 0) chosen = q;
+    }
+    const int32_t at = rows[chosen];
+    routes[prompt] = at >= 0 && rooms[at * room_step] > 0 ? owners[at * owner_step] : -1;
+    bits[prompt] = overlaps[chosen];
+  }
+  return {route, best};
+}
+
 template <class T>
 void feature_rows(const Tensor& x, const Tensor& prompt_mask, const Tensor& mu, const Tensor& feature) {
   const auto* values = static_cast<const T*>(x.const_data_ptr());
@@ -205,6 +234,7 @@ STABLE_TORCH_LIBRARY_IMPL(memoir_fast_native, CPU, m) {
   MEMOIR_IMPLEMENTS(m, "cpu", tophash);
   MEMOIR_IMPLEMENTS(m, "cpu", mask_columns);
   MEMOIR_IMPLEMENTS(m, "cpu", route_rows);
+  MEMOIR_IMPLEMENTS(m, "cpu", code_route);
   MEMOIR_IMPLEMENTS(m, "cpu", prompt_feature);
 }
 

@@ -206,6 +206,29 @@ std::tuple<Tensor, Tensor> route_rows(const Tensor& mask_in, const Tensor& page_
   return {rows, first};
 }
 
+std::tuple<Tensor, Tensor> code_route(const Tensor& row_in, const Tensor& overlap_in, const Tensor& owner_in,
+                                      const Tensor& room_in) {
+  require_codes(row_in, overlap_in, owner_in, room_in);
+  const int64_t prompts = row_in.size(0);
+  const int32_t device = row_in.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const Tensor route = torch::stable::new_empty(row_in, {prompts}), best = torch::stable::new_empty(row_in, {prompts});
+  if (prompts == 0) return {route, best};
+  const Tensor row = torch::stable::contiguous(row_in), overlap = torch::stable::contiguous(overlap_in),
+               owner = torch::stable::contiguous(owner_in), room = torch::stable::contiguous(room_in);
+  CodesCall call{};
+  call.row = static_cast<const int32_t*>(row.const_data_ptr());
+  call.overlap = static_cast<const int32_t*>(overlap.const_data_ptr());
+  call.owner = static_cast<const int32_t*>(owner.const_data_ptr());
+  call.room = static_cast<const int32_t*>(room.const_data_ptr());
+  call.route = static_cast<int32_t*>(route.mutable_data_ptr());
+  call.best = static_cast<int32_t*>(best.mutable_data_ptr());
+  call.prompts = static_cast<int>(prompts), call.codes = static_cast<int>(row.size(1));
+  call.stored = static_cast<int>(owner.size(0));
+  check(launch_decision(call, gpu_of(device), current_stream(device)));
+  return {route, best};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(memoir_fast_native, CUDA, m) {
@@ -215,6 +238,7 @@ STABLE_TORCH_LIBRARY_IMPL(memoir_fast_native, CUDA, m) {
   MEMOIR_IMPLEMENTS(m, "cuda", prompt_feature);
   MEMOIR_IMPLEMENTS(m, "cuda", mask_columns);
   MEMOIR_IMPLEMENTS(m, "cuda", route_rows);
+  MEMOIR_IMPLEMENTS(m, "cuda", code_route);
 }
 
 }  // namespace memoir

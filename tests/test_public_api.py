@@ -63,9 +63,10 @@ def test_import_neither_logs_nor_seeds():
     assert run.stdout.strip() == "True []"
 
 
-def test_ops_are_eight_and_an_in_place_form():
+def test_ops_are_nine_and_an_in_place_form():
     assert ops.__all__ == sorted(ops.__all__)
     assert set(ops.__all__) == {
+        "code_route",
         "mask_columns",
         "mask_match",
         "mask_overlap",

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 from torch import nn
 
+from memoir_fast import ops
 from memoir_fast.checks import readable, tensor
 from memoir_fast.mask_format import BITS, pack, unpack, words
 from memoir_fast.modules import growing
@@ -229,12 +230,7 @@ class CodeStore(nn.Module):
             row, overlap = row.view(query.shape[:2]), overlap.view(query.shape[:2])
         else:
             row, overlap = self._best_named(query, rows, words)
-        rank = torch.add(overlap, row >= 0, alpha=self.k + 1)  # one that matches comes before all that do not
-        best = rank.max(dim=1, keepdim=True).indices
-        row, overlap = row.gather(1, best)[:, 0], overlap.gather(1, best)[:, 0]
-        at = row.clamp(min=0)
-        leads = (row >= 0) & (self.room.index_select(0, at) > 0)
-        return torch.where(leads, self.owner.index_select(0, at), -1), overlap
+        return ops.code_route(row, overlap, self.owner, self.room)
 
     def _best_named(
         self, query: torch.Tensor, among: torch.Tensor | None, words: torch.Tensor | None

@@ -34,7 +34,7 @@ def test_every_file_of_a_benchmark_is_listed(bench):
 
 
 OPS = {"prompt_feature", "tophash", "mask_columns", "mask_overlap", "mask_match", "masked_linear", "memory_update"}
-OPS |= {"route_rows"}
+OPS |= {"route_rows", "code_route"}
 
 
 @pytest.mark.parametrize("op", sorted(OPS))

@@ -19,6 +19,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda"
 _COMPILE = ["test_interpreter.py", "test_ahead_of_time.py", "test_tuning.py"]
 _RUN = [
+    "test_code_route.py",
     "test_dispatch.py",
     "test_launch_table.py",
     "test_mask_columns.py",

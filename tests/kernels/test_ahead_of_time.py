@@ -16,6 +16,7 @@ TENSOR_CORE = {"rows", "prefill", "multiply", "grad_x", "grad_memory", "memory_u
 NO_WIDE_STREAM = {
     "mask_columns",
     "route_rows",
+    "code_route",
     "combine",
     "choose",
     "gather",

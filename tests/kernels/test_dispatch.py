@@ -51,6 +51,7 @@ def test_a_module_runs_through_triton_from_the_prompt_to_the_gradient(draw, monk
         ops.masked_linear_add_(y.detach(), torch.cat([other, edited]), layer.memory, layer.columns, route)
     ops.mask_overlap(layer.store, layer.store)
     ops.mask_columns(layer.store, 4)
+    ops.code_route(route[:, None], route[:, None], route, route)
     ops.route_rows(layer.store, torch.zeros_like(route[:1]).expand(len(layer.store)), route, 4, 24)
     assert backends.last_used() == dict.fromkeys(backends.OPS, "triton")
 

@@ -1,4 +1,4 @@
-"""CUDA kernels of tophash, prompt_feature, mask_columns and route_rows without a GPU: every CUDA thread a fiber."""
+"""CUDA kernels that hash, list columns and decide on routes without a GPU: every CUDA thread a fiber."""
 
 import ctypes
 import math
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from memoir_fast.mask_format import words
+from memoir_fast.reference.code_route import code_route
 from memoir_fast.reference.mask_columns import mask_columns
 from memoir_fast.reference.prompt_feature import prompt_feature
 from memoir_fast.reference.route_rows import route_rows
@@ -157,3 +158,22 @@ def test_a_route_past_the_store_reads_nothing(library):
     )  # fmt: skip
     assert rows.tolist() == [[-1, -1, -1], [100, 101, 102], [-1, -1, -1], [100, 101, 102]]
     assert first.tolist() == [-1, 1, -1, 1]
+
+
+@pytest.mark.parametrize(("prompts", "codes", "stored"), [(1, 1, 1), (3, 3, 9), (128, 3, 5), (300, 7, 40)])
+def test_code_route(library, prompts, codes, stored):
+    row, overlap = torch.randint(-1, stored, (prompts, codes)).int(), torch.randint(0, 4, (prompts, codes)).int()
+    owner, room = torch.randint(0, 99, (stored,)).int(), torch.randint(-1, 3, (stored,)).int()
+    row[prompts // 2 :: 7] = -1
+    route, best = (torch.full((prompts,), UNWRITTEN, dtype=torch.int32) for _ in range(2))
+    library.run_decision(*map(pointer, (row, overlap, owner, room, route, best)), prompts, codes, stored)
+    expected = code_route(row, overlap, owner, room)
+    assert torch.equal(route, expected[0]) and torch.equal(best, expected[1])
+
+
+def test_a_row_past_the_store_is_of_no_edit(library):
+    """Guarded by the sanitizers: there is no fourth row."""
+    row, overlap = torch.tensor([[0, 3], [2**31 - 1, 0], [1, -1]]).int(), torch.tensor([[5, 6], [5, 5], [5, 9]]).int()
+    ones, route, best = torch.ones(3).int(), torch.zeros(3).int(), torch.zeros(3).int()
+    library.run_decision(*map(pointer, (row, overlap, ones, ones, route, best)), 3, 2, 3)
+    assert route.tolist() == [-1, -1, 1] and best.tolist() == [6, 5, 5]

@@ -21,6 +21,7 @@ SAMPLES = {
     "tophash": (torch.randn(2, 12), 3, torch.randperm(12).int()),
     "mask_columns": (STORE[:3], 7),
     "route_rows": (STORE, torch.arange(10).int() % 3, torch.tensor([4, -1, 9, 4]).int(), 7, 300),
+    "code_route": (*torch.randint(0, 4, (2, 5, 3)).int(), *torch.randint(0, 4, (2, 4)).int()),
     "prompt_feature": (torch.randn(2, 5, 12), torch.ones(2, 5, dtype=torch.bool), torch.zeros(12)),
     "masked_linear": (X, torch.randn(12, 8), torch.tensor([[0, 3, 4]]).int(), torch.zeros(2).int()),
     "masked_linear_add_": (
@@ -45,6 +46,8 @@ def test_opcheck(raw, op):
 
 @pytest.mark.parametrize("op", SAMPLES)
 def test_compiles_without_a_graph_break(raw, op):
+    torch.compiler.reset()  # a function is compiled for so many arguments and no more
+
     @torch.compile(fullgraph=True, backend="aot_eager")
     def run(*arguments):
         return getattr(raw, op)(*arguments)

@@ -1,4 +1,5 @@
-// Runs the GPU kernels of tophash, prompt_feature, mask_columns and route_rows on the CPU, for the test beside it.
+// Runs the GPU kernels that hash, list columns and decide on routes on the CPU, for the test beside it.
+#include "code_route_kernel.cuh"
 #include "mask_columns_kernel.cuh"
 #include "prompt_feature_kernel.cuh"
 #include "tophash_kernel.cuh"
@@ -78,4 +79,13 @@ extern "C" void run_rows(const int32_t* mask, const int32_t* page, const int32_t
   const memoir::ColumnsCall call{mask, rows, mask_row, batch, words, k, route, page, first, masks, width};
   memoir::run_grid(batch, memoir::kColumnsThreads, [&](int i) { return backwards_from(batch, i); },
                    [&] { memoir::list_columns(call); });
+}
+
+extern "C" void run_decision(const int32_t* row, const int32_t* overlap, const int32_t* owner, const int32_t* room,
+                             int32_t* route, int32_t* best, int prompts, int codes, int stored) {
+  memoir::predecessor = [] {};
+  const memoir::CodesCall call{row, overlap, owner, room, route, best, prompts, codes, stored};
+  const int blocks = (prompts + memoir::kDecideThreads - 1) / memoir::kDecideThreads;
+  memoir::run_grid(blocks, memoir::kDecideThreads, [&](int i) { return backwards_from(blocks, i); },
+                   [&] { memoir::decide(call); });
 }
