@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from memoir_fast.core import pages
-from memoir_fast.core.calibration import Calibration
 from memoir_fast.core.edit import Edit
 from memoir_fast.core.edited_model import EditedModel
 from memoir_fast.editing.teacher import Written
@@ -17,7 +16,7 @@ from memoir_fast.io import codes, reads
 from memoir_fast.io.edit_texts import edit_of
 from memoir_fast.io.history import UNDO
 from memoir_fast.io.journal import Entry
-from memoir_fast.io.plausible import require_bits
+from memoir_fast.io.plausible import calibration_in, require_bits
 from memoir_fast.io.records import Record
 
 EDIT = "edit"
@@ -192,14 +191,14 @@ def _tell(*_: Any) -> None:
 
 def _calibrate(memoir: EditedModel, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
     layer, least = memoir.layer, tensors["min_overlap"].to(memoir.layer.memory.table.device)
+    rows = torch.arange(len(layer.store), device=least.device)
+    if layer.codes is not None:
+        rows = (layer.codes.owner[: len(layer.codes)] >= 0).nonzero().flatten()
+    if least.dtype != torch.int32 or least.shape != rows.shape or len(rows) and int(least.min()) < 1:
+        raise ValueError(f"min_overlap must be int32 [{len(rows)}], at least 1, got {least.dtype} {list(least.shape)}")
     layer.tau = values["tau"]
-    if layer.codes is None:
-        layer.store.min_overlap[: len(layer.store)] = least
-    else:
-        live = (layer.codes.owner[: len(layer.codes)] >= 0).nonzero().flatten()
-        layer.codes.min_overlap[live] = least
-    made = values["calibration"]
-    memoir.calibration = None if made is None else Calibration(**made)
+    layer.searched.min_overlap[rows] = least
+    memoir.calibration = calibration_in(values["calibration"])
     background = tensors.get("background")
     if background is not None and (background.dim() != 2 or background.dtype != torch.int32):
         raise ValueError(f"background must be int32 [M, W], got {background.dtype} {list(background.shape)}")

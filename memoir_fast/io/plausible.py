@@ -16,10 +16,8 @@ _FINGERPRINT = {"model_type", "hidden_size", "num_hidden_layers", "layer", "weig
 
 def require_settings(values: dict[str, Any]) -> None:
     """ValueError where a setting has no type that a memory has, or asks for more room than any needs."""
-    config, base, made = values["config"], values["fingerprint"], values.get("calibration")
-    missing = {"model_type", "hidden_size", "num_hidden_layers", "layer", "weight_shape", "weight_hashed_as"} - set(
-        base
-    )
+    config, base = values["config"], values["fingerprint"]
+    missing = _FINGERPRINT - set(base)
     if missing:
         raise ValueError(f"fingerprint lacks {', '.join(sorted(missing))}")
     if not isinstance(config.get("layer"), str) or config["layer"] != base["layer"]:
@@ -32,8 +30,6 @@ def require_settings(values: dict[str, Any]) -> None:
     for name in ("max_edits", "max_pages"):
         if (config.get(name) or 0) > _MOST:
             raise ValueError(f"{name} must be at most {_MOST:,}, got {config[name]}")
-    if made is not None and not all(one is None or isinstance(one, (int, float)) for one in made.values()):
-        raise ValueError("calibration must hold numbers")
 
 
 def require_numbers(tensors: dict[str, torch.Tensor]) -> None:
@@ -95,10 +91,13 @@ def threshold_in(value: Any) -> float:
 
 
 def calibration_in(values: Any) -> Calibration | None:
-    """How it was chosen, or None; KeyError where something of that is missing."""
+    """How it was chosen, or None; KeyError where something of that is missing, ValueError where it is no number."""
     if values is None:
         return None
-    return Calibration(**{field.name: values[field.name] for field in dataclasses.fields(Calibration)})
+    found = {field.name: values[field.name] for field in dataclasses.fields(Calibration)}
+    if not all(one is None or isinstance(one, (int, float)) for one in found.values()):
+        raise ValueError("calibration must hold numbers")
+    return Calibration(**found)
 
 
 def texts_in(value: Any) -> list[str]:

@@ -1,11 +1,13 @@
 """A journal whose digests are right and whose records fit no memory: refused, and the model is left as it was."""
 
+import dataclasses
 import shutil
 
 import pytest
 import torch
 
 from memoir_fast import Memoir, MemoirConfig
+from memoir_fast.core.calibration import Calibration
 from memoir_fast.errors import CheckpointError, NewerVersionError
 from memoir_fast.io import checkpoint
 from memoir_fast.io.durable import current_edits
@@ -112,8 +114,15 @@ REFUSED = {
     "tau of two": threshold(tau=2.0),
     "tau in words": threshold(tau="a"),
     "thresholds of too many": threshold(least=(1, 2, 3, 4, 5)),
+    "a threshold of nothing": threshold(least=(0,)),
+    "one threshold for all": instead(
+        "calibration", {"tau": 0.5, "calibration": None}, {"min_overlap": torch.tensor(100).int()}
+    ),
     "thresholds gone": instead("calibration", {"tau": 0.5, "calibration": None}),
     "calibration of words": threshold(calibration={"tau": "a"}),
+    "calibration of words throughout": threshold(
+        calibration={one.name: "a" for one in dataclasses.fields(Calibration)}
+    ),
     "paraphrases that are one text": values(paraphrases="abc"),
     "row twice": tensor("rows", lambda old: torch.cat([old[:1], old[:-1]])),
     "rows of halves": tensor("rows", lambda old: old + 0.5),
