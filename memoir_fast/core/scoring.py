@@ -100,12 +100,12 @@ def teacher_forced(
 ) -> list[Forced]:
     """The arg-max at each of the answers' tokens, in the order of the pairs; see `forced_logits`.
 
-    With `progress`, a progress bar is shown.
+    With `progress`, a progress bar is shown where there are any.
     """
     found = forced_logits(memoir, pairs, batch, banks)
     items = {
         one.place: Forced(one.target.tolist(), one.logits.argmax(dim=-1).tolist(), one.route)
-        for one in tqdm(found, total=len(pairs), desc="looking", unit="edit", disable=not progress)
+        for one in tqdm(found, total=len(pairs), desc="looking", unit="edit", disable=not progress or not pairs)
     }
     return [items[index] for index in range(len(pairs))]
 

@@ -225,9 +225,9 @@ def read(folder: str | os.PathLike, **hub: Any) -> SavedMemory:
     return saved
 
 
-def _entry(kind: str, content: Iterable[bytes | memoryview] | bytes) -> dict[str, str | int]:
+def _entry(kind: str, content: Iterable[bytes | memoryview]) -> dict[str, str | int]:
     found, size = hashlib.sha256(), 0
-    for piece in [content] if isinstance(content, bytes) else content:
+    for piece in content:
         found.update(piece)
         size += len(piece)
     digest, suffix = found.hexdigest(), {"memory": "safetensors", "edits": "jsonl"}[kind]
@@ -356,6 +356,10 @@ def routing_code(saved: SavedMemory, model: nn.Module) -> RoutingCode | None:
 
 
 def fill(memoir: EditedModel, saved: SavedMemory) -> None:
+    """Gives an empty memory, of the saved settings and routing code, what was saved.
+
+    CheckpointError where masks, or what edits read, are of another k than the layer's.
+    """
     layer = memoir.layer
     tensors, device = saved.tensors, layer.memory.table.device
     layer.permutation.copy_(tensors["permutation"])

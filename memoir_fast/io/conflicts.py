@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from memoir_fast.io.readers import Case
 
-_PASSAGE = 8  # words
+_PASSAGE = 8  # words; a target of more is a passage
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ def conflicts(cases: Iterable[Case]) -> list[Conflict]:
     """Groups of rows with the same prompt, or with the same subject and different targets.
 
     Case and white space do not count. Rows whose files give different true answers speak of different facts and are no
-    conflict. Where targets are passages (more than _PASSAGE words) several of them may be about one subject: only
-    their prompts are compared.
+    conflict. Where targets are passages (more than 8 words) several of them may be about one subject: only their
+    prompts are compared.
     """
     prompts: dict[str, list[Case]] = defaultdict(list)
     facts: dict[tuple[str, str], list[Case]] = defaultdict(list)

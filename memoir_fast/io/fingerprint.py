@@ -51,9 +51,8 @@ def _hashed(model: Any, layer: str) -> dict[str, Any]:
         weight = whole(weight_of(own).detach())
         if type(weight) is not torch.Tensor and weight.is_floating_point():
             weight = weight.dequantize()  # a tensor of torchao's, which passes for one of floats
-        if (
-            getattr(weight_of(own), "quant_state", None) is not None
-        ):  # bitsandbytes packs anew at the first pass, for the CPU
+        if getattr(weight_of(own), "quant_state", None) is not None:
+            # bitsandbytes packs anew at the first pass, for the CPU
             weight = copy.deepcopy(own).state_dict()["weight"]  # of a copy, since asking for it unpacks the layer
         rounded = weight.dtype.is_floating_point
         if rounded:

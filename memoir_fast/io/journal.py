@@ -50,6 +50,7 @@ class Journal:
     Raises:
         CheckpointError: the journal is damaged, continues another snapshot, or cannot be read or written.
         LockedError: the lock was released.
+        ValueError: `snapshot` is no checksum.
 
     Example:
         >>> import tempfile, torch

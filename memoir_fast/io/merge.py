@@ -76,7 +76,7 @@ def merge(memoir: EditedModel, saved: SavedMemory, prefer: str = "other") -> Mer
     ):
         number = _take_pages(memoir, saved, pages)
         added = _take(memoir, saved, wanted, number[lives.long()])
-        memoir.edits.reads |= {new: read[old] for old, new in zip(wanted, added, strict=True) if old in read}
+        memoir.edits.reads |= {here: read[there] for there, here in zip(wanted, added, strict=True) if there in read}
     return Merged(added, same, found)
 
 

@@ -13,9 +13,8 @@ def tensors(layer: MemoirLinear) -> dict[str, torch.Tensor | Parts]:
     """The rows of the residual memory that are not zero, and where each edit lives.
 
     memory_rows int32 [R], in which row c of page p is p * D + c; memory_values [R, O], by pages, of a memory that does
-    not change meanwhile; and page int32 [N], where not
-    all edits live on page 0. Pages are numbered anew, without those that hold nothing; -1 is the page of a deleted edit
-    of which nothing is left.
+    not change meanwhile; and page int32 [N], where not all edits live on page 0. Pages are numbered anew, without those
+    that hold nothing; -1 is the page of a deleted edit of which nothing is left.
     """
     memory, store, width = layer.memory, layer.store, layer.in_features
     lives = store.page[: len(store)]

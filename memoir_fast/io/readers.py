@@ -17,7 +17,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -224,14 +224,7 @@ def _hallucination(fields: Fields, row: int) -> Case:
 
 
 def _temporal(fields: Fields, row: int) -> Case:
-    return Case(
-        prompt=fields.prompt("prompt"),
-        target=fields.text("target_new"),
-        subject=fields.optional("subject"),
-        locality=fields.pair("locality_prompt", "locality_ground_truth"),
-        ood=fields.text("ood_rephrase"),
-        row=row,
-    )
+    return replace(_hallucination(fields, row), ood=fields.text("ood_rephrase"))
 
 
 def _unke(fields: Fields, row: int) -> Case:

@@ -179,6 +179,7 @@ class MaskStore(nn.Module):
         """Adds many edits: masks int32 [n, W], pages int32 [n] or one for all. Their ids; all are added, or none.
 
         Their thresholds are `min_overlap` int32 [n]; where it is None, that of the last `set_min_overlap` for all rows.
+        StoreFullError past `max_edits`.
         """
         tensor("masks", masks, torch.int32, "n W", W=self.masks.shape[1])
         if min_overlap is not None:

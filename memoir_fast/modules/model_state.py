@@ -26,6 +26,7 @@ def base_keys_as_own(module: Any, state: dict, prefix: str, _metadata: dict) -> 
 
 
 def own_keys_as_base(module: Any, state: dict, prefix: str, *_: object) -> None:
+    """What has the plain model's names in a state that is loaded goes to the base layer."""
     for name in module.base.state_dict():
         if prefix + name in state:
             state[f"{prefix}base.{name}"] = state.pop(prefix + name)

@@ -10,7 +10,7 @@ from memoir_fast.errors import UnknownEditError
 FACTS = [("The capital of France is", "Lyon"), ("Who wrote the play?", "Bob"), ("The sky is", "green")]
 
 
-def test_what_was_overwritten_is_taught_again(tiny_llama, tiny_tokenizer):
+def test_what_was_overwritten_is_taught_again(tiny_llama, tiny_tokenizer, capsys):
     settings = {
         "prefixes": 0,
         "rewordings": 0,
@@ -23,6 +23,7 @@ def test_what_was_overwritten_is_taught_again(tiny_llama, tiny_tokenizer):
     recipe = dataclasses.replace(RECIPES["fast"], **settings)
     memoir = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(k=12, tau=0.9, recipe=recipe))
     assert memoir.faded() == [] and memoir.refresh() == []
+    assert capsys.readouterr().err == "", "no bar is shown where there is nothing to look at"
     memoir.edit(FACTS, progress=False)
     memoir.delete(0)
     assert memoir.faded() == [] and memoir.refresh() == []
