@@ -12,6 +12,17 @@ from memoir_fast.hf.request_messages import require_input, require_messages
 
 STOPS, STOP = 16, 256
 """How many stop strings a request may have, and of how many characters: each is compared with the whole vocabulary."""
+BEAMS = 16
+"""How many beams at most: each has keys and values of its own."""
+# Of transformers' settings, those that say which tokens an answer has. Others ask for several answers, another model, a
+# cache of another kind, code from a hub, compilation, or more than the text.
+_SETTINGS = {
+    "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "do_sample", "early_stopping", "eos_token_id",
+    "epsilon_cutoff", "eta_cutoff", "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id",
+    "length_penalty", "max_new_tokens", "max_time", "min_length", "min_new_tokens", "min_p", "no_repeat_ngram_size",
+    "num_beams", "pad_token_id", "remove_invalid_values", "renormalize_logits", "repetition_penalty", "sequence_bias",
+    "stop_strings", "suppress_tokens", "temperature", "top_h", "top_k", "top_p", "typical_p",
+}  # fmt: skip
 _LARGEST = 1e300  # JSON's whole numbers may be too large for a float
 _COLDEST = 1e-5  # a lower temperature is taken as 0: logits over it may be too large for a float
 _WHAT = {CHAT: "messages", TEXT: "prompt", RESPONSES: "input"}
@@ -124,12 +135,15 @@ def _are_variables(value: Any) -> bool:
 
 
 def _is_config(value: Any) -> bool:
-    """Whether it is one of transformers' own, by which there is one answer; what else it holds is not looked at."""
+    """Whether it is settings of `_SETTINGS` in JSON; what most of them hold is looked at by transformers."""
     try:
         config = json.loads(value)
     except (TypeError, ValueError, RecursionError):
         return False
-    return isinstance(config, dict) and config.get("num_return_sequences") in (None, 1)
+    if not isinstance(config, dict) or not _SETTINGS.issuperset(config):
+        return False
+    beams, stop = config.get("num_beams"), config.get("stop_strings")
+    return (beams is None or _is_count(beams) and beams <= BEAMS) and (stop is None or _is_stop(stop))
 
 
 _COUNT = ("a whole number from 1", _is_count)
@@ -140,7 +154,11 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         _are_variables,
     ),
     "frequency_penalty": ("a number above -1, at most 2", lambda value: _is_number(value) and -1 < value <= 2),
-    "generation_config": ("a JSON object in a string, of transformers' settings for one answer", _is_config),
+    "generation_config": (
+        f"a JSON object in a string, of these of transformers' settings: {', '.join(sorted(_SETTINGS))}; "
+        f"at most {BEAMS} beams, and stop strings as in stop",
+        _is_config,
+    ),
     "instructions": ("a string", _is_text),
     "logit_bias": ('an object of numbers by token id, such as {"42": -100}', _is_bias),
     "max_completion_tokens": _COUNT,

@@ -39,14 +39,14 @@ def application(
         >>> app = application(memoir, "tiny")  # doctest: +SKIP
         >>> uvicorn.run(app, port=8000)  # doctest: +SKIP
     """
+    from fastapi.exceptions import RequestValidationError
+    from starlette.exceptions import HTTPException
+
     metrics, ending = Metrics(memoir), ending or server.Ending()
     app = server.build(memoir.model, memoir.tokenizer, name, metrics.generation, ending)
     app.router.routes.append(_scraped(metrics))
     if admin is not None:
         app.router.routes.extend(edits.routes(memoir, ending))
-    from fastapi.exceptions import RequestValidationError
-    from starlette.exceptions import HTTPException
-
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     for kind in (RefusedError, AttributeError, KeyError, TypeError, ValueError, Exception):

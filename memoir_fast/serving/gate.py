@@ -84,9 +84,8 @@ class Gate:
         end = asyncio.ensure_future(_end(receive, gone))
 
         async def again() -> Message:
-            for message in first:
-                return message
-            return await asyncio.shield(end)
+            message = next(first, None)
+            return await asyncio.shield(end) if message is None else message
 
         try:
             with for_client(gone), self._banks(asked) if asked else nullcontext():

@@ -80,9 +80,10 @@ FIELDS = [
     *(({"stream": value}, "stream must be true or false") for value in ("yes", 1, [])),
     *(({"model": value}, "model must be a string") for value in (3, ["tiny"])),
     *(({"generation_config": value}, "generation_config must be a JSON object in a string")
-      for value in ({}, 3, "{", "[1]", "null", '{"num_return_sequences": 2}', "[" * 2000)),
+      for value in ({}, 3, "{", "[1]", "null", '{"num_return_sequences": 2}', '{"memoir_banks": "acme"}',
+                    '{"num_beams": 17}', '{"stop_strings": ""}', '{"cache_implementation": "static"}', "[" * 2000)),
     *(({"generation_config": json.dumps(value)}, "")
-      for value in ({"max_new_tokens": "a"}, {"eos_token_id": "a"}, {"cache_implementation": "a"}, {"max_time": "a"})),
+      for value in ({"max_new_tokens": "a"}, {"eos_token_id": "a"}, {"max_time": "a"}, {"top_k": -1, "do_sample": 1})),
     ({"model": "another"}, "another"),
     ({"model": "\ud800"}, HALF),
     ({"\ud800": 1}, HALF),
@@ -178,6 +179,7 @@ def test_what_is_nearly_malformed_is_served(client, keys):
         (CHAT, {"logit_bias": {}, "chat_template_kwargs": None, "tools": []}),
         (CHAT, {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}),
         (TEXT, {"prompt": ["Who?"], "max_tokens": None}),
+        (TEXT, {"generation_config": json.dumps({"num_beams": 2, "eos_token_id": None, "stop_strings": ["a"]})}),
         (RESPONSES, {"input": [*named, {"type": "function_call_output", "call_id": "a", "output": parts}]}),
         (RESPONSES, {"input": parts, "instructions": "Answer.", "tools": [{"type": "function", "name": "f"}]}),
     ):

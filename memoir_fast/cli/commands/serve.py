@@ -13,7 +13,7 @@ from memoir_fast.cli.saved import terminable
 
 LOOPBACK = "127.0.0.1"
 GRACE = 10  # seconds that answers under way have left
-TOLD = 5  # seconds more, in which those that have not ended are told so
+TOLD = 15  # seconds more, in which the edit in hand ends, and what has not ended is told so
 
 
 def serve(
