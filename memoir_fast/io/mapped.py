@@ -37,7 +37,7 @@ def in_file(values: torch.Tensor) -> bool:
     """Whether all of a tensor lies in one mapping of a file; False where the system does not say."""
     first, last = values.data_ptr(), values.data_ptr() + values.nbytes
     try:
-        with _MAPS.open() as lines:
+        with _MAPS.open(encoding="utf-8", errors="surrogateescape") as lines:  # a name may be any bytes
             for line in lines:
                 place, _, _, _, inode, *_ = line.split()
                 begin, end = (int(address, 16) for address in place.split("-"))

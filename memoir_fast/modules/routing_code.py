@@ -17,9 +17,6 @@ from memoir_fast.modules.autocast import without_autocast
 from memoir_fast.modules.naming import present
 from memoir_fast.modules.prompt_sums import OTHER, PLAIN, SENTENCES, USER, PromptSums
 
-QUERIES = 3
-"""Codes of a prompt, of which any may match; see `RoutingCode.features`."""
-
 ENDS_SOFTLY, ENDS, BEGINS_WORD, INITIAL, ASKS = 1, 2, 4, 8, 16
 """What a token's text means for where sentences end, as bits: ends one where white space follows; ends one in any case;
 begins with white space; is an initial or a title ("J", "Dr"), behind which a full stop ends nothing; has a question

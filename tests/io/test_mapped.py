@@ -1,5 +1,7 @@
 """A mapped file is gone through piece by piece, and what was looked at takes no memory any more."""
 
+import mmap
+import os
 import re
 from pathlib import Path
 
@@ -51,6 +53,17 @@ def test_memory_of_its_own_is_left_alone():
     assert not in_file(values)
     assert sum(len(piece) for piece in pieces(values)) == len(values)
     assert torch.equal(values, kept)
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="only Linux says what is mapped")
+def test_a_file_whose_name_is_no_text_is_one(tmp_path):
+    path = os.fsencode(tmp_path) + b"/\xff"
+    with open(path, "wb") as file:
+        file.write(bytes(4096))
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as area:
+        found = in_file(values := torch.frombuffer(area, dtype=torch.int32))
+        del values
+    assert found
 
 
 @pytest.mark.skipif(not MAPS.exists(), reason="only Linux says what is mapped")
