@@ -71,15 +71,15 @@ def changed(
     if begun:
         memoir = begun_at(target, memoir)
     before = state(memoir)
-    try:
-        with memoir:
+    with memoir:
+        try:
             yield memoir, target
-    except BaseException:
-        if begun and state(memoir) != before:
-            typer.echo(f"memoir: what was done is saved in {target}", err=True)
-        elif begun and made:
-            shutil.rmtree(target, ignore_errors=True)
-        raise
+        except BaseException:
+            if begun and state(memoir) != before:
+                typer.echo(f"memoir: what was done is saved in {target}", err=True)
+            elif begun and made:  # while the folder is locked: then it holds nothing of others
+                shutil.rmtree(target, ignore_errors=True)
+            raise
 
 
 def begun_at(folder: Path, memoir: Any) -> Any:

@@ -128,6 +128,12 @@ def test_a_new_folder_has_what_was_done_before_an_interrupt(invoke, saved, tiny_
     if there:
         shutil.copytree(saved / "memory", out)
 
+    let_go, close = [], Memoir.close
+
+    def closed(memoir):
+        let_go.append(out.exists())
+        close(memoir)
+
     def stopped(memoir, **_):
         if when != "nothing was done":
             memoir.edit(FACTS[2][0], "Greek")
@@ -135,9 +141,11 @@ def test_a_new_folder_has_what_was_done_before_an_interrupt(invoke, saved, tiny_
 
     with monkeypatch.context() as patched:
         patched.setattr(Memoir, command, stopped)
+        patched.setattr(Memoir, "close", closed)
         done = invoke(command, *_options(saved, "--out", out))
     assert done.exit_code == 130, done.stderr
     assert out.exists() == (when != "nothing was done")
+    assert let_go[-1] == out.exists(), "it went while nobody else could open it"
     assert (f"what was done is saved in {out}" in done.stderr) == (when == "something was")
     if out.exists():
         with Memoir.open(_plain(saved), tiny_tokenizer, out) as memoir:

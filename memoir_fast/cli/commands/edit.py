@@ -74,9 +74,9 @@ def edit(
             if out is not None:
                 memoir.save_pretrained(out)
             screen.print(f"stopped; {len(memoir.edits)} finished edits are saved in {target}", markup=False)
-        memoir.close()
-        if made and begun and memoir.edits == before:  # others may have saved a memory there meanwhile
+        if made and begun and memoir.edits == before:  # while the folder is locked: then it holds nothing of others
             shutil.rmtree(target, ignore_errors=True)
+        memoir.close()
         raise
     seconds = time.perf_counter() - started
     if out is not None:
