@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from memoir_fast.core.background import irrelevant_prompts
 from memoir_fast.core.edit import Edit
@@ -77,9 +78,10 @@ def about(tokenizer: Any, code: RoutingCode, edit: Edit) -> torch.Tensor | None:
 
 def require_weight(tokenizer: Any, code: RoutingCode, prompts: Sequence[str]) -> None:
     """ValueError where no token of a prompt weighs anything: all prompts of that kind have one code."""
-    for prompt in prompts:
-        ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=code.weights.device)
-        if not code.read(None, code.mean.new_zeros((*ids.shape, 1)), ids, ids >= 0).mass.any():
+    rows = [torch.tensor(prompt_ids(tokenizer, prompt)) for prompt in prompts]
+    ids = pad_sequence(rows, batch_first=True, padding_value=-1).to(code.weights.device)
+    for prompt, weighs in zip(prompts, code.weigh(ids, ids >= 0).tolist(), strict=True):
+        if not weighs:
             raise ValueError(
                 f"the prompt {prompt!r} says nothing by which it could be told from others: special tokens, blanks and "
                 "what a chat template writes weigh nothing. Give one in which the user says something, or route by "

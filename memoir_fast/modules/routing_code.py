@@ -145,7 +145,9 @@ class RoutingCode(nn.Module):
         """
         whole = self._whole(sums, ids, real)
         speaks = self._roles(sums, whole, ids.shape[1])
-        weight, weighty, begins, asks, ended = self._weighed(sums, whole, real, speaks)
+        known = self._known(whole)
+        weight = self._weight(known, real, speaks)
+        weighty, begins, asks, ended = self._sentences(sums, known, weight, real, speaks)
         sentence = begins.cumsum(dim=1)  # 0 goes on with the one that is being read
         last = sentence[:, -1:]
         own = (last - sentence)[:, None, :] == self.slots[:, None]  # [B, Q, S]
@@ -180,6 +182,12 @@ class RoutingCode(nn.Module):
         asked = asked | same_turn & sums.asks.gather(1, before)
         latest = latest | same_turn & sums.latest.gather(1, before)
         return PromptSums(new, mass, asked, latest, speaks.role, ended, words, tail)
+
+    def weigh(self, ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """Which of B prompts, ids int64 [B, S] and real bool [B, S], have a token that weighs anything, bool [B]."""
+        whole = self._whole(None, ids, real)
+        speaks = self._roles(None, whole, ids.shape[1])
+        return (self._weight(self._known(whole), real, speaks) > 0).any(dim=1)
 
     def hear(self, sums: PromptSums, ids: torch.Tensor) -> PromptSums:
         """Takes note of tokens int64 [B, S] that the model said: they weigh nothing, but may open or close a turn."""
@@ -229,17 +237,23 @@ class RoutingCode(nn.Module):
         tail = self.no_token.expand(len(ids), -1) if sums is None else sums.tail
         return torch.cat([tail, torch.where(real, ids, self.no_token[:, :1])], dim=1)
 
-    def _weighed(
-        self, sums: PromptSums | None, whole: torch.Tensor, real: torch.Tensor, speaks: "_Speaks"
+    def _known(self, whole: torch.Tensor) -> torch.Tensor:
+        """The rows of ids in the tables; below 0 and beyond the vocabulary, the last."""
+        return whole.clamp(min=-1, max=len(self.weights))
+
+    def _weight(self, known: torch.Tensor, real: torch.Tensor, speaks: "_Speaks") -> torch.Tensor:
+        """Of each of the last S tokens of [B, T + S], its weight, [B, S]."""
+        counts = real if speaks.user is None else speaks.user & real
+        return self.weight_of[known[:, -real.shape[1] :]] * counts
+
+    def _sentences(
+        self, sums: PromptSums | None, known: torch.Tensor, weight: torch.Tensor, real: torch.Tensor, speaks: "_Speaks"
     ) -> tuple[torch.Tensor, ...]:
-        """Per token [B, S]: its weight, whether it weighs anything, whether a sentence begins with it, whether it asks.
+        """Per token bool [B, S]: whether it weighs anything, whether a sentence begins with it, whether it asks.
 
         Behind them, whether a sentence has ended behind the last that weighs anything, bool [B].
         """
         size = real.shape[1]
-        known = whole.clamp(min=-1, max=len(self.weights))  # below 0 and beyond the vocabulary: the last row
-        counts = real if speaks.user is None else speaks.user & real
-        weight = self.weight_of[known[:, -size:]] * counts
         soft, end, word, full, asks = self.meaning[known].unbind(dim=2)
         ends = soft[:, -size - 1 : -1] & word[:, -size:] & full[:, -size - 2 : -2] | end[:, -size - 1 : -1]
         if speaks.turned is not None:
@@ -251,7 +265,7 @@ class RoutingCode(nn.Module):
         weighty = weight > 0
         at = (count * weighty).cummax(dim=1).values
         seen = torch.cat([self.zero.expand(len(at), 1), at[:, :-1]], dim=1)  # ends before the latest weighty token
-        return weight, weighty, at > seen, asks[:, -size:], count[:, -1] > at[:, -1]
+        return weighty, at > seen, asks[:, -size:], count[:, -1] > at[:, -1]
 
     def _roles(self, sums: PromptSums | None, whole: torch.Tensor, size: int) -> "_Speaks":
         """Who speaks among the last `size` of the ids [B, T + size]."""

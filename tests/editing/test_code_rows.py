@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from memoir_fast import Edit, Memoir, MemoirConfig
-from memoir_fast.editing.code_rows import bare, code_rows, forms, neighbours
+from memoir_fast.editing.code_rows import bare, code_rows, forms, neighbours, require_weight
 from memoir_fast.modules.code_store import kept_bits
 
 TEMPLATE = (
@@ -61,6 +62,28 @@ def test_a_prompt_that_says_nothing_is_refused(memoir, text):
         with pytest.raises(ValueError, match="says nothing by which it could be told from others"):
             memoir.edit([FACT, edit], progress=False)
     assert len(memoir.edits) == 0
+
+
+class Issued(TorchDispatchMode):
+    """Counts operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_prompts_are_weighed_together(memoir):
+    """A device is asked once, however many paraphrases there are; on the host, a prompt's ids are put beside others."""
+    counts = []
+    for texts in ([FACT.prompt], [FACT.prompt, *OTHERS, "USER: The sky ASSISTANT:"]):
+        with Issued() as made:
+            require_weight(memoir.tokenizer, memoir.layer.code, texts)
+        counts.append(made.count)
+    assert counts[1] - counts[0] <= 4 * len(OTHERS) + 4, counts
 
 
 NEAR = "The capital of Italy is"
