@@ -5,6 +5,9 @@ from typing import Any
 
 _log = logging.getLogger(__name__)
 LONGEST = 2000  # characters
+CLIENTS: tuple[type[Exception], ...] = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
+"""Errors that are taken for the client's fault: what tools and `generation_config` hold is looked at by transformers
+and chat templates, which raise them; the last where lists lie too deep."""
 
 
 class RefusedError(Exception):
@@ -18,9 +21,6 @@ class RefusedError(Exception):
 def refused(error: Exception) -> RefusedError:
     """What is said of a request that ended by an error, which is logged unless it was meant to be said.
 
-    Errors of these four kinds are taken for the client's fault: what a request's `generation_config` holds is looked at
-    by transformers alone, which raises them.
-
     Example:
         >>> from memoir_fast.hf.request_errors import refused
         >>> told = refused(ValueError("top_k is 0"))
@@ -30,7 +30,7 @@ def refused(error: Exception) -> RefusedError:
     if isinstance(error, RefusedError):
         return error
     kind = type(error).__name__
-    if isinstance(error, (AttributeError, KeyError, TypeError, ValueError)):
+    if isinstance(error, CLIENTS):
         _log.info("a request was not understood", exc_info=error)
         return RefusedError(400, f"the request was not understood: {kind}: {error}")
     _log.error("a request failed", exc_info=error)

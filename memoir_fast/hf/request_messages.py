@@ -61,8 +61,7 @@ def require_input(given: Any, instructed: bool = False) -> None:
             _require_text(f"{where}.call_id", item.get("call_id"))
             _require_content(f"{where}.output", item.get("output"))
         elif kind == "reasoning":
-            for number, part in enumerate(item.get("content") or ()):
-                _require_text(f"{where}.content[{number}].text", part.get("text") if isinstance(part, dict) else part)
+            _require_thoughts(f"{where}.content", item.get("content") or [])
         else:
             raise _unexpected(
                 f"{where}.type", "message, function_call, function_call_output or reasoning here", item["type"]
@@ -88,6 +87,13 @@ def _require_content(where: str, content: Any) -> None:
         is_text = isinstance(part, dict) and part.get("type") in _TEXTS and isinstance(part.get("text"), str)
         if not is_text:
             raise _unexpected(f"{where}[{index}]", _PART, part)
+
+
+def _require_thoughts(where: str, parts: Any) -> None:
+    if not isinstance(parts, list) or not all(
+        isinstance(one, dict) and isinstance(one.get("text"), str) for one in parts
+    ):
+        raise _unexpected(where, 'a list of {"type": "reasoning_text", "text": "..."}', parts)
 
 
 def _require_calls(where: str, calls: Any) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from memoir_fast.hf import server
-from memoir_fast.hf.request_errors import RefusedError, refused
+from memoir_fast.hf.request_errors import CLIENTS, RefusedError, refused
 from memoir_fast.serving import edits
 from memoir_fast.serving.access import Keys, Token
 from memoir_fast.serving.gate import Gate, refusal
@@ -49,7 +49,7 @@ def application(
         app.router.routes.extend(edits.routes(memoir, ending))
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    for kind in (RefusedError, AttributeError, KeyError, TypeError, ValueError, Exception):
+    for kind in (RefusedError, *CLIENTS, Exception):
         app.add_exception_handler(kind, _refused)
     return Gate(app, memoir.banks, metrics.request, keys, admin, most_bytes)
 

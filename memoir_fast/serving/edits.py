@@ -19,7 +19,7 @@ _STATUSES: dict[tuple[type[Exception], ...], int] = {
     (UnknownEditError,): 404,
     (StoreFullError,): 507,
     (TypeError, ValueError): 400,
-    (MemoirError, OSError): 500,  # the folder cannot be written: nothing was changed
+    (MemoirError, OSError): 500,  # the folder cannot be written
 }
 """By kind of error; the first that fits."""
 
@@ -55,7 +55,7 @@ def routes(memoir: Any, ending: Ending) -> list[Any]:
                 limiter = one_at_a_time if changes else None
                 return JSONResponse(await to_thread.run_sync(in_turn, given, values, limiter=limiter))
             except _StoppedError as stopped:
-                return refusal(_told(stopped.error)[0], str(stopped), further={"edits": _plain(stopped.made)})
+                return refusal(stopped.status, str(stopped), further={"edits": _plain(stopped.made)})
             except Exception as error:
                 return refusal(*_told(error))
 
@@ -120,8 +120,9 @@ class _StoppedError(Exception):
     """A list of edits of which some were made, and some not."""
 
     def __init__(self, error: Exception, made: list[Any], of: int) -> None:
-        super().__init__(f"{_told(error)[1]}; of {of} edits {len(made)} were made")
-        self.error, self.made = error, made
+        self.status, text = _told(error)
+        super().__init__(f"{text}; of {of} edits {len(made)} were made")
+        self.made = made
 
 
 def _told(error: Exception) -> tuple[int, str]:

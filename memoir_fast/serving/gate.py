@@ -80,6 +80,8 @@ class Gate:
             text = f"the body of a request has at most {self._most:,} bytes here"
             await refusal(413, text, {"Connection": "close"})(scope, receive, send)
             return
+        if body["type"] != "http.request":  # the client is gone: there is nobody to answer
+            return
         first, gone = iter((body,)), threading.Event()
         end = asyncio.ensure_future(_end(receive, gone))
 

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -231,6 +232,17 @@ def test_nothing_is_generated_for_clients_that_are_gone(memoir, start, stream):
     finally:
         watched.remove()
     assert len(passes) < 100
+
+
+def test_a_client_that_goes_before_its_body_has_come_is_no_failure(client, keys, caplog):
+    heads = f"Authorization: Bearer {keys['acme']}", f"Authorization: Bearer {ADMIN}"
+    for path, head in zip(("/v1/completions", "/memoir/edits"), heads, strict=True):
+        with socket.create_connection(("127.0.0.1", client.port)) as leaving:
+            leaving.sendall(f"POST {path} HTTP/1.1\r\nHost: a\r\n{head}\r\nContent-Length: 99\r\n\r\n{{".encode())
+            time.sleep(0.1)
+    time.sleep(0.1)
+    assert client.complete(FRANCE, keys["acme"]).startswith(" London")
+    assert not [one for one in caplog.records if one.levelname == "ERROR"]
 
 
 def test_long_bodies_are_refused(client, keys):

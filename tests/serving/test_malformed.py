@@ -70,7 +70,8 @@ ITEMS = [
     ([USER, {"type": "function_call", **CALL}], "input[1].call_id must be a string"),
     ([USER, {"type": "function_call", "call_id": "a", "name": "f"}], "input[1].arguments must be"),
     ([USER, {"type": "function_call_output", "call_id": "a"}], "input[1].output must be a string"),
-    ([USER, {"type": "reasoning", "content": [{}]}], "input[1].content[0].text must be a string"),
+    ([USER, {"type": "reasoning", "content": [{}]}], "input[1].content must be a list of"),
+    ([USER, {"type": "reasoning", "content": 3}], "input[1].content must be a list of"),
 ]
 # (fields, what is said of them), of every endpoint that has them
 FIELDS = [
@@ -165,6 +166,14 @@ def test_what_a_field_cannot_hold_is_said(client, keys, path, stream):
 )
 def test_a_body_that_is_no_json_object_is_said(client, keys, raw):
     for path in ASKED:
+        require_refused(client("POST", path, key=keys["acme"], raw=raw), "")
+
+
+@pytest.mark.parametrize("path", ASKED)
+def test_what_lies_too_deep_is_the_clients_fault(client, keys, path):
+    """Wherever Python's limit is met: on reading, looking at or rendering it."""
+    for depth in range(600, 1000, 9):
+        raw = json.dumps({**ASKED[path], "future": 0}).replace("0}", "[" * depth + "]" * depth + "}")
         require_refused(client("POST", path, key=keys["acme"], raw=raw), "")
 
 
