@@ -23,7 +23,10 @@ class AroundBase:
         return self.base.bias  # type: ignore[no-any-return]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """What merges adapters into a layer, or packs it anew, gives it another weight: that is the base layer's."""
+        """What merges adapters into a layer, or packs it anew, gives it another weight: that is the base layer's.
+
+        UnsupportedModelError where an adapter is put around the base layer.
+        """
         if name in ("weight", "bias"):
             setattr(self.base, name, value)
             return

@@ -320,7 +320,10 @@ class CodeStore(nn.Module):
         return found
 
     def restore(self, state: dict[str, torch.Tensor], least: int) -> None:
-        """Fills an empty store with what `state` gave; `least` is the least threshold of any row, in bits."""
+        """Fills an empty store with what `state` gave; `least` is the least threshold of any row, in bits.
+
+        ValueError where it is not empty.
+        """
         if self._rows:
             raise ValueError(f"only an empty store can be restored, this one has {self._rows} rows")
         self.least = least

@@ -20,6 +20,9 @@ class TopHash(nn.Module):
         seed (int): seed of the permutation. Default: 0.
         device (torch.device, optional): where the buffers lie. Default: the CPU.
 
+    Raises:
+        ValueError: k is out of range.
+
     Example:
         >>> import torch
         >>> from memoir_fast.modules import TopHash

@@ -45,6 +45,9 @@ class MaskStore(nn.Module):
         device (torch.device, optional): where the buffers lie. Default: the CPU.
         min_overlap (int, optional): the threshold of rows that get none of their own, in bits. Default: k, all of them.
 
+    Raises:
+        ValueError: `max_edits` or `min_overlap` is below 1.
+
     Example:
         >>> import torch
         >>> from memoir_fast.modules import MaskStore, TopHash
@@ -282,7 +285,7 @@ class MaskStore(nn.Module):
     def restore(
         self, masks: torch.Tensor, min_overlap: torch.Tensor | None = None, page: torch.Tensor | int = 0
     ) -> None:
-        """Fills an empty store with saved rows, as `extend` does; a mask of zeros is a deleted edit.
+        """Fills an empty store (else ValueError) with saved rows, as `extend` does; a mask of zeros is a deleted edit.
 
         Where they are more than it has room for, `masks` is taken over as it lies, as on pages of a file; not copied,
         also when more are added later; see `growing.adopted`.

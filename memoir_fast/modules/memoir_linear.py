@@ -29,7 +29,7 @@ from memoir_fast.modules.views import View, Views
 
 
 def linear_shape(layer: Any) -> tuple[int, int]:
-    """(inputs, outputs) of a linear layer: `nn.Linear` and its kin, or transformers' `Conv1D`."""
+    """(inputs, outputs) of a linear layer: `nn.Linear` and its kin, or transformers' `Conv1D`; TypeError of another."""
     if hasattr(layer, "in_features"):
         return layer.in_features, layer.out_features
     if hasattr(layer, "nf"):
@@ -38,7 +38,7 @@ def linear_shape(layer: Any) -> tuple[int, int]:
 
 
 def min_overlap(tau: float, k: int) -> int:
-    """The smallest overlap in bits with overlap / k >= tau."""
+    """The smallest overlap in bits with overlap / k >= tau. ValueError where tau is not in (0, 1]."""
     if not 0 < tau <= 1:
         raise ValueError(f"tau must lie in (0, 1], got {tau}")
     return max(1, math.ceil(round(tau * k, 6)))
@@ -69,6 +69,10 @@ class MemoirLinear(AroundBase, Replaceable, tickets.Enrolled, nn.Module):
         max_pages (int, optional): see `ResidualMemory`.
         part (Part, optional): what this process has of a layer that several share; inputs x are then its own alone.
         beside (int): outputs of W_m that are further layers', behind its own; see `FurtherLinear`. Default: 0.
+
+    Raises:
+        TypeError: base is no linear layer, or holds no weight.
+        ValueError: k, tau, `max_edits` or `max_pages` is out of range.
 
     Example:
         >>> import torch
@@ -256,8 +260,9 @@ class MemoirLinear(AroundBase, Replaceable, tickets.Enrolled, nn.Module):
         outer one counts.
 
         Args:
-            page (int, optional): the page of W_m that the block changes. rows (bool): it changes rows of the store that
-                are in use, or deletes edits. Edits may be added, pages opened, and tau changed in any case.
+            page (int, optional): the page of W_m that the block changes. Default: none.
+            rows (bool): it changes rows of the store that are in use, or deletes edits. Edits may be added, pages
+                opened, and tau changed in any case. Default: False.
 
         Raises:
             MemoirError: called from within a forward pass of this layer.
@@ -275,7 +280,12 @@ class MemoirLinear(AroundBase, Replaceable, tickets.Enrolled, nn.Module):
                 self._await_device()  # before a pass on another stream reads
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [B, S, D] or [B, D] -> the same shape with O outputs; all dimensions but first and last are tokens."""
+        """x [B, S, D] or [B, D] -> the same shape with O outputs; all dimensions but first and last are tokens.
+
+        Raises:
+            ValueError: x has fewer dimensions.
+            MemoirError: `torch.compile` looks at a layer with further ones, or at a part of one.
+        """
         if self.part is not None:
             return self._in_parts(self.part, x)
         if self.further:

@@ -34,6 +34,9 @@ class ResidualMemory(nn.Module):
         max_pages (int, optional): the most pages, at least 1; on a GPU, memory for all of them is taken at once.
             Default: None, as many as are opened.
 
+    Raises:
+        ValueError: `max_pages` is below 1.
+
     Example:
         >>> import torch
         >>> from memoir_fast.modules import ResidualMemory

@@ -49,6 +49,9 @@ class RoutingCode(nn.Module):
         fade (float): weight of later text behind which an earlier sentence counts 1 / e.
         opened, closed (sequences of token ids): what opens a user's turn, and what closes it; empty without a template.
 
+    Raises:
+        ValueError: k is not in 1 .. D, or weights and marks are of different lengths.
+
     Example:
         >>> import torch
         >>> from memoir_fast.modules.routing_code import RoutingCode

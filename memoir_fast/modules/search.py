@@ -18,6 +18,8 @@ def best_row(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Queries int32 [B, W] -> best row int32 [B] or -1, overlap int32 [B], of those that reach their own threshold.
 
+    Where none does, the overlap is the largest with any row that is there; 0 with none.
+
     Args:
         query, rows (Tensor): packed bits, int32 [B, W] and int32 [C, W].
         count (Tensor): int32 [], how many rows are in use.
