@@ -24,7 +24,6 @@ ELSEWHERE = {
     "evaluation/answers.py": "evaluation/test_scores.py",
     "evaluation/baselines.py": "evaluation/test_run.py",
     "evaluation/likelihood.py": "evaluation/test_scores.py",
-    "evaluation/plots.py": "evaluation/test_run.py",
     "evaluation/report.py": "evaluation/test_run.py",
     "evaluation/roc.py": "evaluation/test_scores.py",
     "evaluation/run_folder.py": "evaluation/test_killed.py",

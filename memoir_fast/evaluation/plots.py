@@ -2,7 +2,7 @@
 
 import importlib.util
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from memoir_fast.errors import MemoirError
@@ -127,12 +127,7 @@ def _growth(result: dict[str, Any]) -> Any:
         return None
     figure, axes = _axes("All edits so far, after so many", "edits", "mean over edits")
     names = ("reliability", "generalization", "locality")
-    for name, colour in zip(names, _COLOURS.values(), strict=False):
-        points = [(one["edits"], one[name]) for one in steps if one[name] is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name)
-    _log_edits(axes, steps)
-    axes.legend(frameon=False)
+    _lines(axes, names, [(one["edits"], one) for one in steps])
     return figure
 
 
@@ -141,13 +136,9 @@ def _retention(result: dict[str, Any]) -> Any:
     steps = [one for one in result["milestones"] if one["first"]["cases"] == first]
     if len(steps) < 2:
         return None
-    figure, axes = _axes(f"What is left of the first {first} edits", "edits", "mean over the first edits")
-    for name, colour in zip(("reliability", "generalization"), _COLOURS.values(), strict=False):
-        points = [(one["edits"], one["first"][name]) for one in steps if one["first"][name] is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name)
-    _log_edits(axes, steps)
-    axes.legend(frameon=False)
+    of = "the first edit" if first == 1 else f"the first {first} edits"
+    figure, axes = _axes(f"What is left of {of}", "edits", f"mean over {of}")
+    _lines(axes, ("reliability", "generalization"), [(one["edits"], one["first"]) for one in steps])
     return figure
 
 
@@ -192,11 +183,19 @@ def _compared(result: dict[str, Any]) -> Any:
     return figure
 
 
-def _log_edits(axes: Any, steps: list[dict[str, Any]]) -> None:
+def _lines(axes: Any, names: Sequence[str], steps: Sequence[tuple[int, dict[str, Any]]]) -> None:
+    """A line for each figure after so many edits: those drawn later are thinner, so that none hides another."""
+    for name, colour, width in zip(names, _COLOURS.values(), (5, 3, 1.5), strict=False):
+        points = [(edits, figures[name]) for edits, figures in steps if figures[name] is not None]
+        if points:
+            axes.plot(
+                *zip(*points, strict=True), "o-", color=colour, label=name, linewidth=width, markersize=3 + 2 * width
+            )
     axes.set_xscale("log")
-    axes.set_xticks([one["edits"] for one in steps], [str(one["edits"]) for one in steps])
+    axes.set_xticks([edits for edits, _ in steps], [str(edits) for edits, _ in steps])
     axes.minorticks_off()
-    axes.set_ylim(0, 1.03)
+    axes.set_ylim(0, 1.05)
+    axes.legend(frameon=False)
 
 
 PLOTS: dict[str, Callable[[dict[str, Any]], Any]] = {

@@ -20,14 +20,18 @@ figure { display: inline-block; margin: .5rem; width: 31rem; max-width: 100% } f
 pre { white-space: pre-wrap; background: #f5f5f5; padding: .6rem; font-size: 12px }
 """.strip()
 _CAPTIONS = {
-    "overlaps": "Best overlap of each prompt with the stored edits. At tau or above, a prompt follows an edit.",
-    "margins": "Overlap of each prompt with its own case's edit, less that edit's threshold. From 0 on, it reaches it.",
-    "roc": "Paraphrases against irrelevant prompts, for every threshold.",
+    "overlaps": "Best overlap of each prompt with the stored edits. From tau on, a prompt follows an edit that was "
+    "told no subject and has no higher threshold of its own.",
+    "margins": "Overlap of each prompt with its own case's edit, less that edit's threshold. From 0 on, it reaches "
+    "it; at -1, it does not name the edit's subject.",
+    "roc": "Paraphrases against irrelevant and locality prompts, for every threshold, by their overlaps alone: "
+    "subjects, and thresholds of single edits, are not looked at.",
     "edits": "All edits so far, measured after so many edits.",
     "retention": "The first edits, measured again after all that came later.",
     "k_sweep": "The same edits with other numbers of columns per edit.",
     "baselines": "The edited model beside its baselines.",
 }
+_WHEN = {"end": "All were measured after the last edit", "each": "Each was measured after its own edit"}
 _PER_EDIT = (
     *("row", "prompt", "target", "reliability", "generalization", "locality", "portability", "portability_before"),
     *("paraphrases_routed", "neighbours_matched", "neighbours_unchanged", "exact_match", "loss", "steps"),
@@ -80,7 +84,8 @@ def machine() -> str:
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
-    return f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    threads = torch.get_num_threads()
+    return f"{device}, {threads} thread{'s' * (threads > 1)}, torch {torch.__version__}"
 
 
 def _processor() -> str:
@@ -97,7 +102,7 @@ def _facts(result: dict[str, Any]) -> str:
     fluency = "" if text is None else f" Perplexity of running text {text['before']:.3f}, then {text['after']:.3f}."
     status = result["status"]
     return (
-        f"Measured at {result['when']}. tau {result['tau']:.3f}, k {status['k']} of {status['width']}, layer "
+        f"{_WHEN[result['when']]}. tau {result['tau']:.3f}, k {status['k']} of {status['width']}, layer "
         f"{status['layer']}, {status['dtype']}; {result['learned']} edits learned below the loss threshold, in "
         f"{result['steps_per_edit']:.1f} steps and {result['seconds_per_edit']:.2f} s each. {result['false_matches']} "
         f"of {result['irrelevant']} irrelevant prompts matched an edit.{area}{fluency} "

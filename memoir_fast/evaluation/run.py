@@ -350,8 +350,8 @@ def _result(
         chosen = [Measured(**one["measured"]) for one in results]
     clean = [one for one in chosen if one.row in data.free_of_conflict]
     total = figures(chosen)
-    negative = [overlap for one in at_end for overlap in one.locality_overlaps] + main["irrelevant_overlaps"]
-    positive = [overlap for one in at_end for overlap in one.paraphrase_overlaps]
+    negative = [overlap for one in chosen for overlap in one.locality_overlaps] + main["irrelevant_overlaps"]
+    positive = [overlap for one in chosen for overlap in one.paraphrase_overlaps]
     return {
         "model": settings.model,
         "data": str(settings.data),

@@ -26,6 +26,8 @@ def rows(result: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     yield "edited", cells(result["all_rows"], result["seconds_per_edit"])
     if result["conflicts"] and result["conflict_free"]:
         yield "edited, conflict-free", cells(result["conflict_free"])
+    if result["at_end"]:
+        yield "edited, after the last edit", cells(result["at_end"])
     for name, figures in result["baselines"].items():
         yield name, cells(figures, figures.get("seconds_per_edit"))
         if result["conflicts"] and figures["conflict_free"]:

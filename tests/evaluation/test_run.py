@@ -16,6 +16,7 @@ from memoir_fast.core.scoring import target_accuracy
 from memoir_fast.evaluation import baselines, plots, report
 from memoir_fast.evaluation.margins import KINDS
 from memoir_fast.evaluation.measure import Measured, figures, measure, without_memory
+from memoir_fast.evaluation.roc import roc_area
 from memoir_fast.evaluation.run import Settings, evaluate, load_data, milestones
 from memoir_fast.evaluation.run_folder import RunFolder
 from memoir_fast.evaluation.tables import markdown
@@ -146,6 +147,10 @@ def test_measured_after_each_edit(data, tiny_llama, tiny_tokenizer, tmp_path):
     for one, row in zip(result["per_edit"], ROWS, strict=True):
         memoir.edit(*row[:2])
         assert [one["reliability"]] == target_accuracy(memoir, [row[:2]])
+    overlaps = plots.overlaps(result)
+    assert result["roc_area"] == roc_area(overlaps["paraphrases"], overlaps["locality"])  # as the curve is drawn
+    assert "| edited, after the last edit |" in markdown(result)
+    assert "Each was measured after its own edit." in report.page(result, {})
     assert result["at_end"]["reliability"] == pytest.approx(sum(target_accuracy(memoir, [row[:2] for row in ROWS])) / 5)
 
 
@@ -283,6 +288,7 @@ def test_command_and_page(data, irrelevant, saved_model, tmp_path):
         f"{name}.{kind}" for name in plots.PLOTS for kind in ("png", "svg")
     }
     html = (tmp_path / "out.html").read_text()
+    assert "All were measured after the last edit." in html and "1 threads" not in html
     assert "http" not in re.sub(r"base64,[^\"]+", "", html) and "<script" not in html
     assert html.count("data:image/svg+xml;base64,") == len(plots.PLOTS)
     rows = re.findall(r"<tr><td>(\d+)</td>", html.partition("Every edit, the worst first")[2])
@@ -299,26 +305,6 @@ def worst_first(result):
         return sum(one[name] for name in ("reliability", "generalization", "locality"))
 
     return [one["row"] for one in sorted(result["per_edit"], key=lambda one: (score(one), one["row"]))]
-
-
-def test_k_sweep_has_the_run_s_own_k():
-    """As a point of the lines where it learned as many edits as the others, apart where it learned more."""
-    pytest.importorskip("matplotlib", reason="plots need matplotlib")
-    names = ("reliability", "generalization", "locality", "paraphrases_routed")
-    swept = {
-        f"k={k}": dict(zip(("cases", *names), (24, k / 100, 0.5, 1.0, 0.25), strict=True)) for k in (5, 10, 20, 80)
-    }
-    main = dict(zip(names, (0.4, 0.6, 0.9, 0.7), strict=True))
-    result = {"baselines": {"unedited": {}, **swept}, "config": {"k": 40}, "status": {"width": 96}, "all_rows": main}
-    for edits, expected in ((24, [5, 10, 20, 40, 80]), (100, [5, 10, 20, 80])):
-        (axes,) = plots.PLOTS["k_sweep"]({**result, "edits": edits}).axes
-        lines = [line for line in axes.lines if len(line.get_xdata()) > 1]
-        assert [list(line.get_xdata()) for line in lines] == [expected] * 4
-        assert [line.get_label() for line in lines][:3] == list(names[:3])
-        apart = [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines if len(line.get_xdata()) == 1]
-        assert apart == ([] if edits == 24 else [([40], [main[name]]) for name in names])
-        assert axes.get_xscale() == "log"
-        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["5", "10", "20", "40", "80"]
 
 
 def test_neighbours_are_reported_where_a_file_has_them(data, tiny_llama, tiny_tokenizer, tmp_path):

@@ -109,7 +109,8 @@ def eval(
 
 
 def _command() -> list[str]:
-    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+    name = Path(sys.argv[0]).name
+    return ["memoir" if name == "__main__.py" else name, *sys.argv[1:]]
 
 
 def _threshold(text: str | None) -> float | str | None:
