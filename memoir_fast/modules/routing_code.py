@@ -162,8 +162,8 @@ class RoutingCode(nn.Module):
         if speaks.turned is not None:
             turns = speaks.turned.cumsum(dim=1)
             weighty = weighty & (turns == turns[:, -1:])
-        asked = (own & (asks & weighty)[:, None]).any(dim=2)
-        latest = mass > 0 if speaks.turned is None else (own & weighty[:, None]).any(dim=2)
+        own = own & weighty[:, None]
+        asked, latest = (own & asks[:, None]).any(dim=2), own.any(dim=2)
         tail = whole[:, -self._tail :]
         words = torch.where(weighty, whole[:, -ids.shape[1] :], self.no_token[:, :1])
         if sums is None:
@@ -278,12 +278,12 @@ class RoutingCode(nn.Module):
         longest, marks = self.turn_marks.shape[1], len(self.opened)
         ends_here = whole.unfold(1, longest, 1)[:, -size:, None]  # [B, size, 1, longest]
         found = ((ends_here == self.turn_marks) | self.any_token).all(dim=3)  # [B, size, marks]
-        opened, closed = found[..., :marks].any(dim=2), found[..., marks:].any(dim=2)
+        opened = found[..., :marks].any(dim=2)
         # the latest mark so far: twice its place, odd where it opens a turn of the user's; 0 where there is none
         place = torch.arange(2, 2 * size + 2, 2, device=whole.device)
-        event = ((place + opened) * (opened | closed)).cummax(dim=1).values
-        opens = event & 1
-        begun, after, role_after = opened.any(dim=1), opens.bool(), OTHER - opens[:, -1]
+        event = ((place + opened) * found.any(dim=2)).cummax(dim=1).values
+        after = event & 1
+        begun, role_after = opened.any(dim=1), OTHER - after[:, -1]
         reset = None
         if sums is None:
             plain, role = ~begun, role_after * begun
@@ -292,11 +292,11 @@ class RoutingCode(nn.Module):
             plain = (role == PLAIN) & ~begun  # a closing mark means nothing before a turn was opened: it may be padding
             after = after | (event == 0) & (role == USER)[:, None]
             role = torch.where((event[:, -1] > 0) & ~plain, role_after, role)
-        user = after & ~opened | plain[:, None]
+        user = (after > opened) | plain[:, None]  # of truth values, a > b is a and not b, in one operation
         if max(map(len, self.closed), default=1) > 1:
             # a mark's last token tells it; those before it are no user's either
             behind = F.pad(found[..., marks:], (0, 0, 0, longest - 1)).unfold(1, longest, 1)
-            user = user & ~(behind & self.inside_mark).flatten(2).any(dim=2)
+            user = user > (behind & self.inside_mark).flatten(2).any(dim=2)
         return _Speaks(role, user, opened, reset)
 
     def _apply(self, fn, recurse: bool = True) -> "RoutingCode":  # type: ignore[no-untyped-def]
