@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,28 @@ def test_a_copy_takes_the_memory_s_size_once(layer_of_pages):
     assert torch.equal(other.memory.weight, layer_of_pages.memory.weight)
     other.memory.page(1).zero_()
     assert layer_of_pages.memory.page(1).all()
+
+
+def test_a_change_waits_for_the_copy_of_the_memory_alone():
+    """Not for that of the model, to which the layer leads."""
+    changed, meanwhile = [], []
+
+    class Base(torch.nn.Linear):
+        def __deepcopy__(self, memo):
+            other = threading.Thread(target=change, daemon=True)
+            other.start()
+            other.join(timeout=5)
+            meanwhile.append(not other.is_alive())
+            return self
+
+    layer = MemoirLinear(Base(64, 4), k=8)
+
+    def change():
+        with layer.changing():
+            changed.append(True)
+
+    copy.deepcopy(layer)
+    assert meanwhile == changed == [True]
 
 
 @pytest.fixture(params=[None, 4])

@@ -343,9 +343,9 @@ class MemoirLinear(AroundBase, Replaceable, tickets.Enrolled, nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> "MemoirLinear":
         """As by `__getstate__`, which has to copy what a pickle is made of later; here, nothing is copied twice."""
         other = memo[id(self)] = type(self).__new__(type(self))
-        with self.turns.reading():
-            state = copy.deepcopy(super().__getstate__(), memo)
-        other.__setstate__(state)
+        with self.turns.reading():  # of the model, to which the rest leads, a copy may take long
+            copy.deepcopy([self._modules[name] for name in self.own if name in self._modules], memo)
+        other.__setstate__(copy.deepcopy(super().__getstate__(), memo))
         return other
 
     def __getstate__(self) -> dict[str, Any]:
