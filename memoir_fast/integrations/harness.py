@@ -15,7 +15,8 @@ def follow_contexts(lm: Any, memoir: EditedModel) -> Any:
 
     The harness runs context and answer in one pass, padded and without a mask, of which the model takes all for the
     prompt: an answer would take part in whom its question belongs to, and so would its neighbours' length. What is
-    generated freely needs none of this, and a text that is scored by itself has a context of one token.
+    generated freely needs none of this. A text that is scored by itself has a context of one token; the last part of
+    one that is longer than the model's context has what fits before it.
 
     Args:
         lm: an `HFLM` of the harness (or what has its `_loglikelihood_tokens`, `_model_call` and `max_length`) around
