@@ -2,8 +2,11 @@
 
 import importlib.util
 import json
+import re
+from pathlib import Path
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 from memoir_fast.errors import MemoirError
 from memoir_fast.evaluation.team import Team
@@ -24,3 +27,11 @@ def test_without_accelerate_one_process_evaluates_and_several_say_what_to_instal
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(MemoirError, match=r"2 processes .* pip install 'memoir-fast\[distributed\]'"):
         Team()
+
+
+def test_the_documented_torchrun_leaves_the_command_its_options():
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"`torchrun (.*) \.\.\.`", page)
+    asked = ["--run", "folder", "--model", "smollm2", "--tau", "0.5", "--k", "4"]
+    parsed = get_args_parser().parse_args([*line.split(), *asked])
+    assert (parsed.training_script, parsed.training_script_args) == ("memoir_fast", ["eval", *asked])
