@@ -225,9 +225,9 @@ def read(folder: str | os.PathLike, **hub: Any) -> SavedMemory:
     return saved
 
 
-def _entry(kind: str, content: Iterable[bytes | memoryview]) -> dict[str, str | int]:
+def _entry(kind: str, content: Iterable[bytes | memoryview] | bytes) -> dict[str, str | int]:
     found, size = hashlib.sha256(), 0
-    for piece in content:
+    for piece in [content] if isinstance(content, bytes) else content:
         found.update(piece)
         size += len(piece)
     digest, suffix = found.hexdigest(), {"memory": "safetensors", "edits": "jsonl"}[kind]
