@@ -48,7 +48,8 @@ def test_it_goes_on_where_it_was_stopped(bench, files, monkeypatch):
 
     monkeypatch.setattr(Memoir, "edit_stream", noted)
     assert stream.main([*arguments, "--refresh"]) == 0
-    assert [edit.prompt for edit in taught] == [row["prompt"] for row in ROWS[4:6]], "the others are in the journal"
+    stream_taught = [edit.prompt for edit in taught[:2]]  # behind them stand those that refresh teaches again
+    assert stream_taught == [row["prompt"] for row in ROWS[4:6]], "the others are in the journal"
     found = json.loads((files / "run/stream.json").read_text())
     assert [one["edits"] for one in found] == [2, 4, 6, 6] and found[2]["pages"] == 1 and len(found[2]["hundreds"]) == 1
     assert ["refreshed" in one for one in found] == [False, False, False, True]

@@ -171,10 +171,20 @@ def test_an_evaluation_is_legible_in_eighty_columns():
     figures = dict.fromkeys(tables._SHARES, 0.123) | {"perplexity": None, "cases": 7, "conflict_free": None}
     result = {"edits": 7, "all_rows": figures, "seconds_per_edit": 1.25, "conflicts": [], "tau": 0.5, "irrelevant": 2}
     result |= {"baselines": {"unedited": figures, "ft": figures}, "false_matches": 0, "learned": 7, "unusable": []}
+    result |= {"at_end": figures}
     screen = Console(width=80, file=StringIO())
     eval._show(screen, result)
     shown = screen.file.getvalue()
-    for text in ("edited", "unedited", "ft", *tables._SHARES.values(), "0.123", "s / edit", "1.25"):
+    for text in (
+        "edited",
+        "edited, after the last edit",
+        "unedited",
+        "ft",
+        *tables._SHARES.values(),
+        "0.123",
+        "s / edit",
+        "1.25",
+    ):
         assert re.search(rf"│ +{re.escape(text)} +│|┃ +{text} +┃", shown), text
 
 
