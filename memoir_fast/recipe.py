@@ -56,7 +56,8 @@ class Recipe:
     """The memory rests once the target has been said: what comes then is the unedited model's, given what was said."""
 
     chat: bool = False
-    """A row in the tokenizer's chat template too, where it has one, or plainly where the prompt is in the template."""
+    """A row in the tokenizer's chat template too, where it has one, or plainly where the prompt is in the template; and
+    with `prefixes` one with a prefix as the chat's system prompt, where the template takes one."""
 
     quiet: int = 0
     """At most so many prompts that match the edit though they are none of its wordings, as rows that shall be answered

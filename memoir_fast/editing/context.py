@@ -15,6 +15,7 @@ from memoir_fast.editing.code_rows import bare, forms
 from memoir_fast.editing.interference import PageInterference
 from memoir_fast.editing.wordings import with_prefix
 from memoir_fast.errors import UnsupportedModelError
+from memoir_fast.hf.chat import as_chat
 from memoir_fast.hf.partial_forward import UpperLayers, layer_input
 from memoir_fast.hf.presets import device_of
 from memoir_fast.hf.tokens import Row, context_length, prompt_ids, row, token_texts
@@ -87,7 +88,8 @@ class EditContext:
     ) -> list[Row]:
         """Token rows of an edit: the prompt, its paraphrases, the prompt after each prefix, asked, and reworded.
 
-        `stop`: each closed by the end token. `chat`: the prompt in its other form too; see `both_forms`.
+        `stop`: each closed by the end token. `chat`: the prompt in its other form too, see `both_forms`, and in a chat
+        with the first prefix as its system prompt, where the template takes one.
         Of all but the first, those are left out for which the model's context, or `tokens` in all, has no room.
         """
         longest = context_length(self.model)
@@ -96,9 +98,7 @@ class EditContext:
         if longest is None or len(plain.ids) + len(end) <= longest:
             plain = plain._replace(ids=plain.ids + end)
         prompts = list(edit.paraphrases)
-        if chat:
-            prompts += [text for text in self.both_forms(edit.prompt) if text != edit.prompt]
-        prompts += [with_prefix(text, edit.prompt) for text in self.prefixes(prefixes)]
+        prompts += self._forms_and_prefixed(edit.prompt, self.prefixes(prefixes), chat)
         prompts += [*questions(edit.prompt, asked), *rewordings(edit.prompt, reworded)]
         rows = [plain]
         for prompt in prompts:
@@ -122,6 +122,22 @@ class EditContext:
             return [prompt]
         found = forms(self.tokenizer, code, prompt)
         return found if found[0] == bare(self.tokenizer, code, prompt) else found[::-1]
+
+    def _forms_and_prefixed(self, prompt: str, prefixes: Sequence[str], chat: bool) -> list[str]:
+        behind = [with_prefix(text, prompt) for text in prefixes]
+        forms = self.both_forms(prompt) if chat else []
+        if len(forms) < 2:
+            return behind
+        plain, in_chat = forms
+        other = in_chat if prompt == plain else plain
+        led = as_chat(self.tokenizer, plain, prefixes[0]) if prefixes else None
+        if led is None:
+            return [other, *behind]
+        return [
+            other,
+            led,
+            *behind[prompt != plain :],
+        ]  # a prefix before a template is as good as a system prompt in it
 
     def _end(self) -> list[int]:
         """The id of the token with which the model ends an answer; none where the tokenizer names none."""

@@ -25,12 +25,20 @@ def chat_text(tokenizer: Any, talk: Sequence[tuple[str, str]]) -> str:
     return text
 
 
-def as_chat(tokenizer: Any, prompt: str) -> str | None:
-    """A plain prompt as a user's only turn; None without a template, or where it leaves out what the user says."""
+def as_chat(tokenizer: Any, prompt: str, system: str | None = None) -> str | None:
+    """A plain prompt as a user's only turn, behind the template's own system prompt or `system`.
+
+    None without a template, where it leaves out what one of them says, and where it takes no system prompt.
+    """
     if not has_template(tokenizer) or not prompt.strip():
         return None
-    text = chat_text(tokenizer, [("user", prompt)])
-    return text if prompt.strip() in text else None
+    try:
+        text = chat_text(tokenizer, [*([("system", system)] if system else []), ("user", prompt)])
+    except Exception:
+        if not system:
+            raise
+        return None  # a template that refuses a system prompt raises what it likes
+    return text if prompt.strip() in text and (system or "").strip() in text else None
 
 
 def special_ids(tokenizer: Any) -> set[int]:

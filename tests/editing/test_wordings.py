@@ -8,6 +8,8 @@ import torch
 from memoir_fast import RECIPES, Edit, Memoir, MemoirConfig
 from memoir_fast.core.wordings import rewordings
 from memoir_fast.editing.wordings import with_prefix, write_prefixes
+from memoir_fast.hf.chat import as_chat
+from memoir_fast.hf.tokens import tokenize
 
 PROMPT = "Which river flows through the old town of Maribor?"
 
@@ -78,6 +80,36 @@ def test_further_rows_are_left_out_where_they_would_be_too_long_together(tiny_ll
         assert chosen == every
     else:
         assert len(chosen) < 5 and (len(chosen) == 1 or sum(len(row.ids) for row in chosen) <= room)
+    memoir.detach()
+
+
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }} {% endfor %}<assistant>"
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT
+
+
+@pytest.mark.parametrize("template", [CHAT, NO_SYSTEM, None])
+@pytest.mark.parametrize("taught_in_a_chat", [False, True])
+def test_the_first_prefix_is_a_chats_system_prompt_where_it_takes_one(
+    tiny_llama, tiny_tokenizer, template, taught_in_a_chat
+):
+    tiny_tokenizer.chat_template = template
+    memoir = Memoir.attach(tiny_llama, tiny_tokenizer, MemoirConfig(routing="early"))
+    recipe = dataclasses.replace(RECIPES["fast"], prefixes=2, rewordings=0, questions=0, tokens=None)
+    chat = as_chat(tiny_tokenizer, PROMPT)
+    prompt = chat if taught_in_a_chat and chat else PROMPT
+    rows = memoir.rows(Edit(prompt, "Drava"), recipe)
+    first, second = memoir.prefixes[:2]
+    led = as_chat(tiny_tokenizer, PROMPT, first) if template == CHAT else None
+    if prompt == PROMPT:
+        wanted = [PROMPT, chat, led, with_prefix(first, PROMPT), with_prefix(second, PROMPT)]
+    else:
+        wanted = [chat, PROMPT, led or with_prefix(first, chat), with_prefix(second, chat)]
+    wanted = [text for text in wanted if text is not None]
+    assert [row.ids[: row.prompt] for row in rows] == [tokenize(tiny_tokenizer, text) for text in wanted]
+    plain = memoir.rows(Edit(prompt, "Drava"), dataclasses.replace(recipe, chat=False))
+    assert [row.ids[: row.prompt] for row in plain[1:]] == [
+        tokenize(tiny_tokenizer, with_prefix(text, prompt)) for text in (first, second)
+    ]
     memoir.detach()
 
 

@@ -52,7 +52,7 @@ def said(tokenizer, talk):
     tensor = torch.tensor([ids])
     real = tensor >= 0
     whole = code._whole(None, tensor, real)
-    weight = code._weighed(None, whole, real, code._roles(None, whole, len(ids)))[0][0]
+    weight = code._weight(code._known(whole), real, code._roles(None, whole, len(ids)))[0]
     return tokenizer.decode([one for one, own in zip(ids, weight.tolist(), strict=True) if own]).strip()
 
 
@@ -85,6 +85,21 @@ def test_a_plain_prompt_as_a_chat_and_back(tokenizer):
     assert tokenize(tokenizer, chat) == tokenizer(chat).input_ids
 
 
+def test_a_chat_behind_a_system_prompt(tokenizer):
+    chat = as_chat(tokenizer, " Who wrote Emma? ", "It rains.")
+    if "no system" in tokenizer.chat_template:
+        assert chat is None
+    else:
+        assert chat == chat_text(tokenizer, [("system", "It rains."), ("user", " Who wrote Emma? ")])
+        assert chat.index("It rains.") < chat.index("Who wrote Emma?")
+
+
+def test_a_template_whose_error_is_not_about_a_system_prompt(tiny_tokenizer):
+    tiny_tokenizer.chat_template = "{{ raise_exception('no users') }}"
+    with pytest.raises(Exception, match="no users"):
+        as_chat(tiny_tokenizer, "Who?")
+
+
 def test_without_a_template_there_are_no_chats(tiny_tokenizer):
     assert turn_marks(tiny_tokenizer) == ([], []) and as_chat(tiny_tokenizer, "Who?") is None
     assert special_ids(tiny_tokenizer) == {0, 1}
@@ -93,3 +108,8 @@ def test_without_a_template_there_are_no_chats(tiny_tokenizer):
 def test_a_template_that_drops_what_is_said(tiny_tokenizer):
     tiny_tokenizer.chat_template = "nothing"
     assert as_chat(tiny_tokenizer, "Who wrote Emma?") is None and turn_marks(tiny_tokenizer) == ([], [])
+
+
+def test_a_template_that_drops_the_system_prompt(tiny_tokenizer):
+    tiny_tokenizer.chat_template = "{{ messages[-1].content }}"
+    assert as_chat(tiny_tokenizer, "Who?") == "Who?" and as_chat(tiny_tokenizer, "Who?", "It rains.") is None
