@@ -64,7 +64,7 @@ def llama():
 )
 def test_peak_is_within_the_formula(llama, tiny_tokenizer, optimizer, further, edits):
     recipe = dataclasses.replace(
-        RECIPES["fast"], steps=3, optimizer=optimizer, prefixes=2, batch=edits, damping=float(optimizer == "adam")
+        RECIPES["fast"], steps=2, optimizer=optimizer, prefixes=2, batch=edits, damping=float(optimizer == "adam")
     )
     memoir = Memoir.attach(
         llama, tiny_tokenizer, MemoirConfig(k=128, tau=0.5, recipe=recipe, layer=LAYER, further=further)

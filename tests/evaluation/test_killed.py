@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from memoir_fast.cli.app import app
 
-EDITS = 12
+EDITS = 8
 ENOUGH = 120  # seconds, on a machine that does other work
 
 
