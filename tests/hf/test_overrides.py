@@ -38,12 +38,10 @@ class _Router:
     ],
 )
 def test_a_copied_context_says_nothing_of_what_takes_the_place_of_its_owner(kind, made, found, nothing):
-    owner = kind()
-    context, place = made(owner), id(owner)
-    assert context.run(found, owner) != nothing
-    del owner
-    others = []
-    while not others or id(others[-1]) != place:
-        assert len(others) < 10_000, "no object was made where the first one was"
-        others.append(kind())
-    assert context.run(found, others[-1]) == nothing
+    for _ in range(200):  # some are all but sure to be followed by an object at their own address
+        owner = kind()
+        context = made(owner)
+        assert context.run(found, owner) != nothing
+        del owner
+        others = [kind() for _ in range(20)]
+        assert all(context.run(found, other) == nothing for other in others)
