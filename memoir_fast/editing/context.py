@@ -133,11 +133,8 @@ class EditContext:
         led = as_chat(self.tokenizer, plain, prefixes[0]) if prefixes else None
         if led is None:
             return [other, *behind]
-        return [
-            other,
-            led,
-            *behind[prompt != plain :],
-        ]  # a prefix before a template is as good as a system prompt in it
+        # before a whole template a prefix is no chat: there the system prompt takes its place
+        return [other, led, *(behind if prompt == plain else behind[1:])]
 
     def _end(self) -> list[int]:
         """The id of the token with which the model ends an answer; none where the tokenizer names none."""
